@@ -1,0 +1,45 @@
+"""What the operator tells an agent when its pod is made: the environment variable `names.ENV_CONFIG`, one JSON object.
+
+Only what cannot change during a pod's life stands here; attempts, notices and restore orders come as messages.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """Where checkpoints go. Credentials are never here: they come from the environment by the store's own chain."""
+
+    uri: str
+    """`s3://bucket/prefix` or `file:///directory`."""
+    endpoint: str = ""
+    region: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    SCHEMA: ClassVar[int] = 1
+    namespace: str
+    job: str
+    job_uid: str
+    worker: int
+    serial: int
+    workers: int
+    processes_per_worker: int
+    storage: StorageConfig
+    every_steps: int = 0
+    every_seconds: int = 0
+    chunk_bytes: int = 16 << 20
+    grace_seconds: int = 120
+    """terminationGracePeriodSeconds of the pod."""
+    sigterm_floor_seconds: int = 15
+    """What a bare SIGTERM is assumed to leave (F3), if the pod's grace is not smaller."""
+    notice_seconds: int = 120
+    """Deadline of an acting notice that has none (F2)."""
+    operator_url: str = ""
+    """Where reports go; empty outside Kubernetes (A10)."""
+    memory_dir: str = "/var/run/holdfast/arena"
+    local_dir: str = "/var/lib/holdfast"
+    labels: dict[str, str] = field(default_factory=dict)
+    schema: int = 1

@@ -1,0 +1,192 @@
+"""What a checkpoint is made of, as it lies in the store: claims, rank manifests, commit records, tombstones, verdicts, branch references.
+
+docs/format.md specifies these in prose; protocol parts A and B give the rules. Only the serialized form is the promise.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.messages import Cause, Member
+
+MAX_MANIFEST_BYTES = 256 << 20
+"""Bound of a rank manifest or commit record; a 16 TiB image in 64 MiB chunks stays below it."""
+
+MAX_RANKS = 1 << 20
+
+
+class CheckpointKind(StrEnum):
+    """What a checkpoint holds."""
+
+    FULL = "full"
+    WEIGHTS_ONLY = "weights-only"
+
+
+@dataclass(frozen=True, slots=True)
+class ParentRef:
+    """The checkpoint that an attempt continues. `job_uid` is another job's uid for a branch or a resume from an earlier job (A9, D6)."""
+
+    job_uid: str
+    attempt: int
+    save: int
+
+    @property
+    def ref(self) -> CheckpointRef:
+        return CheckpointRef(self.attempt, self.save)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`attempts/<n>.json`, create-only (A3): whoever wrote it is the attempt."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    incarnation: str
+    """Random, made by the claiming process; a 412 is our own success only if the stored one equals it (A4)."""
+    members: tuple[Member, ...]
+    parent: ParentRef | None
+    """None only for a fresh start (C1)."""
+    created_at: datetime
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a rank's image: `length` bytes whose BLAKE3-256 is `digest`, lying under the checkpoint `at`."""
+
+    digest: str
+    length: int
+    at: CheckpointRef
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A named range of the image. `dtype` is the true dtype as torch names it ("bfloat16"), also where the image's header says U8 (J1)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+    """From the start of the image (header included)."""
+    length_bytes: int
+    tied_to: str | None = None
+    """Another entry that holds the bytes; then offset and length are that entry's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankManifest:
+    """`rank-<rank>.json`: one rank's part of one checkpoint. The image is exactly a `.safetensors` file of `image_bytes` bytes (J1)."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    save: int
+    rank: int
+    world_size: int
+    boundary: int
+    image_bytes: int
+    chunk_bytes: int
+    """Every chunk but the last has this length."""
+    chunks: tuple[Chunk, ...]
+    """In image order; lengths add up to `image_bytes`."""
+    tensors: tuple[TensorEntry, ...] = ()
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RankEntry:
+    """One rank in a commit record."""
+
+    rank: int
+    manifest_digest: str
+    """BLAKE3-256 of the manifest's bytes as stored (B3)."""
+    image_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stood. The identity is `boundary` (I1); the rest is for people and schedules."""
+
+    boundary: int
+    updates: int = 0
+    epoch: int = 0
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """`commit.json`: its existence makes the checkpoint exist (B2). Written last, once, never changed."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    namespace: str
+    job: str
+    attempt: int
+    save: int
+    kind: CheckpointKind
+    cause: Cause
+    created_at: datetime
+    progress: Progress
+    ranks: tuple[RankEntry, ...]
+    """One for each rank, 0..world_size-1, in order."""
+    base: CheckpointRef | None
+    """The checkpoint this save leans on (B4)."""
+    refers_to: tuple[CheckpointRef, ...]
+    """Every other checkpoint under which a chunk of this one lies (B3)."""
+    bytes_logical: int = 0
+    bytes_sent: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    run: dict[str, str] = field(default_factory=dict)
+    """Run id, git commit, dirty flag, image, package versions, device, dataset fingerprint: strings only."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage."""
+    schema: int = 1
+
+    @property
+    def ref(self) -> CheckpointRef:
+        return CheckpointRef(self.attempt, self.save)
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """`expired.json`: the checkpoint no longer exists, whatever else lies there (D2). Stays for ever."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    save: int
+    by_attempt: int
+    reason: str
+    created_at: datetime
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`verdicts/<check>.json`: what one check found."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    save: int
+    check: str
+    passed: bool
+    detail: str
+    created_at: datetime
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRef:
+    """`refs/<branch uid>.json` in the *source* prefix: a checkpoint that another job builds on (D6)."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    """Of the source."""
+    branch_uid: str
+    checkpoint: CheckpointRef
+    created_at: datetime
+    schema: int = 1

@@ -1,0 +1,311 @@
+"""What operator and agents, and agents among themselves, say to each other by HTTP (design.md, section 6; protocol E, F, H).
+
+    operator -> agent   POST /v1/attempt     AttemptOrder      -> AgentReport
+                        POST /v1/notice      NoticeOrder       -> AgentReport
+                        POST /v1/checkpoint  CheckpointOrder   -> AgentReport
+                        POST /v1/collect     CollectOrder      -> AgentReport
+                        GET  /v1/status                        -> AgentReport
+    agent -> operator   POST /v1/reports     AgentReport       -> 204
+    agent -> agent      POST /v1/peer/...    see holdfast_api.peers
+
+Orders are level-triggered: they may be lost, repeated and reordered, and saying one twice changes nothing. All times are UTC, sizes `_bytes`,
+durations `_seconds`.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+from holdfast_api.layout import CheckpointRef
+
+
+class Cause(StrEnum):
+    """Why a checkpoint was made, a worker goes or an attempt ended. Also the `cause` label of the metrics."""
+
+    PERIODIC = "periodic"
+    MANUAL = "manual"
+    DRILL = "drill"
+    FINAL = "final"
+    SPOT = "spot"
+    REBALANCE = "rebalance"
+    MAINTENANCE = "maintenance"
+    SCALE_DOWN = "scale-down"
+    DRAIN = "drain"
+    CORDON = "cordon"
+    EVICTION = "eviction"
+    PRIORITY = "priority"
+    NODE_PRESSURE = "node-pressure"
+    NODE_SHUTDOWN = "node-shutdown"
+    NODE_LOST = "node-lost"
+    DELETION = "deletion"
+    SIGTERM = "sigterm"
+    SUSPEND = "suspend"
+    FAILURE = "failure"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A worker of an attempt (A2). `address` is the pod's IP, or empty while it has none."""
+
+    worker: int
+    pod_name: str
+    pod_uid: str
+    serial: int
+    node: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One announcement that a worker will go, from one source (F1)."""
+
+    source: str
+    """What said so: `taint:aws-node-termination-handler/spot-itn`, `condition:PreemptionScheduled`, `pod:DisruptionTarget`, `signal:SIGTERM`."""
+    cause: Cause
+    worker: int
+    node: str
+    noticed_at: datetime
+    deadline: datetime | None = None
+    acting: bool = True
+    """False is preparing: save now, go on training (F2)."""
+    revocable: bool = False
+    withdrawn: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOrder:
+    """Which checkpoints may be used: says what is excluded, so that a commit the operator has not heard of is found (C2, D3)."""
+
+    excluded: tuple[CheckpointRef, ...] = ()
+    """Quarantined or expired, above the horizon."""
+    horizon: CheckpointRef | None = None
+    """At or below it everything that is not in `retained` is excluded (D3)."""
+    retained: tuple[CheckpointRef, ...] = ()
+    pinned: CheckpointRef | None = None
+    """Use exactly this one (rollback), or nothing."""
+    fresh: bool = False
+    """The user said that starting from nothing is meant (C1, A9)."""
+    resume_from_uid: str = ""
+    """Continue the checkpoints of another uid of the same namespace and job name (A9)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOrder:
+    """Attempt `attempt` is on, with these members. Sent until the agent's report shows it; sent again with `may_claim` when A3 allows the claim."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    members: tuple[Member, ...]
+    processes_per_worker: int
+    may_claim: bool
+    restore: RestoreOrder
+    schema: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return len(self.members) * self.processes_per_worker
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeOrder:
+    """All notices of the attempt that the operator knows, merged by nobody: the agent applies F1 over these and its own."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    notices: tuple[Notice, ...]
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOrder:
+    """Save now (manual, drill, suspend). `request_id` makes saying it twice harmless."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    request_id: str
+    cause: Cause
+    then_stop: bool = False
+    """After the commit the ranks stay stopped and the agent ends (suspend)."""
+    deadline: datetime | None = None
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CollectOrder:
+    """Delete these checkpoints (D2). Sent to the lead of a claimed attempt only (D1)."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    expired: tuple[CheckpointRef, ...]
+    schema: int = 1
+
+
+class AgentPhase(StrEnum):
+    """Where an agent is with its attempt."""
+
+    WAITING = "waiting"
+    """No attempt yet."""
+    STARTING = "starting"
+    """Ranks are started; the claim or the bytes are still awaited."""
+    RESTORING = "restoring"
+    TRAINING = "training"
+    EVACUATING = "evacuating"
+    SEALED = "sealed"
+    """The evacuation's checkpoint is committed, or nothing more can be; ranks are stopped."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    BLOCKED = "blocked"
+    """Cannot go on without a person: see `blocked`."""
+
+
+class BlockedReason(StrEnum):
+    """Why an agent waits for a person. Each becomes the reason of a condition."""
+
+    STORAGE_MISCONFIGURED = "StorageMisconfigured"
+    STORAGE_DENIED = "StorageDenied"
+    STORAGE_UNREACHABLE = "StorageUnreachable"
+    EARLIER_JOB = "EarlierJobHasCheckpoints"
+    NO_USABLE_CHECKPOINT = "NoUsableCheckpoint"
+    LIBRARY_NOT_USED = "LibraryNotUsed"
+    MEMORY_TOO_SMALL = "MemoryTooSmall"
+    STATE_MISMATCH = "StateMismatch"
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    reason: BlockedReason
+    message: str
+    """Names the field, the value and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A committed checkpoint, as status shows it."""
+
+    attempt: int
+    save: int
+    boundary: int
+    cause: Cause
+    committed_at: datetime
+    bytes_logical: int = 0
+    bytes_sent: int = 0
+    durable: bool = True
+    """In the object store; False where only the node's NVMe has it."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ref(self) -> CheckpointRef:
+        return CheckpointRef(self.attempt, self.save)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A checkpoint that was tried and refused (C3, C4)."""
+
+    attempt: int
+    save: int
+    reason: str
+    of_checkpoint: bool
+    """True for a failure of the checkpoint itself (it is quarantined); False for any other (it is suspended at most once)."""
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimInfo:
+    """What the lead claimed. `parent_*` are 0 for a fresh start."""
+
+    attempt: int
+    incarnation: str
+    claimed_at: datetime
+    parent_attempt: int = 0
+    parent_save: int = 0
+    parent_boundary: int = 0
+
+
+class Exit(StrEnum):
+    """How an agent ended; the value of `names.EXIT_CODES` is its exit code."""
+
+    FINISHED = "finished"
+    PREEMPTED_SEALED = "preempted-sealed"
+    PREEMPTED_NOTHING_NEW = "preempted-nothing-new"
+    TRAINER_FAILED = "trainer-failed"
+    CONFIGURATION_WRONG = "configuration-wrong"
+    SUPERSEDED = "superseded"
+
+
+class Stage(StrEnum):
+    """Moments an agent reports with their time, each at most once per attempt; time to resume is made of them (operator, core/resume.py).
+
+    NOTICED..SEALED belong to the attempt that ends, the rest to the one that begins. A moment of several ranks is that of the last one.
+    """
+
+    NOTICED = "noticed"
+    QUIESCED = "quiesced"
+    """All local ranks have captured the agreed boundary."""
+    LOCAL_DURABLE = "local-durable"
+    SEALED = "sealed"
+    """Commit record acknowledged by the store, or the evacuation given up."""
+    AGENT_STARTED = "agent-started"
+    ATTEMPT_ACCEPTED = "attempt-accepted"
+    RANKS_STARTED = "ranks-started"
+    CLAIMED = "claimed"
+    FETCHED = "fetched"
+    """Every byte the local ranks need is in the arena and verified."""
+    LIBRARY_READY = "library-ready"
+    """All local ranks have imported torch, built the model and asked for the restore."""
+    LOADED = "loaded"
+    FIRST_STEP = "first-step"
+    """All local ranks have passed their first new boundary."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReport:
+    """An agent's whole state: pushed when something changes, answered to every order, kept in the store and the termination message (H4)."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    worker: int
+    pod_uid: str
+    sent_at: datetime
+    sequence: int
+    """Grows within a pod's life; older reports are ignored. A restarted agent starts above by using microseconds since 1970."""
+    attempt: int
+    """0 while the agent has none."""
+    phase: AgentPhase
+    boundary: int = 0
+    """Newest boundary that all local ranks have passed."""
+    step_seconds: float = 0.0
+    """EWMA of the time between boundaries."""
+    claim: ClaimInfo | None = None
+    """Of the lead only."""
+    restored: CheckpointInfo | None = None
+    fresh: bool = False
+    checkpoints: tuple[CheckpointInfo, ...] = ()
+    """Commits of this attempt that this agent knows of, newest last, at most 20."""
+    rejections: tuple[Rejection, ...] = ()
+    expired: tuple[CheckpointRef, ...] = ()
+    """Deletions that were carried out (D2)."""
+    kept: tuple[CheckpointRef, ...] = ()
+    """Deletions refused because something refers to the checkpoint."""
+    notices: tuple[Notice, ...] = ()
+    stages: dict[str, datetime] = field(default_factory=dict)
+    """Stage -> when, for the current attempt."""
+    bytes_fetched: int = 0
+    fetched_from: dict[str, int] = field(default_factory=dict)
+    """Source (arena, local, store) -> bytes."""
+    done_requests: tuple[str, ...] = ()
+    """`request_id`s of CheckpointOrders that ended, newest last, at most 20."""
+    blocked: Blocked | None = None
+    exit: Exit | None = None
+    exit_detail: str = ""
+    superseded_by: int = 0
+    storage_note: str = ""
+    """What the probe found (B8), for the condition."""
+    schema: int = 1

@@ -1,0 +1,174 @@
+"""What agents say to each other (protocol, part E): one round stops every rank at one boundary, one save turns what they captured into a checkpoint.
+
+    POST /v1/peer/round      RoundRequest   to the coordinator: please evacuate or save now      -> RoundAnswer
+    POST /v1/peer/close      CloseGates     coordinator to all: shut the gates                   -> GateVotes
+    POST /v1/peer/release    ReleaseGates   coordinator to all: run up to the target, capture    -> Captured
+    POST /v1/peer/open       OpenGates      coordinator to all: the round is over                -> 204
+    POST /v1/peer/offer      SaveOffer      to the lead: my ranks hold boundary b, clean         -> 204
+    POST /v1/peer/flush      FlushOrder     coordinator to all: write your ranks' part           -> Flushed
+    POST /v1/peer/committed  Committed      coordinator to all: this save is committed or given up -> 204
+    POST /v1/peer/resolved   Resolved       lead to all: claimed, load this                      -> 204
+
+Requests carry `attempt`; an agent refuses every attempt but its own (409 with its AgentReport). A round is named by (attempt, number,
+coordinator's pod uid); agents obey only the greatest number they have seen (E1). All are idempotent.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import ClassVar
+
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import ParentRef, RankEntry
+from holdfast_api.messages import Cause, CheckpointInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRequest:
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    cause: Cause
+    evacuate: bool
+    """True: ranks stay stopped after the commit. False: training goes on."""
+    deadline: datetime | None
+    doomed: tuple[int, ...] = ()
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CloseGates:
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    round: int
+    coordinator: str
+    lease_seconds: float
+    """The gate opens by itself after it, unless a copy is running (E4)."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class GateVotes:
+    """Each local rank's e (E2): the boundary that will end the window in progress, else the last one passed; for a loop that can be copied at a
+    boundary only, the next one it will pass. `done_at` is the last boundary of a rank that has finished (E3)."""
+
+    SCHEMA: ClassVar[int] = 1
+    votes: dict[str, int]
+    """Rank (as text) -> e."""
+    done_at: dict[str, int] = field(default_factory=dict)
+    highest_save: int = 0
+    """Greatest save number of the attempt that this agent has heard of (B1)."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseGates:
+    """All ranks below `target` may run until they have passed it; there each captures into a slot and stops."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    round: int
+    coordinator: str
+    target: int
+    deadline: datetime | None
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """Answered when every local rank holds the boundary `boundary` in a clean slot, or with `error`."""
+
+    SCHEMA: ClassVar[int] = 1
+    boundary: int
+    error: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGates:
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    round: int
+    coordinator: str
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOffer:
+    """A worker's ranks have captured a periodic boundary, which all ranks reach without being told."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    worker: int
+    boundary: int
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FlushOrder:
+    """Write the slot that holds `boundary` as save `save`; chunks of `base` need not be sent again (B4)."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    save: int
+    boundary: int
+    base: CheckpointRef | None
+    cause: Cause
+    emergency: bool
+    deadline: datetime | None
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """The worker's ranks are in the store, manifests included (`ranks`), or `error` says why not."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    save: int
+    ranks: tuple[RankEntry, ...]
+    refers_to: tuple[CheckpointRef, ...] = ()
+    bytes_logical: int = 0
+    bytes_sent: int = 0
+    updates: int = 0
+    epoch: int = 0
+    samples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    run: dict[str, str] = field(default_factory=dict)
+    local_durable_at: datetime | None = None
+    error: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """How a save ended. `record` is the commit record's exact text, for the local tier; empty when the save was given up."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    save: int
+    record: str
+    info: CheckpointInfo | None = None
+    sealed: bool = False
+    """The round was an evacuation and is over: ranks stay stopped."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The lead has claimed the attempt and found what it continues (A3, C2); None is a fresh start (C1)."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    incarnation: str
+    parent: ParentRef | None
+    commit: str
+    """The commit record's exact text, so that every member loads the same one; empty for a fresh start."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RoundAnswer:
+    """The coordinator has taken the request in; it does the rest by itself."""
+
+    SCHEMA: ClassVar[int] = 1
+    round: int
+    schema: int = 1

@@ -1,0 +1,225 @@
+"""What an agent and the training processes of its worker say over the Unix socket: newline-delimited JSON, one object a line.
+
+Each line is `{"type": <class name>, ...fields}`. Bulk data never passes here: it lies in slot files in shared memory, named by message (J5).
+
+    rank                                   agent
+    Hello                            ->
+                                     <-    Welcome
+    RestoreWanted                    ->                         blocks until the attempt is claimed and the bytes are verified
+                                     <-    RestoreReady | StartFresh | Refused
+    Loaded | LoadFailed              ->                         LoadFailed of the checkpoint: an older one follows, as another RestoreReady
+    Plan                             ->
+                                     <-    Slots | Refused      slot files exist, prefaulted
+    Passed (rate-limited)            ->
+    CapturedSlot                     ->                         at a periodic boundary, at the target of a round, at the end
+                                     <-    SlotFree             the slot may be overwritten
+                                     <-    CloseGate            Vote answers it
+    Vote                             ->
+                                     <-    ReleaseGate          capture at the target, then stop
+                                     <-    OpenGate
+    Done                             ->                         `finish()` was called; the process may end after FinishAllowed
+                                     <-    FinishAllowed
+"""
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
+
+from holdfast_api import codec
+from holdfast_api.errors import Malformed
+from holdfast_api.manifest import TensorEntry
+
+MAX_LINE_BYTES = 64 << 20
+"""A plan names every tensor; nothing else comes near this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    rank: int
+    local_rank: int
+    world_size: int
+    attempt: int
+    pid: int
+    versions: dict[str, str]
+    """holdfast, torch, python, device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    attempt: int
+    chunk_bytes: int
+    every_steps: int
+    """0: the agent asks for saves itself."""
+    slots: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreWanted:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReady:
+    """`path` holds the verified image of this rank; the file belongs to the rank until it answers."""
+
+    path: str
+    image_bytes: int
+    attempt: int
+    save: int
+    boundary: int
+    tensors: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartFresh:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The agent cannot do what was asked. `message` names the setting and the remedy; the library raises it."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    boundary: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """`of_checkpoint`: non-finite or undecodable content (C4), try the next older; False: keys do not match and the like, stop and tell."""
+
+    message: str
+    of_checkpoint: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The layout of this rank's image is fixed (I9). A later one replaces it, at a boundary."""
+
+    plan: int
+    image_bytes: int
+    tensors: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Files of at least `slot_bytes`, prefaulted, to be mapped by the rank."""
+
+    plan: int
+    paths: tuple[str, ...]
+    slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Boundaries passed so far. Sent for the first one at once, then at most five times a second."""
+
+    boundary: int
+    step_seconds: float
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedSlot:
+    """Slot `slot` holds boundary `boundary` completely and is now the agent's until SlotFree."""
+
+    slot: int
+    plan: int
+    boundary: int
+    kind: str
+    """periodic, round or final."""
+    round: int
+    """Of the round, else 0."""
+    copy_seconds: float
+    updates: int
+    epoch: int
+    samples: int
+    metrics: dict[str, float]
+    run: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFree:
+    slot: int
+    boundary: int
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CloseGate:
+    round: int
+    lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    round: int
+    boundary: int
+    """e of E2."""
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseGate:
+    round: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGate:
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    boundary: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishAllowed:
+    pass
+
+
+FromRank: TypeAlias = Hello | RestoreWanted | Loaded | LoadFailed | Plan | Passed | CapturedSlot | Vote | Done
+FromAgent: TypeAlias = (
+    Welcome
+    | RestoreReady
+    | StartFresh
+    | Refused
+    | Slots
+    | SlotFree
+    | CloseGate
+    | ReleaseGate
+    | OpenGate
+    | FinishAllowed
+)
+
+_TYPES: dict[str, type[Any]] = {
+    c.__name__: c
+    for c in (
+        Hello, Welcome, RestoreWanted, RestoreReady, StartFresh, Refused, Loaded, LoadFailed, Plan, Slots, Passed,
+        CapturedSlot, SlotFree, CloseGate, Vote, ReleaseGate, OpenGate, Done, FinishAllowed,
+    )
+}  # fmt: skip
+
+
+def to_line(message: FromRank | FromAgent) -> bytes:
+    """One line, newline included."""
+    plain = {"type": type(message).__name__} | {
+        f.name: codec.to_plain(getattr(message, f.name)) for f in fields(message)
+    }
+    return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def from_line(line: bytes) -> FromRank | FromAgent:
+    """Reads one line. Raises Malformed for an unknown type or a missing field, TooLarge beyond `MAX_LINE_BYTES`."""
+    data = codec.parse(line, max_bytes=MAX_LINE_BYTES)
+    cls = _TYPES.get(data.get("type", "")) if isinstance(data, dict) else None
+    if cls is None:
+        raise Malformed("a line on the socket has no known type")
+    message: FromRank | FromAgent = codec.from_plain(cls, data)
+    return message
