@@ -97,7 +97,7 @@ class ReclaimPolicy(StrEnum):
 class LocalHostPath(Model):
     """A directory of the node (opt-in: refused by the baseline and restricted pod security levels)."""
 
-    path: Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[^\0]*$")]
+    path: Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[^\x00]*$")]
 
 
 class Local(Model):
