@@ -1,0 +1,126 @@
+"""Puts Holdfast and a bucket on a cluster, the way a user does: the chart through the real helm program, a Secret, a namespace.
+
+Shared by the demo and the cluster tests, so that both run what people run.
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hack.demo.kube import Kube, wait_for
+
+TOP = Path(__file__).resolve().parents[2]
+SYSTEM = "holdfast-system"
+OPERATOR_IMAGE = "localhost/holdfast-operator"
+TRAINER_IMAGE = "localhost/holdfast-trainer:dev"
+
+
+class HelmFailed(Exception):
+    """helm said no; the message is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What a training Secret needs."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    region: str
+    name: str
+
+
+def install_chart(kube: Kube, helm: Path, *values: str, timeout: int = 120) -> None:
+    """`helm upgrade --install` of charts/holdfast from this checkout, waiting until the operator is ready."""
+    settings = [f"image.repository={OPERATOR_IMAGE}", "image.tag=dev", "image.pullPolicy=IfNotPresent", *values]
+    command = [
+        str(helm), "upgrade", "--install", "holdfast", str(TOP / "charts/holdfast"), "--kubeconfig", str(kube.kubeconfig),
+        "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", f"{timeout}s",
+    ]  # fmt: skip
+    for s in settings:
+        command += ["--set", s]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout + 60, check=False)
+    if done.returncode:
+        raise HelmFailed(done.stderr.strip() or done.stdout.strip())
+
+
+def prepare_namespace(kube: Kube, namespace: str, bucket: Bucket, *, secret: str = "training-bucket") -> None:
+    """A namespace with the bucket's Secret and the example's script in a ConfigMap."""
+    meta = {"namespace": namespace}
+    kube.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": secret, **meta},
+            "stringData": {
+                "AWS_ACCESS_KEY_ID": bucket.access_key,
+                "AWS_SECRET_ACCESS_KEY": bucket.secret_key,
+                "AWS_ENDPOINT_URL": bucket.endpoint,
+                "AWS_REGION": bucket.region,
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "train-script", **meta},
+            "data": {"train.py": (TOP / "examples/01-bytes-gpt/train.py").read_text()},
+        },
+    )
+    wait_for(
+        "service account of the namespace",
+        lambda: kube.find("serviceaccount", "default", namespace=namespace),
+        timeout=30,
+    )
+
+
+def training_job(
+    name: str,
+    namespace: str,
+    uri: str,
+    *,
+    torch_path: str,
+    arguments: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+    spec: dict[str, Any] | None = None,
+    command: tuple[str, ...] = ("python", "/script/train.py"),
+    every: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """Example 01 as a TrainingJob for a cluster where torch lies in a directory of the nodes (`torch_path`; empty: in the image)."""
+    env = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
+    mounts = [{"name": "script", "mountPath": "/script"}]
+    volumes: list[dict[str, Any]] = [{"name": "script", "configMap": {"name": "train-script"}}]
+    if torch_path:
+        env["PYTHONPATH"] = torch_path
+        mounts.append({"name": "torch", "mountPath": torch_path})
+        volumes.append({"name": "torch", "hostPath": {"path": torch_path}})
+    container = {
+        "name": "trainer",
+        "image": TRAINER_IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": [*command, *arguments],
+        "env": [{"name": k, "value": v} for k, v in env.items()],
+        "volumeMounts": mounts,
+    }
+    return {
+        "apiVersion": "holdfast.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "workers": 2,
+            "processesPerWorker": 2,
+            "checkpoint": {"storage": {"uri": uri, "secretName": "training-bucket"}, "every": every or {"steps": 10}},
+            "template": {"spec": {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 30}},
+            **(spec or {}),
+        },
+    }
+
+
+def pods_of(kube: Kube, namespace: str, job: str) -> list[dict[str, Any]]:
+    """The job's pods, by worker and serial."""
+    items: list[dict[str, Any]] = kube.get("pods", namespace=namespace, selector=f"holdfast.dev/job={job}")["items"]
+    return sorted(
+        items, key=lambda p: json.dumps([p["metadata"]["labels"].get("holdfast.dev/worker"), p["metadata"]["name"]])
+    )

@@ -1,0 +1,324 @@
+"""`make demo`: a real cluster, a real training job, its node taken away, the resume measured and compared bit for bit.
+
+Read `Story.run` for the order of events. Every claim is checked against the API server, the logs or Prometheus; a failed check is printed and makes
+the exit code 1.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hack.cluster import api
+from hack.demo import curves, install, metrics, show
+from hack.demo.damage import Damager
+from hack.demo.kube import Kube, wait_for
+
+NAMESPACE = "demo"
+JOB, REFERENCE = "bytes-gpt", "bytes-gpt-reference"
+BUCKET = "training"
+TAINT = "aws-node-termination-handler/spot-itn"
+STEPS = 60
+NOTICE_AT = 22
+"""The notice comes once this step has been passed: between two periodic checkpoints (every 10 steps)."""
+NOTICE_SECONDS = 12
+"""How long after the notice the node's power is cut. AWS gives 120 s; the demo is impatient."""
+
+
+class Story:
+    """One run of the demo."""
+
+    def __init__(self, *, damage: bool, keep: bool, steps: int, out: Path | None) -> None:
+        self.damage, self.keep, self.steps, self.out = damage, keep, steps, out
+        self.began = time.monotonic()
+        self.failed: list[str] = []
+        self.cluster: Any = None
+        self.kube: Kube = None  # type: ignore[assignment]  # set by _cluster, the first step
+
+    def run(self) -> int:
+        self._cluster()
+        self._install()
+        self._prometheus()
+        self._reference()
+        self._train()
+        victim = self._take_node_away()
+        self._follow(victim)
+        self._results(victim)
+        self._show_metrics()
+        return self._end()
+
+    # ---- telling
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.began:6.1f} s] {text}", flush=True)
+
+    def title(self, text: str) -> None:
+        print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
+
+    def check(self, holds: bool, text: str) -> None:
+        self.say(f"{'ok  ' if holds else 'FAIL'} {text}")
+        if not holds:
+            self.failed.append(text)
+
+    # ---- steps
+
+    def _cluster(self) -> None:
+        self.title("1. A real Kubernetes cluster of two nodes")
+        self.cluster = api.ensure_cluster(nodes=2, grace=12, images=True)
+        self.kube = Kube(self.cluster.bin / "kubectl", self.cluster.kubeconfig)
+        nodes = self.kube.get("nodes")["items"]
+        for node in nodes:
+            self.say(f"node {node['metadata']['name']} Kubernetes {node['status']['nodeInfo']['kubeletVersion']}")
+        self.check(len(nodes) >= 2, "two nodes are there")
+
+    def _install(self) -> None:
+        self.title("2. Holdfast by helm, a bucket, a namespace")
+        install.install_chart(self.kube, self.cluster.bin / "helm")
+        self.say("helm: release holdfast is deployed and ready")
+        s3 = self.cluster.s3(BUCKET)
+        self.bucket = install.Bucket(s3.endpoint, s3.access_key, s3.secret_key, s3.region, s3.bucket)
+        install.prepare_namespace(self.kube, NAMESPACE, self.bucket)
+        for name in (JOB, REFERENCE):
+            self.kube.run("delete", "trainingjob", name, "-n", NAMESPACE, "--ignore-not-found", "--wait=true")
+        self.say(f"bucket s3://{BUCKET} on a real S3 server (versitygw) at {s3.endpoint}; namespace {NAMESPACE}")
+
+    def _prometheus(self) -> None:
+        config = self.cluster.state / "prometheus-demo.json"
+        config.write_text(json.dumps(metrics.scrape_config(self.cluster.kubeconfig)))
+        self.prometheus = self.cluster.prometheus(config)
+        self.say(f"Prometheus at {self.prometheus}")
+
+    def _job(self, name: str) -> dict[str, Any]:
+        return install.training_job(
+            name, NAMESPACE, f"s3://{BUCKET}/demo", torch_path=self.cluster.torch_path_in_pod,
+            arguments=("--steps", str(self.steps)), spec={"fresh": True},
+        )  # fmt: skip
+
+    def _reference(self) -> None:
+        self.title(f"3. The same training without an interruption ({self.steps} steps, 2 workers of 2 ranks, DDP)")
+        self.kube.apply(self._job(REFERENCE))
+        self._watch(REFERENCE, lambda s: s.get("phase") in ("Succeeded", "Failed"), 300)
+        self.reference = curves.read_run(self._lead_log(REFERENCE))
+        self.check(
+            bool(self.reference.digest),
+            f"reference run: {len(self.reference.losses)} losses, a digest of its final state",
+        )
+        self.kube.run("delete", "trainingjob", REFERENCE, "-n", NAMESPACE, "--wait=true")
+
+    def _train(self) -> None:
+        self.title("4. The job")
+        self.kube.apply(self._job(JOB))
+        self._watch(JOB, lambda s: s.get("step", 0) >= NOTICE_AT, 180)
+        self.uid = self.kube.get("trainingjob", JOB, namespace=NAMESPACE)["metadata"]["uid"]
+        for pod in install.pods_of(self.kube, NAMESPACE, JOB):
+            self.say(f"pod {pod['metadata']['name']} on {pod['spec']['nodeName']}")
+
+    def _take_node_away(self) -> str:
+        pods = install.pods_of(self.kube, NAMESPACE, JOB)
+        lead = next(p for p in pods if p["metadata"]["labels"]["holdfast.dev/worker"] == "0")["spec"]["nodeName"]
+        victim = next((p["spec"]["nodeName"] for p in pods if p["spec"]["nodeName"] != lead), lead)
+        self.title(f"5. A spot interruption notice on {victim}, and {NOTICE_SECONDS} s later its power is cut")
+        self.damager = None
+        if self.damage:
+            server_data = self.cluster.s3_data / BUCKET
+            self.damager = Damager(server_data, self.uid)
+            self.damager.start()
+            self.say(
+                "from here on, one bit of every chunk of the next checkpoint is flipped in the store as soon as it is written"
+            )
+        self.noticed = time.monotonic()
+        self.kube.run("taint", "node", victim, f"{TAINT}=demo:NoSchedule", "--overwrite")
+        self.say(
+            f"taint {TAINT} on {victim}: what AWS Node Termination Handler puts there 120 s before the machine goes"
+        )
+        return str(victim)
+
+    def _follow(self, victim: str) -> None:
+        seen = ""
+        cut = False
+
+        def resumed() -> bool:
+            nonlocal seen, cut
+            status = self._status(JOB)
+            line = f"{status.get('phase')} attempt {status.get('attempt', {}).get('number')} step {status.get('step')}"
+            if line.split(" step")[0] != seen:
+                seen = line.split(" step")[0]
+                self.say(line)
+            if not cut and time.monotonic() - self.noticed > NOTICE_SECONDS:
+                self.cluster.node(victim).off()
+                cut = True
+                self.say(f"{victim}: power cut")
+            past = status.get("preemptions") or []
+            return cut and bool(past and past[-1].get("resumedAt"))
+
+        wait_for("the job resumes", resumed, timeout=120)
+        if self.damager:
+            self.damager.stop()
+        self._watch(JOB, lambda s: s.get("phase") in ("Succeeded", "Failed"), 300)
+
+    def _results(self, victim: str) -> None:
+        self.title("6. What came of it")
+        status = self._status(JOB)
+        past = (status.get("preemptions") or [{}])[-1]
+        ours = curves.read_run(self._lead_log(JOB))
+        comparison = curves.compare(ours, self.reference)
+        phases = [(p["name"], p["milliseconds"]) for p in past.get("phases", [])]
+        rows = [
+            (s, f"{self.reference.loss(s):.6f}", f"{ours.loss(s):.6f}" if s in ours.losses else "-",
+             "equal" if ours.losses.get(s) == self.reference.losses[s] else "DIFFERENT")
+            for s in sorted(self.reference.losses)
+            if s % 10 == 0 or s == self.steps or abs(s - past.get("resumedStep", 0)) <= 1
+        ]  # fmt: skip
+        print(show.table(("step", "loss, uninterrupted", "loss, preempted", "bits"), rows))
+        print(
+            f"\nTime to resume: {past.get('totalMilliseconds')} ms, cause {past.get('cause')}, from checkpoint {past.get('resumedFrom')}"
+        )
+        print(show.phase_table(phases) + "\n\n" + show.timeline(phases) + "\n")
+        self.check(status.get("phase") == "Succeeded", "the job succeeded")
+        self.check(
+            comparison.exact, f"{comparison.steps} losses and the final weights and optimizer state are bitwise equal"
+        )
+        if not comparison.exact:
+            self.say(
+                f"missing {comparison.missing[:9]} different {comparison.different[:9]} digests {comparison.digests_equal}"
+            )
+        self.check(
+            bool(phases) and sum(ms for _, ms in phases) == past.get("totalMilliseconds"),
+            "the phases add up to the whole",
+        )
+        after = [p for p in install.pods_of(self.kube, NAMESPACE, JOB) if p["status"].get("phase") == "Succeeded"]
+        self.check(
+            bool(after) and all(p["spec"]["nodeName"] != victim for p in after),
+            f"no worker that finished ran on {victim}",
+        )
+        if self.damage:
+            self._damage_results(past)
+        else:
+            self.check(past.get("stepsLost") == 0, "no step was lost")
+            self.check(past.get("resumedStep", 0) >= NOTICE_AT, "it resumed from the emergency checkpoint")
+
+    def _damage_results(self, past: dict[str, Any]) -> None:
+        touched = self.damager.saves if self.damager else set()
+        self.say(
+            f"damaged: {', '.join(sorted(touched))}; resumed from {past.get('resumedFrom')}; fell back: {past.get('fellBack')}"
+        )
+        self.check(bool(touched), "the emergency checkpoint was damaged in the store")
+        refused = " ".join(past.get("fellBack", []))
+        self.check(bool(touched) and all(t in refused for t in touched), "status names the refused checkpoint and why")
+        self.check(past.get("resumedFrom") not in touched, "the job resumed from the checkpoint before")
+        events = self.kube.get("events", namespace=NAMESPACE)["items"]
+        self.check(any("Rejected" in e["reason"] for e in events), "an event says so")
+        count = metrics.query(self.prometheus, "sum(holdfast_fallbacks_total)")
+        self.check(bool(count) and count[0][1] >= 1, "the metric holdfast_fallbacks_total says so")
+
+    def _show_metrics(self) -> None:
+        self.title("7. As a real Prometheus scraped it")
+        expressions = {
+            "preemptions": "sum by (cause) (holdfast_preemptions_total)",
+            "resumes observed": "sum by (cause) (holdfast_time_to_resume_seconds_count{phase='total'})",
+            "time to resume, s": "sum by (cause) (holdfast_time_to_resume_seconds_sum{phase='total'})",
+            "steps lost": "sum(holdfast_steps_lost_total)",
+        }
+        rows = []
+        for name, expression in expressions.items():
+            found = wait_for(f"{name} in Prometheus", partial(metrics.query, self.prometheus, expression), timeout=20)
+            rows += [(name, expression, ",".join(labels.values()), round(value, 3)) for labels, value in found]
+        print(show.table(("what", "query", "labels", "value"), rows))
+        self.check(any(r[0] == "preemptions" and r[3] >= 1 for r in rows), "the preemption is in the metrics")
+        self.check(any(r[0] == "resumes observed" and r[3] == 1 for r in rows), "exactly one resume was observed")
+
+    def _end(self) -> int:
+        self.title(
+            f"{'Done' if not self.failed else 'NOT as it should be'} after {time.monotonic() - self.began:.0f} s"
+        )
+        for text in self.failed:
+            print(f"  failed: {text}")
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "job.json").write_text(
+                json.dumps(self.kube.get("trainingjob", JOB, namespace=NAMESPACE), indent=1)
+            )
+        if self.keep:
+            print(f"The cluster is still up:\n  export KUBECONFIG={self.cluster.kubeconfig} PATH={self.cluster.bin}:$PATH\n"
+                  f"  kubectl get tj -n {NAMESPACE} -w\n  kubectl describe tj {JOB} -n {NAMESPACE}\n"
+                  f"  hack/cluster/node n2 on        # power it on again\n  make cluster-down              # and nothing is left")  # fmt: skip
+        return 1 if self.failed else 0
+
+    # ---- looking
+
+    def _status(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.kube.get("trainingjob", name, namespace=NAMESPACE).get("status", {})
+        return found
+
+    def _watch(self, name: str, until: Callable[[dict[str, Any]], bool], timeout: float) -> None:
+        """Shows progress until `until(status)`; a job that fails on the way ends the demo with the message of its conditions."""
+        last = ""
+
+        def look() -> bool:
+            nonlocal last
+            status = self._status(name)
+            step, phase = status.get("step", 0), status.get("phase", "")
+            line = show.progress(
+                step, self.steps, f"{phase} checkpoint {status.get('lastCheckpoint', {}).get('name', '-')}"
+            )
+            key = f"{phase}{step // 5}"
+            if key != last:
+                last = key
+                self.say(line)
+            if until(status):
+                return True
+            if phase == "Failed":
+                raise DemoFailed(
+                    f"{name} failed: "
+                    + "; ".join(f"{c['reason']}: {c['message']}" for c in status.get("conditions", []))
+                )
+            return False
+
+        wait_for(f"{name} gets on", look, timeout=timeout)
+        if self._status(name).get("phase") == "Failed":
+            raise DemoFailed(f"{name} failed: {json.dumps(self._status(name).get('conditions'), indent=1)}")
+
+    def _lead_log(self, job: str) -> str:
+        pods = [
+            p
+            for p in install.pods_of(self.kube, NAMESPACE, job)
+            if p["metadata"]["labels"]["holdfast.dev/worker"] == "0"
+        ]
+        return "\n".join(self.kube.logs(p["metadata"]["name"], NAMESPACE) for p in pods)
+
+
+class DemoFailed(Exception):
+    """The story cannot go on; the message says why."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument(
+        "--damage", action="store_true", help="damage the emergency checkpoint in the store before the resume"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the cluster up")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, help="write the job as JSON there")
+    options = parser.parse_args()
+    story = Story(damage=options.damage, keep=options.keep, steps=options.steps, out=options.out)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return story.run()
+    except KeyboardInterrupt:
+        print("\ninterrupted: taking down what was started", file=sys.stderr)
+        return 130
+    except (DemoFailed, TimeoutError, install.HelmFailed) as e:
+        print(f"\nThe demo cannot go on: {e}", file=sys.stderr)
+        return 1
+    finally:
+        if story.cluster is not None and not story.keep:
+            story.cluster.down()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
