@@ -7,7 +7,10 @@
     POST /v1/peer/offer      SaveOffer      to the lead: my ranks hold boundary b, clean         -> 204
     POST /v1/peer/flush      FlushOrder     coordinator to all: write your ranks' part           -> Flushed
     POST /v1/peer/committed  Committed      coordinator to all: this save is committed or given up -> 204
-    POST /v1/peer/resolved   Resolved       lead to all: claimed, load this                      -> 204
+    POST /v1/peer/resolved   Resolved       lead to all: claimed, fetch (and, once all have it, load) this -> Fetched
+    POST /v1/peer/rejected   CheckpointRejected  to the lead: a rank found it bad while loading  -> 204
+
+An agent that needs longer than a few seconds for an answer says 202; the sender repeats the request.
 
 Requests carry `attempt`; an agent refuses every attempt but its own (409 with its AgentReport). A round is named by (attempt, number,
 coordinator's pod uid); agents obey only the greatest number they have seen (E1). All are idempotent.
@@ -19,7 +22,7 @@ from typing import ClassVar
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import ParentRef, RankEntry
-from holdfast_api.messages import Cause, CheckpointInfo
+from holdfast_api.messages import Cause, CheckpointInfo, Rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class GateVotes:
     done_at: dict[str, int] = field(default_factory=dict)
     highest_save: int = 0
     """Greatest save number of the attempt that this agent has heard of (B1)."""
+    clean: tuple[int, ...] = ()
+    """Boundaries that every local rank holds in a clean slot: what is left if the ranks do not arrive (E3)."""
     schema: int = 1
 
 
@@ -162,6 +167,30 @@ class Resolved:
     parent: ParentRef | None
     commit: str
     """The commit record's exact text, so that every member loads the same one; empty for a fresh start."""
+    load: bool = True
+    """False: fetch and verify only. The lead says True when all members have every byte, so that no rank loads what another must reject (C3)."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Answer to `Resolved`: every byte that the local ranks need is verified, or `rejection` says what is wrong with the checkpoint."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    worker: int
+    rejection: Rejection | None = None
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRejected:
+    """A local rank could not use the checkpoint although its bytes verified (C4): the lead picks the next older one for all."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    worker: int
+    rejection: Rejection
     schema: int = 1
 
 
