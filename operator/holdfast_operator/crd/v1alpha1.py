@@ -8,17 +8,21 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 from pydantic.alias_generators import to_camel
 
 Name = Annotated[str, Field(max_length=253)]
 Message = Annotated[str, Field(max_length=4096)]
+CheckpointName = Annotated[str, Field(max_length=32)]
+"""ATTEMPT/SAVE."""
 
 
 class Model(BaseModel):
     """Base of all parts: immutable, read and written in camelCase, unknown fields ignored (the API server prunes them)."""
 
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore", use_attribute_docstrings=True
+    )
 
     def to_wire(self) -> dict[str, Any]:
         """As the API server stores it: camelCase, absent instead of null."""
@@ -66,6 +70,7 @@ class Storage(Model):
     endpoint: Annotated[str, Field(max_length=1024)] = ""
     """Endpoint of an S3-compatible store, unless the Secret names one."""
     region: Annotated[str, Field(max_length=64)] = ""
+    """Region of the bucket, unless the Secret or the machine names one."""
 
 
 class Every(Model):
@@ -80,13 +85,16 @@ class Every(Model):
         )
     )
     steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+    """A checkpoint each time the boundary number is a multiple of it. 0: by seconds."""
     seconds: Annotated[int, Field(ge=0, le=86_400 * 7)] = 0
+    """A checkpoint each time that many seconds have passed since the last one. 0: by steps."""
 
 
 class Keep(Model):
     """Which checkpoints are kept. The newest usable one and the newest one proved good are always kept (C5)."""
 
     last: Annotated[int, Field(ge=1, le=1000)] = 3
+    """The newest so many are kept."""
 
 
 class ReclaimPolicy(StrEnum):
@@ -98,21 +106,27 @@ class LocalHostPath(Model):
     """A directory of the node (opt-in: refused by the baseline and restricted pod security levels)."""
 
     path: Annotated[str, Field(min_length=2, max_length=1024, pattern=r"^/[^\x00]*$")]
+    """Absolute path of a directory on every node; it is made where it is missing."""
 
 
 class Local(Model):
     """The node-local tier. Without it an emptyDir is used, which lives as long as the pod (F4)."""
 
     host_path: LocalHostPath | None = None
+    """A directory of the node instead of an emptyDir: checkpoints in it outlive the pod, as long as the node stays."""
 
 
 class Checkpoint(Model):
     """What is saved, where, how often, and what is kept."""
 
     storage: Storage
+    """The store that holds what must outlive the nodes."""
     every: Every = Every(seconds=600)
+    """How often a periodic checkpoint is taken, in steps or in seconds. Evacuations and manual checkpoints come on top."""
     keep: Keep = Keep()
+    """Which checkpoints are kept. The newest usable one and the newest one proved good are always kept (C5)."""
     local: Local = Local()
+    """The node-local tier, read before the store. By default an emptyDir, which lives as long as the pod (F4)."""
     chunk_mi_b: Annotated[int, Field(ge=1, le=64)] = 16
     """Size of a chunk in MiB (J3)."""
     memory_mi_b: Annotated[int, Field(ge=0, le=16 << 20)] = 0
@@ -120,36 +134,44 @@ class Checkpoint(Model):
 
 
 class PreemptionBudget(Model):
-    """How often the job may be preempted. Absent `max`: without limit."""
+    """How often the job may be preempted."""
 
     max: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """The job fails at the next preemption after so many. Absent: without limit."""
 
 
 class FailureBudget(Model):
     """How many failures in a row without a new durable checkpoint end the job."""
 
     max: Annotated[int, Field(ge=0, le=1000)] = 3
+    """The job fails after so many failures in a row; a new durable checkpoint starts the count anew."""
     backoff_seconds: Annotated[int, Field(ge=0, le=3600)] = 10
-    """Wait before the second try; doubles each time, at most 300."""
+    """Seconds before the second try; doubles each time, at most 300."""
 
 
 class Budgets(Model):
+    """How much the job may suffer before it is given up. Preemptions and failures are counted apart."""
+
     preemptions: PreemptionBudget = PreemptionBudget()
+    """How often the job may be preempted: the machine was taken away, the training code is not to blame."""
     failures: FailureBudget = FailureBudget()
+    """How many failures in a row without a new durable checkpoint end the job."""
 
 
 class Notices(Model):
+    """How announcements and losses of a worker are read."""
+
     default_deadline_seconds: Annotated[int, Field(ge=5, le=3600)] = 120
-    """Deadline of an acting notice that has none (F2)."""
+    """Seconds that an acting notice without a deadline is taken to leave (F2)."""
     node_lost_seconds: Annotated[int, Field(ge=0, le=3600)] = 5
-    """How long a worker must be unheard of, with its node not Ready, before it counts as lost (A3)."""
+    """Seconds that a worker must be unheard of, with its node not Ready, before it counts as lost (A3)."""
 
 
 class ResumeFrom(Model):
     """Continue an earlier job's checkpoints (A9), or go back to one of this job's own (A7)."""
 
     uid: Annotated[str, Field(max_length=63)] = ""
-    """Uid of an earlier job of the same namespace and name."""
+    """Uid of an earlier job of the same namespace and name. Empty: this job."""
     checkpoint: Annotated[str, Field(max_length=32, pattern=r"^([0-9]+/[0-9]+)?$")] = ""
     """ATTEMPT/SAVE; empty: the newest that validates."""
 
@@ -179,9 +201,13 @@ class TrainingJobSpec(Model):
     fresh: bool = False
     """Start from nothing although checkpoints of an earlier job of this name exist (A9)."""
     resume_from: ResumeFrom | None = None
+    """Continue an earlier job's checkpoints (A9), or go back to one of this job's own (A7)."""
     checkpoint: Checkpoint
+    """What is saved, where, how often, and what is kept."""
     budgets: Budgets = Budgets()
+    """How much the job may suffer before it is given up."""
     notices: Notices = Notices()
+    """How announcements and losses of a worker are read."""
     template: Annotated[
         dict[str, Any],
         Field(json_schema_extra={"x-holdfast-template": True}),
@@ -193,7 +219,7 @@ class TrainingJobSpec(Model):
 
 
 class Phase(StrEnum):
-    """For people. Conditions are for machines (design.md, section 5)."""
+    """Where the job stands, for people to read. Programs read the conditions."""
 
     QUEUED = "Queued"
     STARTING = "Starting"
@@ -208,11 +234,17 @@ class Condition(Model):
     """As `metav1.Condition`."""
 
     type: Annotated[str, Field(max_length=316)]
+    """Ready, Reconciling and Stalled as kstatus reads them, and Holdfast's own."""
     status: Annotated[str, Field(json_schema_extra={"enum": ["True", "False", "Unknown"]})]
+    """Whether it holds."""
     reason: Annotated[str, Field(max_length=1024)]
+    """One word for programs."""
     message: Annotated[str, Field(max_length=32768)] = ""
+    """For people: what is so, and what to do about it."""
     last_transition_time: datetime
+    """When `status` last changed."""
     observed_generation: int = 0
+    """The `metadata.generation` that it speaks of."""
 
 
 class CheckpointStatus(Model):
@@ -223,68 +255,104 @@ class CheckpointStatus(Model):
     step: int
     """Boundary number (I1)."""
     cause: Annotated[str, Field(max_length=32)]
+    """Why it was taken."""
     time: datetime
+    """When it was committed."""
     bytes: int = 0
+    """Size of the state that it holds."""
     bytes_sent: int = 0
+    """What was written for it; the rest was already in the store (B4)."""
 
 
 class WorkerStatus(Model):
     """The pod that is, or will be, a worker. `serial` is written here before the pod is created, so no name is used twice (A2)."""
 
     worker: int
+    """Number of the worker, from 0."""
     serial: int
+    """Number of the pod; part of its name, never used twice."""
     pod_uid: Name = ""
     """Empty until the pod has been seen; set and the pod gone means it is lost."""
     node: Name = ""
+    """Where the pod runs."""
     avoid_nodes: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    """Nodes that the pod must not be scheduled to, because they will go."""
     since: datetime
+    """When this pod was planned."""
 
 
 class MemberStatus(Model):
+    """A pod that takes part in an attempt."""
+
     worker: int
+    """Number of the worker, from 0."""
     pod: Name
+    """Name of the pod."""
     pod_uid: Name
+    """Uid of the pod."""
     serial: int
+    """Serial of the pod."""
     node: Name = ""
+    """Where the pod runs."""
 
 
 class AttemptStatus(Model):
     """The current attempt (A1, A2): written before any agent is told of it."""
 
     number: int
+    """Given once, never again (A1)."""
     members: Annotated[tuple[MemberStatus, ...], Field(max_length=1024)] = ()
+    """The pods that take part, one for each worker."""
     created_at: datetime
+    """When the attempt was decided."""
     accepted_at: datetime | None = None
     """All members have acknowledged the attempt."""
     may_claim_at: datetime | None = None
+    """When the lead was allowed to claim (A3)."""
     claimed_at: datetime | None = None
+    """When the lead reported the claim."""
     incarnation: Annotated[str, Field(max_length=64)] = ""
+    """Identity of the claim (A4)."""
     parent: Annotated[str, Field(max_length=128)] = ""
     """Checkpoint that the attempt continues; `fresh` for none; empty until claimed."""
     parent_step: int = 0
+    """Boundary number of the parent (I1)."""
     first_step_at: datetime | None = None
+    """When every rank had taken a new step."""
 
 
 class NoticeStatus(Model):
     """One notice (F1), kept after pod and node are gone."""
 
     worker: int
+    """The worker that will go."""
     source: Annotated[str, Field(max_length=316)]
+    """Who announced it: a taint, a condition, a deletion timestamp and so on."""
     cause: Annotated[str, Field(max_length=32)]
+    """Why it will go."""
     node: Name = ""
+    """Where the worker runs."""
     noticed_at: datetime
+    """When it was first seen."""
     deadline: datetime | None = None
+    """When the worker goes; absent: unknown."""
     acting: bool = True
+    """True: evacuate. False: save now and go on training (F2)."""
     revocable: bool = False
+    """It may still be taken back by its source."""
     withdrawn: bool = False
+    """It has been taken back by its source."""
     detail: Message = ""
+    """What the source said."""
 
 
 class PhaseDuration(Model):
     """One phase of a time to resume."""
 
     name: Annotated[str, Field(max_length=32)]
+    """Name of the phase; docs/metrics.md lists them."""
     milliseconds: int
+    """How long it took."""
 
 
 class PreemptionStatus(Model):
@@ -293,62 +361,106 @@ class PreemptionStatus(Model):
     attempt: int
     """The attempt that it ended."""
     cause: Annotated[str, Field(max_length=32)]
+    """Why the workers went."""
     source: Annotated[str, Field(max_length=316)] = ""
+    """Who announced it; empty for a loss without notice."""
     workers: Annotated[tuple[int, ...], Field(max_length=1024)] = ()
+    """The workers that went."""
     nodes: Annotated[tuple[Name, ...], Field(max_length=1024)] = ()
+    """Where they ran."""
     noticed_at: datetime
+    """When it was noticed: the notice, or without one the loss."""
     deadline: datetime | None = None
+    """The earliest deadline of its notices (F1)."""
     sealed_at: datetime | None = None
+    """When the emergency checkpoint was committed."""
     step_at_notice: int = 0
+    """Boundary number at the notice."""
     resumed_from: Annotated[str, Field(max_length=128)] = ""
+    """Checkpoint that the next attempt continued."""
     resumed_step: int = 0
+    """Boundary number of that checkpoint."""
     steps_lost: int = 0
-    fell_back: Annotated[tuple[str, ...], Field(max_length=16)] = ()
+    """Steps that had to be done again."""
+    fell_back: Annotated[tuple[Message, ...], Field(max_length=16)] = ()
     """Checkpoints that were tried and refused, newest first, with the reason."""
     resumed_at: datetime | None = None
+    """When the first new step ended."""
     phases: Annotated[tuple[PhaseDuration, ...], Field(max_length=16)] = ()
+    """What the time was spent on, in order."""
     total_milliseconds: int = 0
     """Notice (or loss) to the first new step. The phases add up to it."""
 
 
 class Counts(Model):
+    """What the budgets are compared with."""
+
     preemptions: int = 0
+    """Of all attempts."""
     failures: int = 0
     """Of all attempts."""
     failures_in_a_row: int = 0
     """Without a new durable checkpoint between them."""
 
 
+def in_words(milliseconds: int) -> str:
+    """A duration for a narrow column: 3.4s, 2m05s, 1h02m."""
+    tenths = round(milliseconds / 100)
+    seconds = round(milliseconds / 1000)
+    if tenths < 600:
+        return f"{tenths // 10}.{tenths % 10}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
+
+
 class TrainingJobStatus(Model):
     """What the operator has seen and decided. All its memory is here, on pods, or in the bucket (design.md, section 5)."""
 
     observed_generation: int = 0
+    """The `metadata.generation` that this status speaks of."""
     phase: Phase | None = None
+    """Where the job stands, for people to read. Programs read the conditions."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(
             max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
         ),
     ] = ()
+    """Ready, Reconciling and Stalled, which tools wait for, and Holdfast's own."""
     attempt: AttemptStatus | None = None
+    """The current attempt (A1, A2): written before any agent is told of it."""
     attempts_used: int = 0
     """Greatest attempt number ever given; never given again (A1)."""
     workers: Annotated[tuple[WorkerStatus, ...], Field(max_length=2048)] = ()
+    """The pods that are, or will be, workers."""
     step: int = 0
+    """Boundary number last reported (I1)."""
     last_checkpoint: CheckpointStatus | None = None
+    """The newest committed checkpoint."""
     checkpoints: Annotated[tuple[CheckpointStatus, ...], Field(max_length=1100)] = ()
     """Retained checkpoints, newest last (D3)."""
-    expiring: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    expiring: Annotated[tuple[CheckpointName, ...], Field(max_length=256)] = ()
     """Given up (D1), not yet reported deleted."""
-    quarantined: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    quarantined: Annotated[tuple[CheckpointName, ...], Field(max_length=256)] = ()
     """Refused for what is in them (C4)."""
     horizon: Annotated[str, Field(max_length=32)] = ""
     """At or below it everything that is not in `checkpoints` is excluded (D3)."""
     notices: Annotated[tuple[NoticeStatus, ...], Field(max_length=256)] = ()
+    """Notices about the current workers (F1)."""
     preemptions: Annotated[tuple[PreemptionStatus, ...], Field(max_length=10)] = ()
     """The last ten, newest last."""
     last_resume_milliseconds: int | None = None
+    """Time to resume of the last preemption: notice (or loss) to the first new step."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def last_resume(self) -> Annotated[str, Field(max_length=16)] | None:
+        """`lastResumeMilliseconds` for people, as `kubectl get` prints it."""
+        return None if self.last_resume_milliseconds is None else in_words(self.last_resume_milliseconds)
+
     counts: Counts = Counts()
+    """What the budgets are compared with."""
     retry_at: datetime | None = None
     """No attempt is started before it (back-off)."""
     checkpoint_request: Annotated[str, Field(max_length=64)] = ""
