@@ -465,3 +465,5 @@ class TrainingJobStatus(Model):
     """No attempt is started before it (back-off)."""
     checkpoint_request: Annotated[str, Field(max_length=64)] = ""
     """Value of the checkpoint-now annotation that has been carried out."""
+    start_order: Annotated[str, Field(max_length=128)] = ""
+    """The `fresh` or `resumeFrom` that an attempt has claimed under: a later attempt does not start over again (A7, A9)."""
