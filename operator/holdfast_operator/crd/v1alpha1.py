@@ -372,8 +372,12 @@ class PreemptionStatus(Model):
     """When it was noticed: the notice, or without one the loss."""
     deadline: datetime | None = None
     """The earliest deadline of its notices (F1)."""
+    quiesced_at: datetime | None = None
+    """When every rank held the agreed boundary; absent where nothing was saved."""
     sealed_at: datetime | None = None
     """When the emergency checkpoint was committed."""
+    ended_at: datetime | None = None
+    """When the attempt was over: sealed, past its deadline, or lost (A3). Absent while it is being evacuated."""
     step_at_notice: int = 0
     """Boundary number at the notice."""
     resumed_from: Annotated[str, Field(max_length=128)] = ""
@@ -432,6 +436,8 @@ class TrainingJobStatus(Model):
     """The current attempt (A1, A2): written before any agent is told of it."""
     attempts_used: int = 0
     """Greatest attempt number ever given; never given again (A1)."""
+    serials_used: int = 0
+    """Greatest pod serial ever given; never given again, so that no pod name is used twice (A2)."""
     workers: Annotated[tuple[WorkerStatus, ...], Field(max_length=2048)] = ()
     """The pods that are, or will be, workers."""
     step: int = 0
