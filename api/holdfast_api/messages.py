@@ -227,6 +227,8 @@ class ClaimInfo:
     parent_attempt: int = 0
     parent_save: int = 0
     parent_boundary: int = 0
+    parent_job_uid: str = ""
+    """Uid of the job that made the parent, if it is another one (A9, D6)."""
 
 
 class Exit(StrEnum):
