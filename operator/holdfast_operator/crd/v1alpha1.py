@@ -121,8 +121,9 @@ class Checkpoint(Model):
 
     storage: Storage
     """The store that holds what must outlive the nodes."""
-    every: Every = Every(seconds=600)
-    """How often a periodic checkpoint is taken, in steps or in seconds. Evacuations and manual checkpoints come on top."""
+    # The API server must not write this default: it would stay beside the `steps` that a later apply adds, and both are refused.
+    every: Annotated[Every, Field(json_schema_extra={"default": None})] = Every(seconds=600)
+    """How often a periodic checkpoint is taken, in steps or in seconds. Absent: every 600 seconds. Evacuations and manual checkpoints come on top."""
     keep: Keep = Keep()
     """Which checkpoints are kept. The newest usable one and the newest one proved good are always kept (C5)."""
     local: Local = Local()
