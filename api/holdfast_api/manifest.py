@@ -143,6 +143,9 @@ class CommitRecord:
     """Run id, git commit, dirty flag, image, package versions, device, dataset fingerprint: strings only."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by stage."""
+    check: str = ""
+    """BLAKE3-256 of the record's own bytes with this value empty; the store fills it in. Manifests and chunks are named by digest, the record is
+    the root that names them: without this a flipped bit in it would go unseen (S4)."""
     schema: int = 1
 
     @property
