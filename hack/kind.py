@@ -63,6 +63,7 @@ class KindCluster(api.Cluster):
         self.state = store.directory
         self.kubeconfig = store.kubeconfig
         self.bin = programs
+        self.s3_data = services.s3_data(store)
         networks = json.loads(run("docker", "network", "inspect", "kind"))
         self.host_ip = next(
             entry["Gateway"] for entry in networks[0]["IPAM"]["Config"] if ":" not in entry.get("Gateway", ":")

@@ -62,7 +62,7 @@ def start_s3(store: Store, programs: Path, address: str, bucket: str, port: int 
     if len(bucket) < 3:
         raise ValueError(f"bucket {bucket!r}: S3 wants three characters or more")
     access_key, secret_key = _credentials(store)
-    data = store.directory / "s3"
+    data = s3_data(store)
     # A bucket of this server is a directory.
     (data / bucket).mkdir(parents=True, exist_ok=True)
     endpoint = f"http://{address}:{port}"
@@ -72,6 +72,11 @@ def start_s3(store: Store, programs: Path, address: str, bucket: str, port: int 
     store.spawn(S3, argv, keys)
     _wait_open(store, S3, address, port)
     return S3Info(endpoint, access_key, secret_key, S3_REGION, bucket)
+
+
+def s3_data(store: Store) -> Path:
+    """A directory per bucket."""
+    return store.directory / "s3"
 
 
 def start_prometheus(store: Store, programs: Path, config: Path, address: str, port: int = PROMETHEUS_PORT) -> str:

@@ -81,6 +81,8 @@ class Cluster(ABC):
     #: The host as pods reach it.
     host_ip: str
     torch_path_in_pod: str = TORCH_PATH_IN_POD
+    #: Where the S3 server keeps its buckets, a directory each: for tests that damage what lies there.
+    s3_data: Path
 
     def environment(self) -> dict[str, str]:
         """The environment in which kubectl and helm mean this cluster."""
@@ -123,6 +125,7 @@ class NamespaceCluster(Cluster):
         self.kubeconfig = store.kubeconfig
         self.bin = store.bin
         self.host_ip = store.read().settings.host_ip
+        self.s3_data = services.s3_data(store)
 
     @property
     def node_names(self) -> list[str]:
@@ -158,6 +161,7 @@ class CurrentCluster(Cluster):
         self.state = Cache().directory / "clusters" / "current"
         self.bin = programs
         self.host_ip = os.environ.get("HOLDFAST_HOST_IP", "127.0.0.1")
+        self.s3_data = self.state / "not-ours"
 
     @property
     def node_names(self) -> list[str]:
