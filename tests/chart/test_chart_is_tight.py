@@ -1,0 +1,217 @@
+"""What the operator may do and how it runs: rendered, and asked of a real API server."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hack.demo.kube import Kube, KubectlFailed
+from holdfast_api import names
+
+pytestmark = pytest.mark.cluster
+
+MODES = {"every namespace": (), "one namespace": ("watchNamespace=team-a",)}
+
+
+def of_kind(objects: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+    return [found for found in objects if found["kind"] in kinds]
+
+
+def operator_roles(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The roles that are bound to the operator, not those for people."""
+    bound = {binding["roleRef"]["name"] for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding")}
+    return [role for role in of_kind(objects, "Role", "ClusterRole") if role["metadata"]["name"] in bound]
+
+
+def grants(roles: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    """(group, resource, verb) of every rule."""
+    return {
+        (group, resource, verb)
+        for role in roles
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_operator_has_no_permission_that_reaches_further_than_its_work(render: Any, mode: str) -> None:
+    """S8."""
+    granted = grants(operator_roles(render(*MODES[mode])))
+    assert granted
+    for group, resource, verb in granted:
+        assert "*" not in (group, resource, verb)
+        assert verb not in ("escalate", "bind", "impersonate", "deletecollection", "approve", "sign")
+        assert resource not in (
+            "pods/exec",
+            "pods/attach",
+            "pods/portforward",
+            "pods/log",
+            "nodes/proxy",
+            "serviceaccounts/token",
+        )
+        assert group != "rbac.authorization.k8s.io"
+        if resource == "secrets":
+            assert verb not in ("list", "watch", "update", "delete")
+        if resource == "nodes":
+            assert verb in ("get", "list", "watch")
+
+
+def test_with_one_namespace_only_what_has_none_is_granted_cluster_wide(render: Any) -> None:
+    objects = render(*MODES["one namespace"])
+    roles = operator_roles(objects)
+    wide = grants([role for role in roles if role["kind"] == "ClusterRole"])
+    assert {resource for _, resource, _ in wide} == {"nodes", "tokenreviews"}
+    narrow = {role["metadata"]["namespace"] for role in roles if role["kind"] == "Role"}
+    assert narrow == {"team-a", "holdfast-system"}
+    assert grants(roles) == grants(operator_roles(render()))
+    arguments = of_kind(objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--watch-namespace=team-a" in arguments
+
+
+def test_people_may_not_write_a_status(render: Any) -> None:
+    people = [
+        role for role in of_kind(render(), "ClusterRole") if "aggregate" in json.dumps(role["metadata"]["labels"])
+    ]
+    assert len(people) == 2
+    for role in people:
+        status = [rule for rule in role["rules"] if "trainingjobs/status" in rule["resources"]]
+        assert [rule["verbs"] for rule in status] == [["get"]]
+
+
+def test_the_network_policy_opens_exactly_the_ports_of_the_operator(render: Any) -> None:
+    """S15."""
+    objects = render()
+    policy = of_kind(objects, "NetworkPolicy")[0]["spec"]
+    pod = of_kind(objects, "Deployment")[0]["spec"]["template"]
+    ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+    assert policy["policyTypes"] == ["Ingress"]
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
+    assert opened == set(ports)
+    known = (names.OPERATOR_REPORT_PORT, names.OPERATOR_METRICS_PORT, names.OPERATOR_HEALTH_PORT)
+    assert sorted(ports.values()) == sorted(known)
+
+
+def test_the_operator_runs_without_any_privilege(render: Any) -> None:
+    """S14."""
+    spec = of_kind(render(), "Deployment")[0]["spec"]["template"]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+    assert {"requests", "limits"} <= set(container["resources"])
+    assert {probe["httpGet"]["port"] for key, probe in container.items() if key.endswith("Probe")} == {"health"}
+    assert [volume for volume in spec["volumes"] if "emptyDir" not in volume] == []
+    assert "secret" not in json.dumps(spec).lower()
+
+
+# ---- asked of a real API server
+
+
+@pytest.fixture(scope="module")
+def kube(toolchain: Path) -> Kube:
+    if "KUBECONFIG" not in os.environ:
+        pytest.fail("KUBECONFIG is not set: run `make test`, which brings a cluster up and sets it")
+    return Kube(toolchain / "kubectl", Path(os.environ["KUBECONFIG"]))
+
+
+@pytest.fixture(scope="module")
+def release(kube: Kube, render: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Account and roles of a release of its own, in a namespace that enforces the restricted level; nothing runs."""
+    name = f"chart-{uuid.uuid4().hex[:8]}"
+    objects = render("crds.enabled=false", f"fullnameOverride={name}", release=name, namespace=name)
+    kube.run("create", "namespace", name)
+    kube.run("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    made = of_kind(objects, "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    kube.apply(*made)
+    yield name, objects
+    for found in of_kind(made, "ClusterRole", "ClusterRoleBinding"):
+        kube.run("delete", found["kind"].lower(), found["metadata"]["name"])
+    kube.run("delete", "namespace", name, "--wait=false")
+
+
+def test_a_real_api_server_takes_every_object(kube: Kube, release: tuple[str, list[dict[str, Any]]]) -> None:
+    _, objects = release
+    everything = {"apiVersion": "v1", "kind": "List", "items": objects}
+    kube.run("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=json.dumps(everything))
+
+
+def test_the_pod_passes_the_restricted_level_as_it_is_enforced(
+    kube: Kube, release: tuple[str, list[dict[str, Any]]]
+) -> None:
+    """S13."""
+    name, objects = release
+    template = of_kind(objects, "Deployment")[0]["spec"]["template"]
+    meta = {**template["metadata"], "name": "operator", "namespace": name}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
+    kube.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+    del pod["spec"]["containers"][0]["securityContext"]
+    with pytest.raises(KubectlFailed, match="violates PodSecurity"):
+        kube.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+
+
+MAY = [
+    ("create", "", "pods", "default"),
+    ("watch", "", "pods", "default"),
+    ("watch", "", "nodes", ""),
+    ("patch", "holdfast.dev", "trainingjobs/status", "default"),
+    ("create", "authentication.k8s.io", "tokenreviews", ""),
+    ("create", "coordination.k8s.io", "leases", "own"),
+    ("create", "", "secrets", "own"),
+]
+MAY_NOT = [
+    ("list", "", "secrets", "default"),
+    ("watch", "", "secrets", "default"),
+    ("list", "", "secrets", "own"),
+    ("create", "", "pods/exec", "default"),
+    ("get", "", "pods/log", "default"),
+    ("get", "", "nodes/proxy", ""),
+    ("patch", "", "nodes", ""),
+    ("delete", "", "nodes", ""),
+    ("create", "", "serviceaccounts/token", "default"),
+    ("create", "rbac.authorization.k8s.io", "rolebindings", "default"),
+    ("impersonate", "", "users", ""),
+    ("create", "apps", "deployments", "own"),
+    ("delete", "holdfast.dev", "trainingjobs", "default"),
+    ("create", "holdfast.dev", "trainingjobs", "default"),
+    ("create", "coordination.k8s.io", "leases", "default"),
+]
+ASKED = [(*question, True) for question in MAY] + [(*question, False) for question in MAY_NOT]
+
+
+@pytest.mark.parametrize(("verb", "group", "resource", "where", "allowed"), ASKED)
+def test_a_real_api_server_answers_what_the_operator_may(
+    kube: Kube,
+    release: tuple[str, list[dict[str, Any]]],
+    verb: str,
+    group: str,
+    resource: str,
+    where: str,
+    allowed: bool,
+) -> None:
+    """S8."""
+    name, _ = release
+    kind, _, subresource = resource.partition("/")
+    attributes = {"verb": verb, "group": group, "resource": kind, "subresource": subresource}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": f"system:serviceaccount:{name}:{name}",
+            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{name}", "system:authenticated"],
+            "resourceAttributes": {**attributes, "namespace": name if where == "own" else where},
+        },
+    }
+    answer = json.loads(kube.run("create", "-o", "json", "-f", "-", stdin=json.dumps(review)))
+    assert answer["status"]["allowed"] is allowed, answer["status"]
