@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from hack.demo.kube import Kube, KubectlFailed, wait_for
+from holdfast_operator.crd.definition import CRD_NAME
 from holdfast_operator.crd.v1alpha1 import TrainingJobSpec
 
 pytestmark = pytest.mark.cluster
@@ -42,14 +44,17 @@ COMMAND = (
 
 
 @pytest.fixture(scope="module")
-def kubectl(toolchain: Path) -> Kube:
-    """kubectl of a cluster that has the definition of this checkout."""
+def kubectl(toolchain: Path) -> Iterator[Kube]:
+    """kubectl of a cluster that has the definition of this checkout; one that was not there before goes again, or Helm would not take it over."""
     if "KUBECONFIG" not in os.environ:
         pytest.fail("KUBECONFIG is not set: run `make test`, which brings a cluster up and sets it")
     kube = Kube(toolchain / "kubectl", Path(os.environ["KUBECONFIG"]))
+    was_there = kube.find("crd", CRD_NAME)
     kube.run("apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", str(CRD))
     wait_for("the definition is served", lambda: kube.run("get", "trainingjobs", "-A", "-o", "json"), timeout=30)
-    return kube
+    yield kube
+    if not was_there:
+        kube.run("delete", "crd", CRD_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,12 @@ def test_the_shortest_manifest_is_accepted_and_filled_in(kubectl: Kube, namespac
     assert (spec["suspend"], spec["fresh"]) == (False, False)
     assert spec["budgets"] == {"failures": {"max": 3, "backoffSeconds": 10}}
     assert spec["notices"] == {"defaultDeadlineSeconds": 120, "nodeLostSeconds": 5}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
+def test_the_manifest_in_the_documentation_is_accepted(kubectl: Kube, namespace: str, page: str) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (TOP / page).read_text(), re.DOTALL)
+    assert put(kubectl, namespace, yaml.safe_load(text), "--dry-run=server")["spec"]["workers"] == 2
 
 
 def test_fields_of_a_pod_that_holdfast_does_not_know_are_kept(kubectl: Kube, namespace: str) -> None:
