@@ -50,7 +50,9 @@ class _Renderer:
             if key == "properties":
                 result[key] = {name: self.node(part, f"{path}.{name}", inside) for name, part in value.items()}
             elif key == "required":
-                result[key] = [name for name in value if not flat["properties"][name].get("readOnly")]
+                # A computed field is always written and never asked for. An empty list would be dropped by the server, and differ for ever.
+                if written := [name for name in value if not flat["properties"][name].get("readOnly")]:
+                    result[key] = written
             elif key == "items":
                 result[key] = self.node(value, f"{path}[]", inside)
             elif key == "additionalProperties":
