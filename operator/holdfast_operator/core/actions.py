@@ -1,0 +1,86 @@
+"""What a decision may ask for: frozen, complete, past any ambiguity. Each may be carried out twice without harm."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from holdfast_api.messages import AttemptOrder, CheckpointOrder, CollectOrder, NoticeOrder
+from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class PodAddress:
+    """Where an agent is."""
+
+    name: str
+    uid: str
+    ip: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureChildren:
+    """Service, Secret and NetworkPolicy of the job; existing ones of the same owner are left as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    worker: int
+    serial: int
+    avoid_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Graceful: the kubelet sends SIGTERM and waits for the pod's grace."""
+
+    name: str
+    uid: str
+    """Precondition: a later pod of the same name is left alone."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendAttempt:
+    pod: PodAddress
+    order: AttemptOrder
+
+
+@dataclass(frozen=True, slots=True)
+class SendNotice:
+    pod: PodAddress
+    order: NoticeOrder
+
+
+@dataclass(frozen=True, slots=True)
+class SendCheckpoint:
+    pod: PodAddress
+    order: CheckpointOrder
+
+
+@dataclass(frozen=True, slots=True)
+class SendCollect:
+    pod: PodAddress
+    order: CollectOrder
+
+
+@dataclass(frozen=True, slots=True)
+class EmitEvent:
+    """An Event on the job. `warning` says a person may have to do something."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+Send: TypeAlias = SendAttempt | SendNotice | SendCheckpoint | SendCollect
+Action: TypeAlias = EnsureChildren | CreatePod | DeletePod | Send | EmitEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`status` is written first, with compare-and-swap; `actions` follow only if that worked (A1)."""
+
+    status: TrainingJobStatus
+    actions: tuple[Action, ...] = ()
+    wake_at: datetime | None = None
+    """Look again at this time even if nothing happens."""

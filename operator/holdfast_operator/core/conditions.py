@@ -1,0 +1,171 @@
+"""The conditions: Ready, Reconciling and Stalled as kstatus reads them, and Holdfast's own. Each says what is so, and what to do about it.
+
+| type            | True means                                                        |
+|-----------------|-------------------------------------------------------------------|
+| Ready           | the job trains, or has succeeded                                  |
+| Reconciling     | the operator is on its way there                                  |
+| Stalled         | it needs a person                                                 |
+| Suspended       | spec.suspend is set                                               |
+| StorageReady    | the store was reached and probed                                  |
+| CheckpointUsable| there is a committed checkpoint that nothing speaks against       |
+| Succeeded       | all workers have finished                                         |
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from holdfast_api.messages import BlockedReason
+from holdfast_operator.core import finish, interruptions, suspend
+from holdfast_operator.core.membership import members
+from holdfast_operator.core.observed import Observed
+from holdfast_operator.core.trouble import Trouble
+from holdfast_operator.crd.v1alpha1 import Condition, Phase, TrainingJobStatus
+
+_STORAGE = (
+    BlockedReason.STORAGE_MISCONFIGURED.value,
+    BlockedReason.STORAGE_DENIED.value,
+    BlockedReason.STORAGE_UNREACHABLE.value,
+)
+MAX_MESSAGE = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+
+
+def update(
+    seen: Observed, status: TrainingJobStatus, trouble: Trouble | None, verdict: finish.Verdict | None, now: datetime
+) -> TrainingJobStatus:
+    """All conditions anew; a transition time changes only with the condition's status."""
+    before = {c.type: c for c in status.conditions}
+    new = tuple(_kept(before.get(c.type), c, seen.job.generation, now) for c in _all(seen, status, trouble, verdict))
+    return status if new == status.conditions else status.model_copy(update={"conditions": new})
+
+
+def _kept(before: Condition | None, new: _Now, generation: int, now: datetime) -> Condition:
+    since = before.last_transition_time if before is not None and before.status == new.status else now
+    return Condition(
+        type=new.type,
+        status=new.status,
+        reason=new.reason,
+        message=new.message[:MAX_MESSAGE],
+        last_transition_time=since,
+        observed_generation=generation,
+    )
+
+
+def _all(
+    seen: Observed, status: TrainingJobStatus, trouble: Trouble | None, verdict: finish.Verdict | None
+) -> Iterator[_Now]:
+    yield from _summary(seen, status, trouble, verdict)
+    if seen.spec.suspend:
+        yield _Now(suspend.CONDITION, "True", "Suspended", "spec.suspend is true")
+    else:
+        yield _Now(suspend.CONDITION, "False", "NotSuspended")
+    yield _storage(seen, status, trouble)
+    yield _checkpoint(status, trouble)
+    yield _succeeded(status)
+
+
+def _summary(
+    seen: Observed, status: TrainingJobStatus, trouble: Trouble | None, verdict: finish.Verdict | None
+) -> Iterator[_Now]:
+    match status.phase:
+        case Phase.SUCCEEDED:
+            yield from _three("True", "False", "False", "Succeeded", "all workers have finished")
+        case Phase.FAILED:
+            yield from _failed(status, verdict)
+        case _ if trouble is not None:
+            stalled = "True" if trouble.stalled else "False"
+            ready = "True" if status.phase is Phase.RUNNING else "False"
+            moving = "False" if trouble.stalled else "True"
+            yield from _three(ready, moving, stalled, trouble.reason, trouble.message)
+        case Phase.QUEUED:
+            yield from _three(
+                "False", "False", "False", "Suspended", "spec.suspend is true: nothing runs; set it to false to go on"
+            )
+        case Phase.RUNNING if not seen.spec.suspend:
+            number = status.attempt.number if status.attempt else 0
+            yield from _three("True", "False", "False", "Running", f"attempt {number} trains")
+        case _:
+            yield from _three("False", "True", "False", *_on_the_way(seen, status))
+
+
+def _three(ready: str, reconciling: str, stalled: str, reason: str, message: str) -> Iterator[_Now]:
+    yield _Now("Ready", ready, reason, message)
+    yield _Now("Reconciling", reconciling, reason, message)
+    yield _Now("Stalled", stalled, reason, message)
+
+
+def _failed(status: TrainingJobStatus, verdict: finish.Verdict | None) -> Iterator[_Now]:
+    """The reason is given once, in the round that decides; later rounds keep it."""
+    if verdict is not None:
+        yield from _three("False", "False", "True", verdict.reason, verdict.message)
+        return
+    before = next((c for c in status.conditions if c.type == "Stalled"), None)
+    reason, message = (before.reason, before.message) if before else ("Failed", "the job has failed")
+    yield from _three("False", "False", "True", reason, message)
+
+
+def _on_the_way(seen: Observed, status: TrainingJobStatus) -> tuple[str, str]:
+    open_entries = interruptions.unrecovered(status)
+    about = f": {finish.describe(open_entries[-1])}" if open_entries else ""
+    if seen.spec.suspend:
+        return "Suspending", "a checkpoint is taken, then the pods go"
+    if status.phase is Phase.EVACUATING:
+        return "Evacuating", f"saving before the worker goes{about}"
+    if status.retry_at is not None and interruptions.is_over(status):
+        return "BackingOff", f"the next attempt starts at {status.retry_at:%H:%M:%S} UTC{about}"
+    where = _where(seen, status)
+    reason = "Recovering" if open_entries else "Starting"
+    return reason, f"{where}{about}"
+
+
+def _where(seen: Observed, status: TrainingJobStatus) -> str:
+    attempt = status.attempt
+    if attempt is None or interruptions.is_over(status):
+        return "waiting for a pod for every worker"
+    number = attempt.number
+    if attempt.accepted_at is None:
+        waits = [w.member.worker for w in members(seen, attempt) if w.report is None]
+        return f"attempt {number}: waiting for the agents of workers {', '.join(map(str, waits[:8]))}"
+    if attempt.claimed_at is None:
+        return f"attempt {number}: the lead looks for the checkpoint to continue"
+    return f"attempt {number}: loading {attempt.parent}"
+
+
+def _storage(seen: Observed, status: TrainingJobStatus, trouble: Trouble | None) -> _Now:
+    if trouble is not None and trouble.reason in _STORAGE:
+        return _Now("StorageReady", "False", trouble.reason, trouble.message)
+    reports = [w.latest for w in members(seen, status.attempt) if w.latest is not None]
+    note = next((r.storage_note for r in reports if r.storage_note), "")
+    if note or (status.attempt is not None and status.attempt.claimed_at is not None):
+        return _Now("StorageReady", "True", "Probed", note or seen.spec.checkpoint.storage.uri)
+    return _Now("StorageReady", "Unknown", "NotProbed", "no agent has reached the store yet")
+
+
+def _checkpoint(status: TrainingJobStatus, trouble: Trouble | None) -> _Now:
+    if trouble is not None and trouble.reason == BlockedReason.NO_USABLE_CHECKPOINT.value:
+        return _Now("CheckpointUsable", "False", trouble.reason, trouble.message)
+    newest = status.last_checkpoint
+    if newest is None:
+        return _Now("CheckpointUsable", "False", "NoneYet", "no checkpoint has been committed yet")
+    refused = f"; refused: {', '.join(status.quarantined[-4:])}" if status.quarantined else ""
+    return _Now(
+        "CheckpointUsable", "True", "Committed", f"{newest.name} at step {newest.step} ({newest.cause}){refused}"
+    )
+
+
+def _succeeded(status: TrainingJobStatus) -> _Now:
+    match status.phase:
+        case Phase.SUCCEEDED:
+            return _Now("Succeeded", "True", "Finished", "all workers have finished")
+        case Phase.FAILED:
+            return _Now("Succeeded", "False", "Failed", "see the condition Stalled")
+        case _:
+            return _Now("Succeeded", "Unknown", "NotFinished")

@@ -1,0 +1,114 @@
+"""Events: what has changed between two statuses, in words. A transition that was written once is told once (the write is compare-and-swap)."""
+
+from collections.abc import Iterator
+
+from holdfast_api.messages import Cause
+from holdfast_operator.core import finish
+from holdfast_operator.core.actions import EmitEvent
+from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, TrainingJobStatus
+
+_QUIET_CAUSES = (Cause.PERIODIC.value,)
+"""Periodic checkpoints are in status and metrics; an event for each would push out what matters."""
+
+
+def between(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[EmitEvent, ...]:
+    return (
+        *_notices(before, after),
+        *_checkpoints(before, after),
+        *_interruptions(before, after),
+        *_attempt(before, after),
+        *_resumed(before, after),
+        *_phase(before, after),
+        *_stalled(before, after),
+    )
+
+
+def _notices(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    known = {(n.worker, n.source): n for n in before.notices}
+    for n in after.notices:
+        old = known.get((n.worker, n.source))
+        where = f"worker {n.worker} on {n.node}" if n.node else f"worker {n.worker}"
+        if n.withdrawn and old is not None and not old.withdrawn:
+            yield EmitEvent("NoticeWithdrawn", f"{where}: {n.source} was taken back")
+        elif not n.withdrawn and (old is None or old.withdrawn):
+            until = f", deadline {n.deadline:%H:%M:%S} UTC" if n.deadline else ""
+            kind = "Notice" if n.acting else "EarlyNotice"
+            yield EmitEvent(kind, f"{where}: {n.cause} ({n.source}){until}", warning=n.acting)
+
+
+def _checkpoints(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    known = {c.name for c in before.checkpoints}
+    for c in after.checkpoints:
+        if c.name not in known and c.cause not in _QUIET_CAUSES:
+            yield EmitEvent("CheckpointCommitted", f"checkpoint {c.name} at step {c.step} ({c.cause}), {c.bytes} bytes")
+    for name in after.quarantined:
+        if name not in before.quarantined:
+            yield EmitEvent("CheckpointRejected", f"checkpoint {name} is not used any more: {_why(after, name)}", True)
+
+
+def _why(status: TrainingJobStatus, name: str) -> str:
+    texts = (t for p in reversed(status.preemptions) for t in p.fell_back if t.startswith(f"{name}:"))
+    return next(texts, "its content does not verify")
+
+
+def _interruptions(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    known = {p.attempt: p for p in before.preemptions}
+    for p in after.preemptions:
+        old = known.get(p.attempt)
+        if old is None:
+            yield EmitEvent("Interrupted", f"attempt {p.attempt}: {finish.describe(p)}", warning=True)
+        if p.ended_at is not None and (old is None or old.ended_at is None):
+            yield EmitEvent("AttemptEnded", f"attempt {p.attempt} {_how_it_ended(p)}")
+
+
+def _how_it_ended(entry: PreemptionStatus) -> str:
+    if entry.sealed_at is not None:
+        return f"is sealed at step {entry.step_at_notice}"
+    return "is over: its deadline passed, or its workers are gone"
+
+
+def _attempt(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    new, old = after.attempt, before.attempt
+    if new is None:
+        return
+    if old is None or old.number != new.number:
+        nodes = ", ".join(f"{m.worker} on {m.node}" for m in new.members[:8])
+        yield EmitEvent("AttemptStarted", f"attempt {new.number}: workers {nodes}")
+    if new.claimed_at is not None and (old is None or old.number != new.number or old.claimed_at is None):
+        yield EmitEvent("AttemptClaimed", f"attempt {new.number} continues {new.parent} at step {new.parent_step}")
+
+
+def _resumed(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    for p in newly_resumed(before, after):
+        spent = ", ".join(f"{x.name} {x.milliseconds / 1000:.1f}" for x in p.phases)
+        message = (
+            f"resumed from {p.resumed_from} at step {p.resumed_step} in {p.total_milliseconds / 1000:.1f} s "
+            f"({spent}); {p.steps_lost} steps lost"
+        )
+        yield EmitEvent("Resumed", message)
+
+
+def newly_resumed(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[PreemptionStatus, ...]:
+    """Entries that this write closes: each is measured once, whatever restarts of the operator lie between (I9)."""
+    open_before = {p.attempt for p in before.preemptions if p.resumed_at is not None}
+    return tuple(p for p in after.preemptions if p.resumed_at is not None and p.attempt not in open_before)
+
+
+def _phase(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    if before.phase == after.phase or after.phase is None:
+        return
+    was = before.phase.value if before.phase else "new"
+    yield EmitEvent(after.phase.value, f"{was} -> {after.phase.value}", warning=after.phase is Phase.FAILED)
+
+
+def _stalled(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    new, old = _ready(after), _ready(before)
+    if new is None or (old is not None and old.reason == new.reason):
+        return
+    stalled = next((c for c in after.conditions if c.type == "Stalled"), None)
+    if stalled is not None and (stalled.status == "True" or new.reason in ("Unschedulable", "Refused")):
+        yield EmitEvent(new.reason, new.message[:1000], warning=True)
+
+
+def _ready(status: TrainingJobStatus) -> Condition | None:
+    return next((c for c in status.conditions if c.type == "Ready"), None)

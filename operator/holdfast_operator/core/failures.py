@@ -1,0 +1,112 @@
+"""Failures: the training code, its image or its configuration is at fault (the budget that is not the preemptions' one)."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from holdfast_api.messages import AgentPhase, Exit
+from holdfast_operator.core.membership import MemberSeen, describe_worker, exit_of
+from holdfast_operator.core.observed import PodSeen
+from holdfast_operator.crd.v1alpha1 import Budgets, Counts, TrainingJobStatus
+
+MAX_BACKOFF_SECONDS = 300
+MAX_WORDS = 2000
+START_ERRORS = (127, 128)
+IMAGE_LINE = "RUN pip install 'holdfast[agent]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    worker: int
+    node: str
+    at: datetime
+    reason: str
+    """One word, for the condition."""
+    message: str
+    final: bool = False
+    """Trying again cannot help: the configuration is wrong."""
+
+
+def find(status: TrainingJobStatus, whos: tuple[MemberSeen, ...], now: datetime) -> Failure | None:
+    """The first failure among the members, in the order of workers; one failing worker fails its attempt once."""
+    found = (_failure(status, who, now) for who in whos)
+    return next((f for f in found if f is not None), None)
+
+
+def counted(counts: Counts, *, progressed: bool) -> Counts:
+    """One more. `progressed`: the attempt had made a durable checkpoint, which starts the row anew."""
+    row = 1 if progressed else counts.failures_in_a_row + 1
+    return counts.model_copy(update={"failures": counts.failures + 1, "failures_in_a_row": row})
+
+
+def retry_at(counts: Counts, budgets: Budgets, now: datetime) -> datetime:
+    """Back-off: `backoffSeconds`, doubled with each failure in a row, at most 300 s."""
+    doubled = budgets.failures.backoff_seconds * 2 ** min(counts.failures_in_a_row - 1, 16)
+    return now + timedelta(seconds=min(doubled, MAX_BACKOFF_SECONDS))
+
+
+def _failure(status: TrainingJobStatus, who: MemberSeen, now: datetime) -> Failure | None:
+    how = exit_of(who)
+    name = describe_worker(who.member.worker, who.member.node)
+    words = _last_words(who)
+    if how is Exit.CONFIGURATION_WRONG:
+        return _fail(who, now, "ConfigurationWrong", f"{name}: {words or 'the agent refuses its configuration'}", True)
+    if how is Exit.TRAINER_FAILED or (who.report is not None and who.report.phase is AgentPhase.FAILED):
+        return _fail(who, now, "TrainerFailed", f"{name}: the training script failed: {words or 'it said nothing'}")
+    if how is not None:
+        return None
+    if who.pod is not None and who.pod.terminal:
+        return _by_exit_code(who, who.pod, name, now)
+    if _agent_restarted(status, who):
+        return _fail(who, now, "AgentRestarted", f"{name}: the agent was killed and has been restarted in place (G2)")
+    return None
+
+
+def _by_exit_code(who: MemberSeen, pod: PodSeen, name: str, now: datetime) -> Failure:
+    at = min(pod.finished_at or now, now)
+    if start_error(pod):
+        return _fail(who, at, "AgentMissing", f"{name}: {agent_missing(pod)}")
+    if pod.exit_reason == "OOMKilled":
+        message = (
+            f"{name}: out of memory (OOMKilled). The pod's memory limit must hold the training process and the checkpoint "
+            "memory of its ranks: raise resources.limits.memory of the trainer container, or set spec.checkpoint.memoryMiB"
+        )
+        return _fail(who, at, "OutOfMemory", message)
+    what = f"exit code {pod.exit_code}" if pod.exit_code is not None else (pod.reason or "no exit code")
+    return _fail(who, at, "WorkerFailed", f"{name}: the pod failed with {what}: {_words_of_pod(pod)}".rstrip(": "))
+
+
+def start_error(pod: PodSeen) -> bool:
+    """The runtime could not start the command (G4)."""
+    return pod.exit_code in START_ERRORS or pod.exit_reason in ("StartError", "ContainerCannotRun")
+
+
+def agent_missing(pod: PodSeen) -> str:
+    """What to do about 127 and 128 (G4)."""
+    return (
+        f"the container did not start (exit code {pod.exit_code}, {pod.exit_reason or 'start error'}): the image has no "
+        f"holdfast-agent in its PATH, or not the first word of `command`. Add this line to the Dockerfile: {IMAGE_LINE} - and note "
+        f"that `command` replaces the image's ENTRYPOINT. The runtime said: {_words_of_pod(pod)[:500] or 'nothing'}"
+    )
+
+
+def _agent_restarted(status: TrainingJobStatus, who: MemberSeen) -> bool:
+    """After all had accepted the attempt, this one no longer has it: another life of the agent (A1)."""
+    attempt = status.attempt
+    if attempt is None or attempt.accepted_at is None or who.latest is None:
+        return False
+    return who.latest.attempt < attempt.number or who.latest.phase is AgentPhase.WAITING
+
+
+def _last_words(who: MemberSeen) -> str:
+    words = who.report.exit_detail if who.report else ""
+    return (words or (_words_of_pod(who.pod) if who.pod else ""))[:MAX_WORDS]
+
+
+def _words_of_pod(pod: PodSeen) -> str:
+    if pod.report is not None:
+        return pod.report.exit_detail[:MAX_WORDS]
+    return (pod.exit_message or pod.message)[:MAX_WORDS]
+
+
+def _fail(who: MemberSeen, at: datetime, reason: str, message: str, final: bool = False) -> Failure:
+    return Failure(who.member.worker, who.member.node, at, reason, message, final)

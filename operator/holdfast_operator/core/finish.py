@@ -1,0 +1,93 @@
+"""How a job ends: all workers finished, or a budget spent, or nothing can be gained by trying again."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from holdfast_api.messages import AgentPhase, Cause, Exit
+from holdfast_operator.core import failures, interruptions
+from holdfast_operator.core.membership import MemberSeen, exit_of, members
+from holdfast_operator.core.observed import Observed
+from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The job is Failed for this reason."""
+
+    reason: str
+    message: str
+
+
+def has_finished(seen: Observed, status: TrainingJobStatus) -> bool:
+    """Every member's ranks have called `finish()` and ended well."""
+    whos = members(seen, status.attempt)
+    return bool(whos) and all(_finished(w) for w in whos)
+
+
+def count_end(
+    seen: Observed, before: TrainingJobStatus, status: TrainingJobStatus, now: datetime
+) -> tuple[TrainingJobStatus, Verdict | None]:
+    """When an attempt has just ended, counts it against its budget, sets the back-off, and says if the job is thereby over."""
+    entry = interruptions.current(status)
+    was = interruptions.current(before)
+    if entry is None or entry.ended_at is None or (was is not None and was.ended_at is not None):
+        return status, None
+    if entry.source == interruptions.SUPERSEDED_SOURCE:
+        return _go_above(seen, status), None
+    if entry.cause == Cause.FAILURE.value:
+        return _count_failure(seen, status, now)
+    counts = status.counts.model_copy(update={"preemptions": status.counts.preemptions + 1})
+    limit = seen.spec.budgets.preemptions.max
+    verdict = None
+    if limit is not None and counts.preemptions > limit:
+        verdict = Verdict(
+            "PreemptionBudgetSpent",
+            f"preempted {counts.preemptions} times, spec.budgets.preemptions.max is {limit}: raise it, or use machines that stay",
+        )
+    return status.model_copy(update={"counts": counts}), verdict
+
+
+def _count_failure(
+    seen: Observed, status: TrainingJobStatus, now: datetime
+) -> tuple[TrainingJobStatus, Verdict | None]:
+    failure = failures.find(status, members(seen, status.attempt), now)
+    assert status.attempt is not None
+    number = status.attempt.number
+    progressed = any(c.name.startswith(f"{number}/") for c in status.checkpoints)
+    counts = failures.counted(status.counts, progressed=progressed)
+    status = status.model_copy(update={"counts": counts, "retry_at": failures.retry_at(counts, seen.spec.budgets, now)})
+    message = failure.message if failure else "a worker failed"
+    if failure is not None and failure.final:
+        return status, Verdict(failure.reason, message)
+    limit = seen.spec.budgets.failures.max
+    if counts.failures_in_a_row >= max(limit, 1):
+        text = (
+            f"{counts.failures_in_a_row} failures in a row without a new durable checkpoint (spec.budgets.failures.max is {limit}). "
+            f"The last: {message}"
+        )
+        return status, Verdict(failure.reason if failure else "FailureBudgetSpent", text)
+    return status, None
+
+
+def _go_above(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
+    """Another life of this attempt, or a later one, has claimed: go on above the newest claim, count no failure (A4)."""
+    assert status.attempt is not None
+    newest = interruptions.superseded_by(members(seen, status.attempt), status.attempt.number)
+    return status.model_copy(update={"attempts_used": max(status.attempts_used, newest)})
+
+
+def _finished(who: MemberSeen) -> bool:
+    if exit_of(who) is Exit.FINISHED:
+        return True
+    # Finished but not ended yet: its last words are still to come, unless pod or node have gone meanwhile.
+    gone = who.pod is None or who.pod.phase == "Succeeded" or who.node is None or not who.node.ready
+    return gone and who.report is not None and who.report.phase is AgentPhase.FINISHED
+
+
+def describe(entry: PreemptionStatus) -> str:
+    """An interruption in one sentence, for events and conditions."""
+    workers = ", ".join(str(w) for w in entry.workers[:8]) or "unknown"
+    where = f" on {', '.join(entry.nodes[:4])}" if entry.nodes else ""
+    by = f" ({entry.source})" if entry.source else ""
+    until = f", deadline {entry.deadline:%H:%M:%S} UTC" if entry.deadline else ""
+    return f"{entry.cause}{by}: worker {workers}{where}{until}"

@@ -1,0 +1,97 @@
+"""One record per worker and source for the current attempt (F1): made when first seen, kept after pod and node are gone, withdrawn when taken back."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from holdfast_operator.core.membership import MemberSeen, members
+from holdfast_operator.core.observed import Observed
+from holdfast_operator.core.signals import Signal, node_signals, pod_signals
+from holdfast_operator.crd.v1alpha1 import NoticeStatus, TrainingJobStatus
+
+MAX_NOTICES = 256
+MAX_DETAIL = 1024
+_OURS = ("taint:", "condition:", "label:", "annotation:", "node:", "pod:")
+"""Sources that the operator reads by itself; an agent that repeats them adds nothing."""
+_API_TIME_STEP = timedelta(seconds=2)
+"""API times are whole seconds: what looks this little older than now was announced now."""
+
+
+def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
+    """The records of the members of the current attempt, brought up to date."""
+    if status.attempt is None:
+        return status.model_copy(update={"notices": ()}) if status.notices else status
+    kept = {(n.worker, n.source): n for n in status.notices}
+    standing: set[tuple[int, str]] = set()
+    for who in members(seen, status.attempt):
+        for notice in _announced(who, kept, now):
+            standing.add((notice.worker, notice.source))
+            kept[notice.worker, notice.source] = notice
+    for key, notice in kept.items():
+        if key not in standing and _taken_back(seen, status, notice):
+            kept[key] = notice.model_copy(update={"withdrawn": True})
+    notices = _bounded(tuple(kept.values()))
+    return status if notices == status.notices else status.model_copy(update={"notices": notices})
+
+
+def carried_over(status: TrainingJobStatus, survivors: set[int]) -> tuple[NoticeStatus, ...]:
+    """Records that go on to the next attempt: those about pods that stay in it."""
+    return tuple(n for n in status.notices if n.worker in survivors and not n.withdrawn)
+
+
+def _announced(who: MemberSeen, kept: dict[tuple[int, str], NoticeStatus], now: datetime) -> Iterator[NoticeStatus]:
+    of_pod = pod_signals(who.pod, who.node) if who.pod else ()
+    of_node = node_signals(who.node) if who.node else ()
+    for signal in (*of_pod, *of_node):
+        yield _record(who, signal, kept.get((who.member.worker, signal.source)), now)
+    for notice in who.report.notices if who.report else ():
+        if notice.worker == who.member.worker and not notice.source.startswith(_OURS):
+            yield NoticeStatus(
+                worker=notice.worker,
+                source=notice.source[:316],
+                cause=notice.cause.value,
+                node=who.member.node,
+                noticed_at=min(notice.noticed_at, now),
+                deadline=notice.deadline,
+                acting=notice.acting,
+                revocable=notice.revocable,
+                withdrawn=notice.withdrawn,
+                detail=notice.detail[:MAX_DETAIL],
+            )
+
+
+def _record(who: MemberSeen, signal: Signal, before: NoticeStatus | None, now: datetime) -> NoticeStatus:
+    noticed_at = _noticed_at(signal, now) if before is None or before.withdrawn else before.noticed_at
+    return NoticeStatus(
+        worker=who.member.worker,
+        source=signal.source[:316],
+        cause=signal.cause.value,
+        node=who.member.node,
+        noticed_at=noticed_at,
+        deadline=signal.deadline(noticed_at),
+        acting=signal.acting,
+        revocable=signal.revocable,
+        detail=signal.detail[:MAX_DETAIL],
+    )
+
+
+def _noticed_at(signal: Signal, now: datetime) -> datetime:
+    """When it was announced, if the operator comes late; a late operator must not shorten the measured time to resume."""
+    return signal.since if signal.since is not None and signal.since < now - _API_TIME_STEP else now
+
+
+def _taken_back(seen: Observed, status: TrainingJobStatus, notice: NoticeStatus) -> bool:
+    """A source is withdrawn if what announced it is still there and announces it no more. What is gone has withdrawn nothing."""
+    if notice.withdrawn or not notice.source.startswith(_OURS):
+        return notice.withdrawn
+    if notice.source.startswith("pod:"):
+        return False
+    return notice.node in seen.nodes
+
+
+def _bounded(notices: tuple[NoticeStatus, ...]) -> tuple[NoticeStatus, ...]:
+    """At most MAX_NOTICES: withdrawn and preparing ones are dropped first, newer before older, so that the same ones stay in every round."""
+    if len(notices) <= MAX_NOTICES:
+        return notices
+    by_worth = sorted(notices, key=lambda n: (n.withdrawn, not n.acting, n.noticed_at))
+    keep = {id(n) for n in by_worth[:MAX_NOTICES]}
+    return tuple(n for n in notices if id(n) in keep)

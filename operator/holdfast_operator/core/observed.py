@@ -1,0 +1,147 @@
+"""What a decision may use, all of it: one job with its pods, nodes and agents, as frozen values.
+
+The shell translates API objects into these; nothing here keeps a reference to a live object. Times are UTC.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from holdfast_api.messages import AgentReport
+from holdfast_operator.crd.v1alpha1 import TrainingJobSpec, TrainingJobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class JobMeta:
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 1
+    resource_version: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    key: str
+    value: str = ""
+    effect: str = ""
+    added_at: datetime | None = None
+    """Kubernetes sets it for NoExecute taints only."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCondition:
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    name: str
+    ready: bool = True
+    ready_since: datetime | None = None
+    """Last change of Ready, whichever way."""
+    unschedulable: bool = False
+    taints: tuple[Taint, ...] = ()
+    conditions: tuple[NodeCondition, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    deleting_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    name: str
+    uid: str
+    worker: int
+    serial: int
+    created_at: datetime
+    node: str = ""
+    ip: str = ""
+    phase: str = "Pending"
+    """Of the pod: Pending, Running, Succeeded, Failed, Unknown."""
+    reason: str = ""
+    """`status.reason`: Evicted, NodeShutdown, …"""
+    message: str = ""
+    deletion_deadline: datetime | None = None
+    """`metadata.deletionTimestamp`: when the kubelet kills it at the latest (F1)."""
+    deletion_grace_seconds: int | None = None
+    disruption: str = ""
+    """Reason of the condition DisruptionTarget (or TerminationTarget), empty unless True."""
+    disruption_message: str = ""
+    disruption_since: datetime | None = None
+    waiting_reason: str = ""
+    """Of the trainer container: ImagePullBackOff, CreateContainerConfigError, …"""
+    waiting_message: str = ""
+    exit_code: int | None = None
+    exit_reason: str = ""
+    """OOMKilled, StartError, ContainerCannotRun, Error, …"""
+    exit_message: str = ""
+    report: AgentReport | None = None
+    """Last report, read from the termination message (H4)."""
+    unschedulable: str = ""
+    """The scheduler's message, empty unless it found no node."""
+    scheduled_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def terminal(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def deleting(self) -> bool:
+        return self.deletion_deadline is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The newest report of a pod's agent, and when the operator last heard anything from it (the operator's clock)."""
+
+    report: AgentReport
+    at: datetime
+
+
+class RefusalKind(StrEnum):
+    """Why the API server did not make an object."""
+
+    INVALID = "invalid"
+    """The pod is wrong: spec.template must be changed (G5)."""
+    FORBIDDEN = "forbidden"
+    """Quota or admission: may pass later (F5)."""
+    TAKEN = "taken"
+    """The name belongs to another owner (A9)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    kind: RefusalKind
+    what: str
+    """The object: `pod bytes-gpt-1a2b3c4d-0-1`."""
+    message: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    job: JobMeta
+    spec: TrainingJobSpec
+    status: TrainingJobStatus
+    pods: tuple[PodSeen, ...] = ()
+    nodes: Mapping[str, NodeSeen] = field(default_factory=dict)
+    heard: Mapping[str, Heard] = field(default_factory=dict)
+    """Pod uid -> newest report."""
+    watching_since: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    """Since when this operator process could hear agents: silence counts from here at the earliest (I9)."""
+    children_exist: bool = True
+    """Service, Secret and NetworkPolicy have been made or found lately."""
+    refusals: tuple[Refusal, ...] = ()
+    """What the API server refused and has not taken since."""
+    spec_error: str = ""
+    """The stored spec cannot be read (an older CRD): names the field."""

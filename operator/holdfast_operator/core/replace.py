@@ -1,0 +1,89 @@
+"""Which pod is to be each worker: keep what can stay, plan a new pod for what is gone or doomed, away from doomed nodes (F5, A2).
+
+A plan is an entry in status.workers, written before the pod is created; its serial is never used again. Two entries of one worker are the member that
+still runs and its replacement.
+"""
+
+from datetime import datetime, timedelta
+
+from holdfast_operator.core.membership import is_member, members, newest_plans, pod_of, report_of
+from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
+from holdfast_operator.core.signals import is_doomed, node_signals
+from holdfast_operator.crd.v1alpha1 import TrainingJobStatus, WorkerStatus
+
+MAX_AVOID = 64
+STALE_AVOIDANCE = timedelta(seconds=5)
+"""How long a pod may find no node before the list of nodes that it avoids is made anew."""
+
+
+def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
+    """A usable or planned pod for every worker. Entries that are neither newest nor members of a live attempt are dropped."""
+    newest = newest_plans(status)
+    wanted = [w for w in range(seen.spec.workers) if w not in newest or not _may_stay(seen, status, newest[w], now)]
+    if not wanted:
+        return status
+    serial = status.serials_used + 1
+    avoid = avoided(seen, status)
+    new = tuple(WorkerStatus(worker=w, serial=serial, avoid_nodes=avoid, since=now) for w in wanted)
+    kept = tuple(
+        w for w in status.workers if w.worker not in wanted or is_member(status, w.pod_uid)
+    )  # a replacement that is itself lost is dropped; its pod is then nobody's and is deleted
+    workers = tuple(sorted((*kept, *new), key=lambda w: (w.worker, w.serial)))
+    return status.model_copy(update={"workers": workers, "serials_used": serial})
+
+
+def take_back(status: TrainingJobStatus) -> TrainingJobStatus:
+    """Drops replacements: every notice was withdrawn before the attempt ended (F5)."""
+    if status.attempt is None:
+        return status
+    kept = tuple(w for w in status.workers if is_member(status, w.pod_uid))
+    if len(kept) == len(status.workers) or {w.worker for w in kept} != {m.worker for m in status.attempt.members}:
+        return status
+    return status.model_copy(update={"workers": kept})
+
+
+def usable(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) -> PodSeen | None:
+    """The entry's pod if an attempt may be started with it: there, addressed, and nothing announced against it."""
+    pod = pod_of(seen, entry.worker, entry.serial)
+    if pod is None or pod.uid != entry.pod_uid or not pod.ip or _is_done(seen, pod):
+        return None
+    return pod
+
+
+def avoided(seen: Observed, status: TrainingJobStatus) -> tuple[str, ...]:
+    """Nodes that a new pod must not go to: announced to go, or silent under a member. A node that is gone needs no naming."""
+    doomed = {name for name, node in seen.nodes.items() if any(s.acting for s in node_signals(node))}
+    silent = {w.node.name for w in members(seen, status.attempt) if w.node is not None and not w.node.ready}
+    # A node object that is gone cannot be scheduled to; naming it would only fill the list.
+    return tuple(sorted(doomed | silent))[:MAX_AVOID]
+
+
+def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, now: datetime) -> bool:
+    pod = pod_of(seen, entry.worker, entry.serial)
+    if pod is None:
+        return not entry.pod_uid  # planned and not made yet; a pod that was seen and is gone is lost (A2)
+    if _is_done(seen, pod):
+        return False
+    return not _avoids_for_nothing(seen, status, entry, pod, now)
+
+
+def _is_done(seen: Observed, pod: PodSeen) -> bool:
+    node = seen.nodes.get(pod.node) if pod.node else None
+    report = report_of(seen, pod.uid)
+    if pod.terminal or pod.deleting or is_doomed(pod, node) or (report is not None and report.exit is not None):
+        return True
+    return bool(pod.node) and _gone(node)
+
+
+def _gone(node: NodeSeen | None) -> bool:
+    """A pod whose node is gone or not Ready is no pod to start with; if the node comes back, a replacement is as good."""
+    return node is None or not node.ready
+
+
+def _avoids_for_nothing(
+    seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, pod: PodSeen, now: datetime
+) -> bool:
+    """It finds no node and keeps away from one that is doomed no more."""
+    if not pod.unschedulable or pod.node or now - entry.since < STALE_AVOIDANCE:
+        return False
+    return not set(entry.avoid_nodes) <= set(avoided(seen, status))

@@ -1,0 +1,81 @@
+"""Which checkpoints are given up (D1, D3), and the order to delete them.
+
+Kept are the newest `keep.last`, always the newest usable one, and the newest one from which a start has succeeded (C5): the parent of the attempt that
+trains now. Nothing is given up unless the current attempt has taken a step, so never between the creation of an attempt and its claim (D1).
+"""
+
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.messages import CollectOrder, RestoreOrder
+from holdfast_operator.core.actions import SendCollect
+from holdfast_operator.core.membership import members
+from holdfast_operator.core.observed import Observed
+from holdfast_operator.core.progress import FRESH, ref_of, start_order
+from holdfast_operator.crd.v1alpha1 import CheckpointStatus, TrainingJobStatus
+
+MAX_EXPIRING = 256
+COLLECT_AT_ONCE = 16
+"""Deletions in one order: the lead is training meanwhile."""
+
+
+def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
+    """Gives up what is too much. Call it only while the attempt runs undisturbed."""
+    attempt = status.attempt
+    if attempt is None or attempt.claimed_at is None or attempt.first_step_at is None:
+        return status
+    doomed = surplus(status.checkpoints, seen.spec.checkpoint.keep.last, proven=attempt.parent)
+    doomed = doomed[: MAX_EXPIRING - len(status.expiring)]
+    if not doomed:
+        return status
+    horizon = max([ref_of(n) for n in (*doomed, *((status.horizon,) if status.horizon else ()))])
+    return status.model_copy(
+        update={
+            "checkpoints": tuple(c for c in status.checkpoints if c.name not in doomed),
+            "expiring": (*status.expiring, *doomed),
+            "horizon": str(horizon),
+        }
+    )
+
+
+def surplus(checkpoints: tuple[CheckpointStatus, ...], keep_last: int, *, proven: str) -> tuple[str, ...]:
+    """Names of those that are not among the newest `keep_last` and not the proven one, oldest first. `checkpoints` is in order, newest last."""
+    return tuple(c.name for c in checkpoints[: -max(keep_last, 1)] if c.name != proven)
+
+
+def collect_order(seen: Observed, status: TrainingJobStatus) -> CollectOrder | None:
+    """What the lead is asked to delete now; None if nothing waits or the attempt has not claimed (D1)."""
+    if not status.expiring or status.attempt is None or status.attempt.first_step_at is None:
+        return None
+    refs = tuple(ref_of(n) for n in status.expiring[:COLLECT_AT_ONCE])
+    return CollectOrder(job_uid=seen.job.uid, attempt=status.attempt.number, expired=refs)
+
+
+def orders(seen: Observed, status: TrainingJobStatus) -> tuple[SendCollect, ...]:
+    """To the lead of an attempt that runs undisturbed, for what the status that was read has given up (D1)."""
+    order = collect_order(seen, seen.status)
+    if order is None or status.attempt is None or status.attempt.number != order.attempt:
+        return ()
+    lead = members(seen, status.attempt)[0]
+    return (SendCollect(lead.address, order),) if lead.address is not None else ()
+
+
+def restore_order(seen: Observed, status: TrainingJobStatus) -> RestoreOrder:
+    """What may not be used, and where to start (C2, D3). A pin, a branch or `fresh` counts until an attempt has claimed under it (A7, A9)."""
+    horizon = ref_of(status.horizon) if status.horizon else None
+    retained = tuple(ref_of(c.name) for c in status.checkpoints)
+    excluded = {ref_of(n) for n in (*status.quarantined, *status.expiring)}
+    pending = start_order(seen) not in ("", status.start_order)
+    resume_from = seen.spec.resume_from
+    pinned = resume_from.checkpoint if resume_from is not None and pending else ""
+    other = resume_from.uid if resume_from is not None else ""
+    return RestoreOrder(
+        excluded=tuple(sorted(r for r in excluded if _above(r, horizon))),
+        horizon=horizon,
+        retained=tuple(r for r in retained if not _above(r, horizon)),
+        pinned=CheckpointRef.parse(pinned) if pinned else None,
+        fresh=start_order(seen) == FRESH and pending,
+        resume_from_uid="" if other == seen.job.uid else other,
+    )
+
+
+def _above(ref: CheckpointRef, horizon: CheckpointRef | None) -> bool:
+    return horizon is None or ref > horizon

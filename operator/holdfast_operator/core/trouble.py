@@ -1,0 +1,121 @@
+"""What keeps a job from going on that a person has to see: one reason and one message that names field, value and remedy.
+
+Causes are looked for in the order of how sure they are: the spec itself, what the API server refused, what an agent says, what the kubelet says, what
+the scheduler says.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.messages import AgentPhase
+from holdfast_operator.core import failures
+from holdfast_operator.core.membership import describe_worker, newest_plans, pod_of, report_of
+from holdfast_operator.core.observed import Observed, PodSeen, Refusal, RefusalKind
+from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
+
+MAX_MESSAGE = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    reason: str
+    message: str
+    stalled: bool = True
+    """False: it may pass by itself (no room in the cluster, an image that is slow to come)."""
+
+
+def find(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trouble | None:
+    """The first trouble, in order; None if nothing stands in the way."""
+    sources: tuple[Callable[[], Iterator[Trouble]], ...] = (
+        lambda: _of_spec(seen),
+        lambda: _of_refusals(seen),
+        lambda: _of_agents(seen, status),
+        lambda: _of_pods(seen, status),
+    )
+    return next((t for source in sources for t in source()), None)
+
+
+def spec_problem(seen: Observed) -> str:
+    """What in the spec makes acting on it unsafe; empty if nothing. The schema catches the rest at admission."""
+    if seen.spec_error:
+        return seen.spec_error
+    wanted = seen.spec.resume_from
+    if wanted is not None and wanted.checkpoint:
+        try:
+            CheckpointRef.parse(wanted.checkpoint)
+        except ValueError as e:
+            return f"spec.resumeFrom.checkpoint: {e}"
+    return ""
+
+
+def _of_spec(seen: Observed) -> Iterator[Trouble]:
+    problem = spec_problem(seen)
+    if problem:
+        yield Trouble("SpecInvalid", problem)
+
+
+def _of_refusals(seen: Observed) -> Iterator[Trouble]:
+    for refusal in seen.refusals:
+        yield _refused(refusal)
+
+
+def _refused(refusal: Refusal) -> Trouble:
+    said = refusal.message[:MAX_MESSAGE]
+    match refusal.kind:
+        case RefusalKind.INVALID:
+            return Trouble("TemplateInvalid", f"{refusal.what} was refused; correct spec.template: {said}")
+        case RefusalKind.TAKEN:
+            message = f"{refusal.what} exists and belongs to another owner; Holdfast waits until it is gone: {said}"
+            return Trouble("NameTaken", message)
+        case RefusalKind.FORBIDDEN:
+            message = (
+                f"{refusal.what} was refused; it is tried again. If it is a quota, make room or raise it; if it is pod security, "
+                f"change spec.template: {said}"
+            )
+            return Trouble("Refused", message, stalled=False)
+
+
+def _of_agents(seen: Observed, status: TrainingJobStatus) -> Iterator[Trouble]:
+    for worker, entry in sorted(newest_plans(status).items()):
+        report = report_of(seen, entry.pod_uid)
+        if report is not None and report.blocked is not None and report.phase is AgentPhase.BLOCKED:
+            name = describe_worker(worker, entry.node)
+            yield Trouble(report.blocked.reason.value, f"{name}: {report.blocked.message[:MAX_MESSAGE]}")
+
+
+def _of_pods(seen: Observed, status: TrainingJobStatus) -> Iterator[Trouble]:
+    for worker, entry in sorted(newest_plans(status).items()):
+        pod = pod_of(seen, worker, entry.serial)
+        if pod is not None:
+            yield from _of_pod(seen, pod, describe_worker(worker, pod.node))
+
+
+_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+
+
+def _of_pod(seen: Observed, pod: PodSeen, name: str) -> Iterator[Trouble]:
+    said = pod.waiting_message[:MAX_MESSAGE]
+    if failures.start_error(pod):
+        yield Trouble("AgentMissing", f"{name}: {failures.agent_missing(pod)}")
+    elif pod.waiting_reason == "CreateContainerConfigError":
+        secret = seen.spec.checkpoint.storage.secret_name
+        remedy = (
+            f"spec.checkpoint.storage.secretName is {secret!r}; if that is what is missing, create it with `kubectl create secret "
+            f"generic {secret} -n {seen.job.namespace} --from-literal=AWS_ACCESS_KEY_ID=… --from-literal=AWS_SECRET_ACCESS_KEY=…`"
+            if secret
+            else "create what it names, or correct spec.template"
+        )
+        yield Trouble("ContainerConfigError", f"{name}: {said or 'the container cannot be configured'}. {remedy}")
+    elif pod.waiting_reason in _IMAGE:
+        message = f"{name}: the image cannot be pulled ({pod.waiting_reason}); correct spec.template's image or its pull secret: {said}"
+        yield Trouble("ImagePull", message)
+    elif pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
+        yield Trouble("ContainerNotStarted", f"{name}: {pod.waiting_reason}: {said}")
+    elif pod.unschedulable:
+        message = (
+            f"{name}: no node has room for it. Lower resources.requests in spec.template, or add nodes. "
+            f"The scheduler says: {pod.unschedulable[:MAX_MESSAGE]}"
+        )
+        yield Trouble("Unschedulable", message, stalled=False)

@@ -1,0 +1,38 @@
+"""When to look again although nothing happens: the moments at which the passing of time alone changes the decision."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from holdfast_operator.core import evacuate, interruptions
+from holdfast_operator.core.membership import members, silent_from
+from holdfast_operator.core.observed import Observed
+from holdfast_operator.core.replace import STALE_AVOIDANCE
+from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
+
+REFUSED_AGAIN = timedelta(seconds=10)
+"""How long after a refused creation it is tried again."""
+
+
+def next_look(seen: Observed, status: TrainingJobStatus, now: datetime) -> datetime | None:
+    return earliest(now, *_moments(seen, status))
+
+
+def earliest(now: datetime, *moments: datetime | None) -> datetime | None:
+    """The first that lies ahead; None if none does."""
+    return min((m for m in moments if m is not None and m > now), default=None)
+
+
+def _moments(seen: Observed, status: TrainingJobStatus) -> Iterator[datetime | None]:
+    yield status.retry_at
+    entry = interruptions.current(status)
+    if entry is not None and entry.ended_at is None:
+        yield entry.deadline
+    lost_after = timedelta(seconds=seen.spec.notices.node_lost_seconds)
+    for who in members(seen, status.attempt):
+        since = silent_from(who)
+        yield since + lost_after if since is not None else None
+        yield evacuate.silence_ends(seen, status, who)
+    for plan in status.workers:
+        yield plan.since + STALE_AVOIDANCE
+    for refusal in seen.refusals:
+        yield refusal.at + REFUSED_AGAIN
