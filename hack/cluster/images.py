@@ -4,19 +4,17 @@ An image of Holdfast goes as a stream that holds only the layers the node does n
 is one small layer, so the new image is there in a second.
 """
 
-import io
-import json
 import os
 import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hack.cluster import nodes
-from hack.cluster.artefacts.project_images import Image
+from hack.cluster.artefacts import oci
+from hack.cluster.artefacts.oci import Image
 from hack.cluster.cache import digest_of
 from hack.cluster.errors import ClusterError
 from hack.cluster.nodeconfig import control_directory
@@ -61,7 +59,7 @@ def import_image(store: Store, node: str, image: Image, layout: Path) -> bool:
     assert importer.stderr is not None
     try:
         with tarfile.open(fileobj=importer.stdin, mode="w|") as stream:
-            write_stream(stream, image, layout, known)
+            oci.write_stream(stream, image, layout, known)
         importer.stdin.close()
     except BrokenPipeError:
         pass  # its own words below say why it stopped reading
@@ -71,24 +69,6 @@ def import_image(store: Store, node: str, image: Image, layout: Path) -> bool:
         raise ClusterError(f"{node}: {image.reference} was not imported: {said[-300:]}")
     _mark(store, node, name, image.digest)
     return True
-
-
-def write_stream(stream: tarfile.TarFile, image: Image, layout: Path, known: set[str]) -> None:
-    """Writes an OCI archive of the image that leaves out the blobs in `known`."""
-    manifest_bytes = _blob(layout, image.digest).read_bytes()
-    index = {"schemaVersion": 2, "manifests": [_descriptor(image, manifest_bytes)]}
-    _add_bytes(stream, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-    _add_bytes(stream, "index.json", json.dumps(index).encode())
-    for digest in (image.digest, *parts_of(json.loads(manifest_bytes))):
-        if digest not in known or digest == image.digest:
-            stream.add(_blob(layout, digest), f"blobs/{digest.replace(':', '/')}")
-
-
-def parts_of(manifest: dict[str, Any]) -> Iterator[str]:
-    """The digests a manifest consists of. Pure."""
-    yield str(manifest["config"]["digest"])
-    for layer in manifest["layers"]:
-        yield str(layer["digest"])
 
 
 def template_path(settings: Settings, dependencies: str) -> Path:
@@ -152,23 +132,3 @@ def _is_marked(store: Store, node: str, name: str, content: str) -> bool:
 
 def _mark(store: Store, node: str, name: str, content: str) -> None:
     (_marks(store, node) / name).write_text(content)
-
-
-def _blob(layout: Path, digest: str) -> Path:
-    return layout / "blobs" / digest.replace(":", "/")
-
-
-def _descriptor(image: Image, manifest: bytes) -> dict[str, Any]:
-    return {
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": image.digest,
-        "size": len(manifest),
-        # The name containerd gives the image; the layout's own names are short.
-        "annotations": {"io.containerd.image.name": image.reference},
-    }
-
-
-def _add_bytes(stream: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    stream.addfile(entry, io.BytesIO(content))

@@ -14,7 +14,7 @@ from pathlib import Path
 from hack.cluster import cgroups, controlplane, images, machine, network, nodes, pki, preflight
 from hack.cluster.artefacts import catalogue, project_images
 from hack.cluster.artefacts.artefact import Artefact
-from hack.cluster.artefacts.project_images import Image
+from hack.cluster.artefacts.oci import Image
 from hack.cluster.build import build
 from hack.cluster.cache import Cache
 from hack.cluster.errors import ClusterError

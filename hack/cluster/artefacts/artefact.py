@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,9 @@ class Workshop:
         with self.log.open("ab") as log:
             log.write(f"+ {' '.join(map(str, argv))}\n".encode())
             log.flush()
+            began = time.monotonic()
             code = self._children.run(argv, cwd, self._environment(environment), log.fileno(), log.fileno())
+            log.write(f"= ended with {code} after {time.monotonic() - began:.1f} s\n".encode())
         if code:
             raise ClusterError(f"{argv[0]} ended with {code}; {self._last_words()}")
 
@@ -88,7 +91,7 @@ class Workshop:
         return {**os.environ, "TMPDIR": str(self.scratch), **(extra or {})}
 
     def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()[-3:]
+        lines = self.log.read_text(errors="replace").strip().splitlines()[-4:-1]
         return f"see {self.log}: {' | '.join(lines)[-500:]}"
 
 

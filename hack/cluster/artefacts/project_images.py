@@ -1,18 +1,18 @@
 """Holdfast's own images, built from the checkout by buildah without a daemon, and kept so that a rebuild is quick.
 
-Layers are kept in buildah's storage, so after a change of the sources only the last layer is made again. Images are
-pushed to one OCI layout, in which a layer lies once, whatever number of images have it; the artefact itself is a list of
-digests. `images.py` brings an image from there to a node and sends only the layers that the node does not have.
+Layers are kept in buildah's storage, so after a change of the sources only the last layer is made again. Images go into
+one OCI layout, in which a layer lies once, whatever number of images have it; the artefact itself is a list of digests.
+`images.py` brings an image from there to a node and sends only the layers that the node does not have.
 """
 
 import json
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cluster.artefacts import base_image
+from hack.cluster.artefacts import base_image, oci
 from hack.cluster.artefacts.artefact import Artefact, Workshop
+from hack.cluster.artefacts.oci import Image
 from hack.cluster.cache import Cache, digest_of
 from hack.cluster.paths import REPOSITORY
 
@@ -37,15 +37,6 @@ DEPENDENCIES = ("Dockerfile", "requirements-operator.lock", "requirements-agent.
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
-@dataclass(frozen=True)
-class Image:
-    """An image in the shared layout."""
-
-    reference: str
-    #: Of its manifest, with `sha256:` in front.
-    digest: str
-
-
 def reference(role: str) -> str:
     return f"localhost/holdfast-{role}:dev"
 
@@ -66,7 +57,7 @@ def project_images(context: Path = REPOSITORY) -> Artefact:
         name="images",
         what="the images of Holdfast",
         usual_seconds=75,
-        made_from=("2", context / "Dockerfile", *present_sources(context)),
+        made_from=(Path(oci.__file__), context / "Dockerfile", *present_sources(context)),
         make=make,
         needs=(base,),
     )
@@ -114,16 +105,12 @@ class _Buildah:
         # The mounted bundle is seen by pip in the build and is not in the image.
         build += ["--volume", f"{_CERTIFICATES}:{_CERTIFICATES}:ro"] if _CERTIFICATES.exists() else []
         self._call(*build, self._context)
-        # Uncompressed: compressing takes longer than everything else, and the bytes stay on this machine.
-        self._call("push", "--disable-compression", reference(role), f"oci:{self._layout}:{role}")
-        return Image(reference(role), self._pushed_digest(role))
-
-    def _pushed_digest(self, role: str) -> str:
-        index = json.loads((self._layout / "index.json").read_text())
-        for manifest in index["manifests"]:
-            if manifest.get("annotations", {}).get("org.opencontainers.image.ref.name") == role:
-                return str(manifest["digest"])
-        raise LookupError(f"{self._layout}: no image {role} after it was pushed")
+        # An archive and not an OCI layout: to that, this buildah compresses every layer anew on each push.
+        archive = self._workshop.scratch / f"{role}.tar"
+        self._call("push", reference(role), f"docker-archive:{archive}:{reference(role)}")
+        digest = oci.unpack_archive(archive, self._layout)
+        archive.unlink()
+        return Image(reference(role), digest)
 
     def _call(self, *argv: str | Path) -> None:
         # A fresh runroot each time: it says what is mounted, and nothing is, since the last call's mounts went with it.
