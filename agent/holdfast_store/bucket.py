@@ -1,0 +1,112 @@
+"""The seam to storage: what every backend must do, and the choice of a backend by URI.
+
+A bucket is a flat map from keys to immutable-by-convention objects. The interface is narrow so that a fake of it is small and ships (`memory`). Keys
+are relative to the storage URI; each backend checks them before use (S6).
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from holdfast_api.config import StorageConfig
+from holdfast_api.errors import BadName
+from holdfast_store.errors import Misconfigured
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Folders: TypeAlias = list[str]  # spelled so because `list` is a method below
+
+MAX_KEY = 1024
+_KEY_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level below a prefix: folder names (without the slash) and the objects that lie directly there. Sorted."""
+
+    folders: tuple[str, ...]
+    objects: tuple[ObjectInfo, ...]
+
+
+class Bucket(Protocol):
+    """Thread-safe and blocking. Every method raises StoreError and nothing else for what the store does, and ValueError for a wrong argument."""
+
+    @property
+    def uri(self) -> str: ...
+
+    def check(self) -> None:
+        """Proves that the bucket or directory exists and lets us in: else Misconfigured, Denied or Unavailable. Absence is believed only after it."""
+
+    def create(self, key: str, data: Buffer) -> None:
+        """Create-only, durable and whole when it returns, verified by the server on its way (B6). AlreadyExists if something lies there."""
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Create or overwrite; readers see the old or the new content, never a mixture."""
+
+    def get(self, key: str, *, max_bytes: int) -> bytes:
+        """The whole object. Absent, or Corrupt when it is longer than `max_bytes` (nothing is read then)."""
+
+    def get_into(self, key: str, view: memoryview) -> None:
+        """Fills `view` with the object, which must have exactly this length, else Corrupt. After an error `view` may hold anything."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """Size of an object, or Absent."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object below `prefix` (empty, or ending in "/"), in no promised order. What is created or deleted meanwhile may or may not be seen."""
+
+    def list_level(self, prefix: str) -> Level:
+        """What lies directly below `prefix` (empty, or ending in "/")."""
+
+    def list_folders(self, prefix: str) -> Folders:
+        """`list_level(prefix).folders` as a list."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes; what is absent is fine."""
+
+    def discard_unfinished(self, prefix: str) -> int:
+        """Removes what writers that died left invisible below `prefix` (temporary files older than a day); returns how many. 0 where there is no such thing."""
+
+
+def check_key(key: str) -> str:
+    """Refuses whatever could leave the bucket's folder or mean two things (S6): BadName for dots, empty parts, other characters, too much length."""
+    if len(key) > MAX_KEY or not all(_KEY_SEGMENT.match(part) for part in key.split("/")):
+        raise BadName(f"{key[:200]!r} is not a key of a store")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """As `check_key`, for a prefix: empty, or a key followed by "/"."""
+    if prefix:
+        if not prefix.endswith("/"):
+            raise ValueError(f"the prefix {prefix!r} must end in '/'")
+        check_key(prefix[:-1])
+    return prefix
+
+
+def open_bucket(storage: StorageConfig, environ: Mapping[str, str], *, retry_seconds: float = 60.0) -> Bucket:
+    """The bucket of `storage.uri`. Touches no network: a store that is away shows at first use. Unavailable is retried for `retry_seconds` per call.
+
+    Misconfigured for a URI of no known kind, a directory that does not exist, or credentials that are nowhere.
+    """
+    from holdfast_store.retry import Persistent
+
+    scheme = storage.uri.partition("://")[0]
+    if scheme == "file":
+        from holdfast_store.file import FileBucket
+
+        return Persistent(FileBucket.from_uri(storage.uri), retry_seconds=retry_seconds)
+    if scheme == "s3":
+        # Imported here: a job on a shared directory needs neither boto3's import time nor its memory.
+        from holdfast_store.s3 import S3Bucket
+
+        return Persistent(S3Bucket.from_config(storage, environ), retry_seconds=retry_seconds)
+    raise Misconfigured(
+        f"storage uri {storage.uri!r}: this release reads s3://bucket/prefix and file:///directory; correct spec.checkpoint.storage.uri"
+    )

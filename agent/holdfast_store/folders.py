@@ -1,0 +1,286 @@
+"""File operations confined to one directory (S6) and durable when they return (B9). Shared by the `file://` bucket and the local tier.
+
+Every path is walked part by part from the root's descriptor with O_NOFOLLOW: a symbolic link below the root is refused, wherever it points. A new file
+is written under a temporary name in its own folder, flushed, given its name, and the folder flushed. An error of a flush is final for that file: it is
+unlinked and the error raised; trying again means writing all of it again into another file.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from holdfast_store.bucket import Buffer
+from holdfast_store.errors import (
+    Absent,
+    AlreadyExists,
+    Corrupt,
+    Denied,
+    Full,
+    Misconfigured,
+    StoreError,
+    Unavailable,
+)
+
+TEMPORARY = ".new-"
+"""Prefix of temporary names. No key can begin with a dot, so none can name such a file."""
+UNFINISHED_AFTER_SECONDS = 86_400
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PIECE_BYTES = 32 << 20
+_RACES = 20
+
+
+class Folder:
+    """A directory that keys are resolved below. Thread-safe: it holds no state but the path."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def check(self) -> None:
+        os.close(self._open_root())
+
+    def write(self, key: str, data: Buffer, *, create_only: bool) -> None:
+        """Whole and durable when it returns. AlreadyExists with `create_only` if the name is taken."""
+        for _ in range(_RACES):
+            # FileNotFoundError: a deleter removed the empty folder between two of our steps.
+            with wrapped(key), contextlib.suppress(FileNotFoundError), self._parent(key, make=True) as (parent, name):
+                return _write_new(parent, name, data, create_only=create_only)
+        raise Unavailable(f"{key}: its folder kept disappearing while it was written")
+
+    def open(self, key: str) -> int:
+        """A descriptor for reading; the caller closes it. Absent only below a root that exists (B7)."""
+        with wrapped(key), self._parent(key, make=False) as (parent, name):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Misconfigured(f"{self.root / key} is not a regular file")
+        return fd
+
+    def size(self, key: str) -> int:
+        fd = self.open(key)
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def read(self, key: str, *, max_bytes: int) -> bytes:
+        fd = self.open(key)
+        try:
+            size = os.fstat(fd).st_size
+            if size > max_bytes:
+                raise Corrupt(key, f"{size} bytes where at most {max_bytes} are allowed")
+            data = bytearray(size)
+            self._fill(key, fd, memoryview(data), 0)
+            return bytes(data)
+        finally:
+            os.close(fd)
+
+    def read_range_into(self, key: str, view: memoryview, *, offset: int, whole_bytes: int) -> None:
+        """Fills `view` from `offset` of a file that must have `whole_bytes` bytes."""
+        fd = self.open(key)
+        try:
+            size = os.fstat(fd).st_size
+            if size != whole_bytes:
+                raise Corrupt(key, f"{size} bytes where {whole_bytes} were written")
+            self._fill(key, fd, view, offset)
+        finally:
+            os.close(fd)
+
+    def delete(self, key: str) -> None:
+        """Removes a file and the folders that this leaves empty; the root stays. Absent is fine."""
+        with contextlib.suppress(Absent), wrapped(key):
+            with self._parent(key, make=False) as (parent, name):
+                os.unlink(name, dir_fd=parent)
+                os.fsync(parent)
+            parts = key.split("/")[:-1]
+            while parts and self._remove_if_empty("/".join(parts)):
+                parts.pop()
+
+    def walk(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(key, size) of every regular file below `prefix`. What vanishes meanwhile is left out; temporary files are not shown."""
+        folders, files = self.level(prefix)
+        yield from files
+        for name in folders:
+            yield from self.walk(f"{prefix}{name}/")
+
+    def level(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
+        """Sorted folder names, and (key, size) of the files, directly below `prefix`. Nothing for a folder that is not there."""
+        folders: list[str] = []
+        files: list[tuple[str, int]] = []
+        for entry in self._entries(prefix):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
+            elif entry.is_file(follow_symlinks=False):
+                files.append((prefix + entry.name, entry.stat(follow_symlinks=False).st_size))
+        return sorted(folders), sorted(files)
+
+    def discard_unfinished(self, prefix: str, *, older_than_seconds: float = UNFINISHED_AFTER_SECONDS) -> int:
+        """Unlinks temporary files below `prefix` whose writers have long been gone; returns how many."""
+        count = 0
+        for entry in self._entries(prefix):
+            info = entry.stat(follow_symlinks=False)
+            old = time.time() - info.st_mtime > older_than_seconds
+            if stat.S_ISDIR(info.st_mode) and not entry.name.startswith("."):
+                count += self.discard_unfinished(f"{prefix}{entry.name}/", older_than_seconds=older_than_seconds)
+            elif stat.S_ISREG(info.st_mode) and entry.name.startswith(TEMPORARY) and old:
+                with contextlib.suppress(Absent), wrapped(entry.name), self._directory(prefix.rstrip("/")) as fd:
+                    os.unlink(entry.name, dir_fd=fd)
+                    count += 1
+        return count
+
+    def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
+        with contextlib.suppress(Absent), wrapped(prefix), self._directory(prefix.rstrip("/")) as fd:
+            entries = []
+            with os.scandir(fd) as found:
+                for entry in found:
+                    with contextlib.suppress(FileNotFoundError):
+                        # Looked up now and kept by the entry: later it would be relative to a closed descriptor.
+                        entry.stat(follow_symlinks=False)
+                        entries.append(entry)
+            return entries
+        return []
+
+    def _fill(self, key: str, fd: int, view: memoryview, offset: int) -> None:
+        done = 0
+        with wrapped(key):
+            while done < view.nbytes:
+                got = os.preadv(fd, [view[done : done + _PIECE_BYTES]], offset + done)
+                if not got:
+                    raise Corrupt(key, f"ends after {offset + done} bytes")
+                done += got
+
+    def _open_root(self) -> int:
+        try:
+            return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise Misconfigured(
+                f"{self.root} is not a directory: create it, or mount the volume that it should be on. It is not created by itself, because an "
+                "unmounted volume would then look like a store without checkpoints"
+            ) from e
+        except OSError as e:
+            raise as_store_error(e, str(self.root)) from e
+
+    @contextlib.contextmanager
+    def _directory(self, path: str, *, make: bool = False) -> Iterator[int]:
+        """Descriptor of a folder below the root, walked without following links."""
+        fd = self._open_root()
+        try:
+            for part in path.split("/") if path else ():
+                below = _step(fd, part, make=make)
+                os.close(fd)
+                fd = below
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _parent(self, key: str, *, make: bool) -> Iterator[tuple[int, str]]:
+        path, _, name = key.rpartition("/")
+        with self._directory(path, make=make) as fd:
+            yield fd, name
+
+    def _remove_if_empty(self, path: str) -> bool:
+        try:
+            with self._parent(path, make=False) as (parent, name):
+                os.rmdir(name, dir_fd=parent)
+            return True
+        except OSError:
+            return False
+
+
+def _step(fd: int, part: str, *, make: bool) -> int:
+    try:
+        return os.open(part, _DIRECTORY, dir_fd=fd)
+    except FileNotFoundError:
+        if not make:
+            raise
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(part, 0o700, dir_fd=fd)
+        os.fsync(fd)
+    return os.open(part, _DIRECTORY, dir_fd=fd)
+
+
+def _write_new(parent: int, name: str, data: Buffer, *, create_only: bool) -> None:
+    temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    try:
+        _write_all(fd, data)
+        os.fsync(fd)
+        if create_only:
+            _link(fd, temporary, name, parent)
+        else:
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+            temporary = ""
+        os.fsync(parent)
+    finally:
+        os.close(fd)
+        if temporary:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=parent)
+
+
+def _write_all(fd: int, data: Buffer) -> None:
+    view = memoryview(data).cast("B")
+    if view.nbytes:
+        try:
+            os.posix_fallocate(fd, 0, view.nbytes)  # shows a full disk before the time is spent
+        except OSError as e:
+            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    done = 0
+    while done < view.nbytes:
+        done += os.write(fd, view[done : done + _PIECE_BYTES])
+
+
+def _link(fd: int, temporary: str, name: str, parent: int) -> None:
+    """link() is the one step that creates a name only if it is free, on local disks and on NFS alike."""
+    try:
+        os.link(temporary, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
+    except FileExistsError:
+        # NFS repeats a request whose answer was lost; the second link then fails although the first one was ours.
+        if os.fstat(fd).st_nlink != 2:
+            raise
+    except OSError as e:
+        if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise Misconfigured(
+                "the file system of the storage directory has no hard links, without which a commit cannot be exclusive; "
+                "use another file system (ext4, xfs, NFS) or s3://"
+            ) from e
+        raise
+
+
+@contextlib.contextmanager
+def wrapped(key: str) -> Iterator[None]:
+    """The border: OSError becomes StoreError. StoreErrors pass."""
+    try:
+        yield
+    except OSError as e:
+        raise as_store_error(e, key) from e
+
+
+_CLASSES: dict[int, Callable[[str], StoreError]] = {
+    errno.ENOENT: Absent,
+    errno.EEXIST: AlreadyExists,
+    errno.ENOSPC: Full,
+    errno.EDQUOT: Full,
+    errno.EACCES: Denied,
+    errno.EPERM: Denied,
+    errno.EROFS: Misconfigured,
+    errno.ELOOP: Misconfigured,
+    errno.ENOTDIR: Misconfigured,
+    errno.EISDIR: Misconfigured,
+    errno.ENAMETOOLONG: Misconfigured,
+}
+
+
+def as_store_error(error: OSError, key: str) -> StoreError:
+    """Anything that is not named here (EIO, ESTALE, ETIMEDOUT, …) may pass: Unavailable."""
+    make = _CLASSES.get(error.errno or 0, Unavailable)
+    what = "is a symbolic link, which is not followed" if error.errno == errno.ELOOP else error.strerror or str(error)
+    return make(f"{key or 'the storage directory'}: {what}")

@@ -1,0 +1,252 @@
+"""One job's checkpoints in a bucket: the face that agent, library and CLI use. The rules stand in the modules it calls."""
+
+import functools
+from collections.abc import Collection, Iterator
+from pathlib import PurePosixPath
+
+from holdfast_api import codec, layout
+from holdfast_api.errors import ContractError
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import BranchRef, Chunk, Claim, CommitRecord, RankEntry, RankManifest, Verdict
+from holdfast_api.messages import AgentReport, RestoreOrder
+from holdfast_store import claims, collect, commits, discover, inventory, resolve
+from holdfast_store.bucket import Bucket
+from holdfast_store.chunks import digest
+from holdfast_store.collect import Expiry, SweepResult
+from holdfast_store.errors import Absent, AlreadyExists, Corrupt, Superseded
+from holdfast_store.lineage import Span, spans
+from holdfast_store.records import Records
+from holdfast_store.resolve import Found, Resolution
+from holdfast_store.retry import Persistent
+
+
+class JobStore:
+    """Blocking and thread-safe; holds no state but the names. Every method may raise Unavailable, Denied or Misconfigured."""
+
+    def __init__(self, bucket: Bucket, namespace: str, job: str, job_uid: str) -> None:
+        self.bucket = bucket
+        self.namespace = namespace
+        self.job = job
+        self.job_uid = job_uid
+        self.prefix = layout.job_prefix(namespace, job, job_uid)
+        self._records = Records(bucket, self.prefix, job_uid)
+
+    def for_job(self, job_uid: str) -> "JobStore":
+        """The same job name under another uid (A9, D6)."""
+        return self if job_uid == self.job_uid else JobStore(self.bucket, self.namespace, self.job, job_uid)
+
+    def until(self, deadline: float) -> "JobStore":
+        """The same store for work that is worthless after `deadline` (of `time.monotonic`): retries stop there."""
+        if not isinstance(self.bucket, Persistent):
+            return self
+        return JobStore(self.bucket.until(deadline), self.namespace, self.job, self.job_uid)
+
+    # Claims
+
+    def newest_claim(self) -> Claim | None:
+        return claims.newest(self._records)
+
+    def claims(self) -> dict[int, Claim]:
+        return claims.all_claims(self._records)
+
+    def claim(self, claim: Claim) -> None:
+        """Claims (A3, A4, A5). Superseded with the claim that stands; NotOnRecord if the parent has been expired meanwhile.
+
+        A parent in another job's prefix is protected by a branch reference first (D6).
+        """
+        claims.claim(self._records, claim, lambda uid: self.for_job(uid)._records)
+
+    # What exists
+
+    def ever_committed(self) -> bool:
+        """C1: whether a commit record or a tombstone exists below the prefix, on whatever lineage."""
+        return discover.ever_committed(self._records)
+
+    def earlier_jobs(self) -> tuple[str, ...]:
+        """Uids of other jobs of this namespace and name that have checkpoints (A9)."""
+        found = discover.uids(self.bucket, self.namespace, self.job)
+        return tuple(uid for uid in found if uid != self.job_uid and discover.has_commits(self.for_job(uid)._records))
+
+    def resolve(self, order: RestoreOrder, attempt: int, *, world_size: int) -> Resolution:
+        """What `attempt` may continue: usable commits of the lineage before it, newest first, with the order's exclusions (A7, C1, C2, D3).
+
+        Reads at most `resolve.ENOUGH` commit records and no manifest. A commit of another number of ranks ends the walk: see `reason`.
+        """
+        before = self._spans_before(attempt)
+        source = self
+        if order.resume_from_uid and order.resume_from_uid not in {s.job_uid for s in before}:
+            # Not continued yet. Once a claim has, its own lineage leads there, and the order says nothing more.
+            source = self.for_job(order.resume_from_uid)
+            before = source._spans_before(layout.MAX_NUMBER)
+        selection = resolve.select(order, self.job_uid, self._saves_on(before), world_size=world_size)
+        fresh, reason = order.fresh, ""
+        if not selection.candidates:
+            ever = source.ever_committed()
+            reason = resolve.explain(
+                order, selection, ever_committed=ever, source=f"{self.namespace}/{self.job} ({source.job_uid})"
+            )
+            foreign = any(s.job_uid != self.job_uid for s in before)
+            if not (order.fresh or order.pinned or ever or foreign or source is not self):
+                fresh, reason = self._first_start(before, reason)
+        return Resolution(tuple(selection.candidates), tuple(selection.rejections), fresh, reason)
+
+    def _first_start(self, before: list[Span], reason: str) -> tuple[bool, str]:
+        """No checkpoint has ever been made here: whether to start from nothing (C1), or to ask about an earlier job first (A9)."""
+        earlier = () if before else self.earlier_jobs()
+        return (False, resolve.earlier_job_reason(earlier)) if earlier else (True, reason)
+
+    def read_commit(self, ref: CheckpointRef) -> tuple[CommitRecord, str]:
+        """The record and its exact text, proved by its own digest. Absent, also where a tombstone lies (B2); Corrupt."""
+        record, text = self._records.commit(ref)
+        if self._records.exists(layout.tombstone_key(ref)):
+            raise Absent(f"checkpoint {ref} is expired")
+        return record, text
+
+    def read_manifest(self, record: CommitRecord, rank: int) -> RankManifest:
+        """Verified against the digest in `record` (B3). Corrupt, Absent. Also for the record of another job of this name."""
+        return self.for_job(record.job_uid)._records.manifest(record, rank)
+
+    def reusable(self, record: CommitRecord, *, ranks: Collection[int] | None = None) -> dict[str, CheckpointRef]:
+        """Digest -> where it lies, for every chunk that a save with base `record` may refer to (B4). Empty for a record of another job.
+
+        What failed verification once must be left out by the caller (B5).
+        """
+        if record.job_uid != self.job_uid:
+            return {}
+        manifests = collect.read_manifests(self._records, record, ranks)
+        return {chunk.digest: chunk.at for manifest in manifests for chunk in manifest.chunks}
+
+    # Chunks, manifests, commit
+
+    def put_chunk(self, ref: CheckpointRef, digest: str, view: memoryview) -> bool:
+        """Create-only, with a checksum that the server verifies (B6); False if it was there. `view` must not change meanwhile. Any thread."""
+        try:
+            self.bucket.create(self.prefix + layout.chunk_key(ref, digest), view)
+        except AlreadyExists:
+            return False
+        return True
+
+    def get_chunk_into(self, chunk: Chunk, view: memoryview) -> None:
+        """Fills `view` (exactly `chunk.length` bytes) and verifies it in this thread, while it is hot (C3). Absent, Corrupt: then `view` is garbage."""
+        if view.nbytes != chunk.length:
+            raise ValueError(f"the chunk has {chunk.length} bytes, the view {view.nbytes}")
+        key = self.prefix + layout.chunk_key(chunk.at, chunk.digest)
+        self.bucket.get_into(key, view)
+        if digest(view) != chunk.digest:
+            raise Corrupt(key, "the content does not fit the digest that names it")
+
+    def create_manifest(self, manifest: RankManifest) -> RankEntry:
+        """Writes `rank-<r>.json`, after its chunks; returns what the commit record has to say about it."""
+        return commits.create_manifest(self._records, manifest)
+
+    def commit(self, record: CommitRecord, *, incarnation: str | None = None) -> str:
+        """Makes the checkpoint exist; returns the record's exact text (with `check` filled in). Last, after every chunk and manifest is acknowledged.
+
+        Superseded: a newer claim stands (A5), or another life of this attempt if `incarnation` is given (A4). NotOnRecord: before the claim (A6), after
+        a newer save (A8), expired (D2), base gone (B4). AlreadyExists: another coordinator has committed this save with another text (E5).
+        """
+        if (record.namespace, record.job) != (self.namespace, self.job):
+            raise ValueError(
+                f"the commit record is of {record.namespace}/{record.job}, the store of {self.namespace}/{self.job}"
+            )
+        return commits.commit(self._records, record, incarnation=incarnation)
+
+    # Reports, verdicts, branches
+
+    def write_report(self, report: AgentReport) -> None:
+        """The last report of an agent (H4), under the attempt that it has joined (1 or more)."""
+        self.bucket.put(self.prefix + layout.report_key(report.attempt, report.worker), codec.to_json(report))
+
+    def read_reports(self, attempt: int) -> list[AgentReport]:
+        """Reports of an attempt, by worker. One that cannot be read is left out: reports inform, nothing is decided by them alone."""
+        folder = str(PurePosixPath(layout.report_key(attempt, 0)).parent)
+        found = []
+        for info in self.bucket.list_level(f"{self.prefix}{folder}/").objects:
+            try:
+                found.append(codec.from_json(AgentReport, self.bucket.get(info.key, max_bytes=codec.MAX_MESSAGE_BYTES)))
+            except (Absent, Corrupt, ContractError):
+                continue
+        return sorted(found, key=lambda r: r.worker)
+
+    def write_verdict(self, verdict: Verdict) -> None:
+        key = layout.verdict_key(CheckpointRef(verdict.attempt, verdict.save), verdict.check)
+        self.bucket.put(self.prefix + key, codec.to_json(verdict))
+
+    def read_verdicts(self, ref: CheckpointRef) -> list[Verdict]:
+        """What checks have found, by name of the check."""
+        prefix = f"{layout.checkpoint_prefix(ref)}verdicts/"
+        keys = [info.key.removeprefix(self.prefix) for info in self.bucket.list(self.prefix + prefix)]
+        return [self._records.read(Verdict, key) for key in sorted(keys)]
+
+    def write_branch(self, branch: BranchRef) -> None:
+        """Says, in this (the source's) prefix, that another job builds on a checkpoint here (D6). `claim` does it by itself."""
+        claims.write_branch(self._records, branch)
+
+    # Deletion
+
+    def expire(
+        self, ref: CheckpointRef, *, by_attempt: int, reason: str, in_use: Collection[CheckpointRef] = ()
+    ) -> Expiry:
+        """Deletes a checkpoint in the order of D2, or says why it is kept (D5, D6). Superseded if `by_attempt` is not the newest claim.
+
+        `in_use`: bases of open saves and what is being restored, as far as the caller knows of them.
+        """
+        newest = self._newest_for(by_attempt)
+        if why := collect.may_collect(newest, by_attempt):
+            return Expiry(False, why, 0)
+        lineage = self._spans(by_attempt)
+        return collect.expire(self._records, ref, lineage=lineage, by_attempt=by_attempt, reason=reason, in_use=in_use)
+
+    def sweep(self, *, attempt: int) -> SweepResult:
+        """Removes what has no commit and can have none any more (D4), and finishes deletions that were cut short. For the newest claim only."""
+        newest = self._newest_for(attempt)
+        if collect.may_collect(newest, attempt):
+            return SweepResult(0, 0, (), ())
+        self.bucket.discard_unfinished(self.prefix)
+        return collect.sweep(self._records, attempt, lineage=list(self._spans(attempt)))
+
+    # Lineage
+
+    def lineage(self, attempt: int) -> tuple[Span, ...]:
+        """The lineage of a claimed attempt (A7), newest first."""
+        return tuple(self._spans(attempt))
+
+    def _newest_for(self, attempt: int) -> Claim | None:
+        newest = self.newest_claim()
+        if newest and newest.attempt > attempt:
+            raise Superseded(newest)
+        return newest
+
+    def _spans(self, attempt: int) -> Iterator[Span]:
+        return spans(self.job_uid, attempt, None, self._claim_of)
+
+    def _spans_before(self, attempt: int) -> list[Span]:
+        """The lineage that `attempt` would continue: bounded by its own claim if it has one, else that of the newest claim before it."""
+        numbers = inventory.claimed(self._records)
+        if attempt in numbers:
+            return list(self._spans(attempt))[1:]
+        before = [n for n in numbers if n < attempt]
+        return list(self._spans(before[-1])) if before else []
+
+    def _claim_of(self, job_uid: str, attempt: int) -> Claim | None:
+        try:
+            return self.for_job(job_uid)._records.claim(attempt)
+        except Absent:
+            return None
+
+    def _saves_on(self, lineage: list[Span]) -> Iterator[Found]:
+        for span in lineage:
+            records = self.for_job(span.job_uid)._records
+            for ref in inventory.saves(records, span.attempt):
+                if not span.holds(span.job_uid, ref):
+                    continue
+                state = inventory.state(records, ref)
+                verdict = functools.partial(self._failed_verdict, span.job_uid, state)
+                read = functools.partial(records.commit, ref)
+                yield Found(span.job_uid, ref, state.committed, state.expired, read, verdict)
+
+    def _failed_verdict(self, job_uid: str, state: inventory.SaveState) -> str:
+        if not state.has_verdicts:
+            return ""
+        failed = [v for v in self.for_job(job_uid).read_verdicts(state.ref) if not v.passed]
+        return f"check {failed[0].check} failed: {failed[0].detail}" if failed else ""

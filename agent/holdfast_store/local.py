@@ -1,0 +1,138 @@
+"""The node-local tier (B9): whole images of ranks below one directory, so that a restart on the same node reads nothing from the store.
+
+    <root>/<namespace>/<job>-<uid>/checkpoints/<attempt>/<save>/rank-<rank>.safetensors    the image, a real safetensors file (J1)
+    <root>/<namespace>/<job>-<uid>/checkpoints/<attempt>/<save>/rank-<rank>.json           its manifest
+    <root>/<namespace>/<job>-<uid>/checkpoints/<attempt>/<save>/commit.json                the commit record's exact text
+
+It is a copy, never the truth: whether a checkpoint exists is asked of the store (B2), and every byte is verified on its way out (C3).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast_api import codec, layout
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord, RankManifest
+from holdfast_store.bucket import check_key
+from holdfast_store.chunks import digest
+from holdfast_store.errors import Absent, Corrupt, Misconfigured
+from holdfast_store.folders import Folder
+from holdfast_store.records import manifest_problem, parse, parse_commit
+
+
+@dataclass(frozen=True, slots=True)
+class LocalImage:
+    """An image with its manifest. `committed`: the commit record's text lies beside it and names this manifest."""
+
+    ref: CheckpointRef
+    rank: int
+    path: Path
+    manifest: RankManifest
+    committed: bool
+
+
+class LocalTier:
+    """One job's part of the directory. Thread-safe. `root` must exist. Raises as the store does: Absent, Corrupt, Full, Denied, Unavailable."""
+
+    def __init__(self, root: Path, namespace: str, job: str, job_uid: str) -> None:
+        self.root = root
+        self.job_uid = job_uid
+        self._prefix = layout.job_prefix(namespace, job, job_uid)
+        self._folder = Folder(root)
+
+    def check(self) -> None:
+        """Misconfigured if the directory is not there."""
+        self._folder.check()
+
+    def write_image(self, ref: CheckpointRef, rank: int, view: memoryview) -> None:
+        """Whole and durable when it returns; replaces an earlier one. `view` must not change meanwhile."""
+        self._folder.write(self._image_key(ref, rank), view, create_only=False)
+
+    def write_manifest(self, manifest: RankManifest) -> None:
+        """After its image."""
+        key = layout.manifest_key(CheckpointRef(manifest.attempt, manifest.save), manifest.rank)
+        self._folder.write(self._prefix + key, codec.to_json(manifest), create_only=False)
+
+    def write_commit(self, ref: CheckpointRef, text: str) -> None:
+        """The commit record as the store has it, once it is known there."""
+        self._folder.write(self._prefix + layout.commit_key(ref), text.encode(), create_only=False)
+
+    def read_manifest(self, ref: CheckpointRef, rank: int) -> RankManifest:
+        """Consistent with itself and with its name. Whether it is the one of a commit is for the caller to compare (B3)."""
+        key = self._prefix + layout.manifest_key(ref, rank)
+        manifest = parse(
+            RankManifest, key, self._folder.read(key, max_bytes=MAX_MANIFEST_BYTES), max_bytes=MAX_MANIFEST_BYTES
+        )
+        if (manifest.job_uid, manifest.attempt, manifest.save, manifest.rank) != (
+            self.job_uid,
+            ref.attempt,
+            ref.save,
+            rank,
+        ):
+            raise Corrupt(key, "speaks of another checkpoint or rank")
+        if problem := manifest_problem(manifest):
+            raise Corrupt(key, problem)
+        return manifest
+
+    def read_commit(self, ref: CheckpointRef) -> tuple[CommitRecord, str]:
+        key = self._prefix + layout.commit_key(ref)
+        data = self._folder.read(key, max_bytes=MAX_MANIFEST_BYTES)
+        return parse_commit(key, data), data.decode()
+
+    def read_chunk_into(self, manifest: RankManifest, index: int, view: memoryview) -> None:
+        """Chunk `index` of the image, verified in this thread (C3). `manifest` comes from the store or was verified against a commit record."""
+        chunk = manifest.chunks[index]
+        if view.nbytes != chunk.length:
+            raise ValueError(f"chunk {index} has {chunk.length} bytes, the view {view.nbytes}")
+        key = self._image_key(CheckpointRef(manifest.attempt, manifest.save), manifest.rank)
+        self._folder.read_range_into(key, view, offset=index * manifest.chunk_bytes, whole_bytes=manifest.image_bytes)
+        if digest(view) != chunk.digest:
+            raise Corrupt(key, f"chunk {index} does not fit its digest")
+
+    def find_images(self, rank: int) -> list[LocalImage]:
+        """Images of a rank that have a readable manifest, newest first."""
+        return [image for ref in self._refs() if (image := self._image(ref, rank))]
+
+    def prune(self, keep: set[CheckpointRef]) -> None:
+        """Removes every checkpoint but those in `keep`, and what writers that died left behind. The manifest goes last."""
+        for ref in self._refs():
+            if ref not in keep:
+                _, files = self._folder.level(self._prefix + layout.checkpoint_prefix(ref))
+                for key, _ in sorted(files, key=lambda f: f[0].endswith(".json")):
+                    self._folder.delete(key)
+        self._folder.discard_unfinished(self._prefix)
+
+    def bytes_used(self) -> int:
+        return sum(size for _, size in self._folder.walk(self._prefix))
+
+    def _image(self, ref: CheckpointRef, rank: int) -> LocalImage | None:
+        key = self._image_key(ref, rank)
+        try:
+            manifest = self.read_manifest(ref, rank)
+            if self._folder.size(key) != manifest.image_bytes:
+                return None
+        except (Absent, Corrupt, Misconfigured):
+            return None
+        return LocalImage(ref, rank, self.root / key, manifest, self._committed(manifest))
+
+    def _committed(self, manifest: RankManifest) -> bool:
+        try:
+            record, _ = self.read_commit(CheckpointRef(manifest.attempt, manifest.save))
+        except (Absent, Corrupt, Misconfigured):
+            return False
+        proved = digest(codec.to_json(manifest))
+        return any(e.rank == manifest.rank and e.manifest_digest == proved for e in record.ranks)
+
+    def _refs(self) -> Iterator[CheckpointRef]:
+        base = f"{self._prefix}checkpoints/"
+        for attempt in _numbers(self._folder.level(base)[0]):
+            for save in _numbers(self._folder.level(f"{base}{attempt:010d}/")[0]):
+                yield CheckpointRef(attempt, save)
+
+    def _image_key(self, ref: CheckpointRef, rank: int) -> str:
+        return check_key(f"{self._prefix}{layout.checkpoint_prefix(ref)}rank-{rank}.safetensors")
+
+
+def _numbers(folders: list[str]) -> list[int]:
+    return sorted((int(n) for n in folders if n.isdecimal() and len(n) == 10 and int(n)), reverse=True)

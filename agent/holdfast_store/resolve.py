@@ -1,0 +1,135 @@
+"""What an attempt may continue (A7, C1, C2, D3): the rules as pure functions, and the walk that reads commits one by one, newest first.
+
+The operator says what is excluded; everything else on the lineage may be used, so that a commit that it has not heard of is found. Nothing here guesses:
+a store that does not answer raises, it never looks like a store without checkpoints.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import CheckpointKind, CommitRecord
+from holdfast_api.messages import Rejection, RestoreOrder
+from holdfast_store.errors import Corrupt
+
+ENOUGH = 20
+"""Candidates that are read at most: a restore that refuses twenty checkpoints in a row needs a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A checkpoint that may be loaded. Chunks and manifests of another job's (`record.job_uid`) are read through `JobStore.for_job`."""
+
+    record: CommitRecord
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """`candidates` newest first. `reason` says in words why nothing is usable, or why a fresh start is not allowed; empty if all is well."""
+
+    candidates: tuple[Candidate, ...]
+    rejections: tuple[Rejection, ...]
+    fresh_allowed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One save on the lineage, as a listing shows it. Reading is deferred: `read` raises Corrupt, `failed_verdict` returns "" or what a check found."""
+
+    job_uid: str
+    ref: CheckpointRef
+    committed: bool
+    expired: bool
+    read: Callable[[], tuple[CommitRecord, str]]
+    failed_verdict: Callable[[], str]
+
+
+@dataclass(slots=True)
+class Selection:
+    """What the walk has gathered."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    excluded: list[CheckpointRef] = field(default_factory=list)
+    stopped: str = ""
+
+
+def is_excluded(order: RestoreOrder, ref: CheckpointRef, *, own: bool) -> bool:
+    """Quarantined or expired by the operator (C2); at or below the horizon and not retained (D3), which speaks of the job's own checkpoints only."""
+    if ref in order.excluded:
+        return True
+    return own and order.horizon is not None and ref <= order.horizon and ref not in order.retained
+
+
+def select(order: RestoreOrder, own_uid: str, found: Iterable[Found], *, world_size: int) -> Selection:
+    """Walks the lineage newest first and reads no more than is needed."""
+    result = Selection()
+    for save in found:
+        if not save.committed or save.expired:
+            continue
+        if order.pinned is not None and save.ref != order.pinned:
+            continue
+        if is_excluded(order, save.ref, own=save.job_uid == own_uid):
+            result.excluded.append(save.ref)
+            continue
+        _consider(save, result, world_size)
+        if result.stopped or len(result.candidates) == ENOUGH:
+            break
+    return result
+
+
+def _consider(save: Found, result: Selection, world_size: int) -> None:
+    try:
+        record, text = save.read()
+    except Corrupt as e:
+        result.rejections.append(_rejection(save.ref, str(e), of_checkpoint=True))
+        return
+    if verdict := save.failed_verdict():
+        result.rejections.append(_rejection(save.ref, verdict, of_checkpoint=True))
+    elif record.kind is not CheckpointKind.FULL:
+        result.rejections.append(
+            _rejection(save.ref, f"holds {record.kind.value}, not a state to resume", of_checkpoint=False)
+        )
+    elif len(record.ranks) != world_size:
+        # Not a fault of the checkpoint: an older one would fit no better, or would throw away progress that nobody gave up.
+        result.stopped = (
+            f"checkpoint {save.ref} was made by {len(record.ranks)} ranks, this attempt has {world_size}: set spec.workers and "
+            "spec.processesPerWorker back to what they were"
+        )
+        result.rejections.append(_rejection(save.ref, result.stopped, of_checkpoint=False))
+    else:
+        result.candidates.append(Candidate(record, text))
+
+
+def explain(order: RestoreOrder, selection: Selection, *, ever_committed: bool, source: str) -> str:
+    """Why nothing can be loaded, for the condition that a person reads (C1). `source` names the job that was looked at."""
+    if selection.candidates:
+        return ""
+    if selection.stopped:
+        return selection.stopped
+    if order.pinned is not None and not selection.rejections and not selection.excluded:
+        return f"checkpoint {order.pinned}, which the order names, is not on the lineage of {source}, or is expired"
+    parts = [f"{r.attempt}/{r.save}: {r.reason}" for r in selection.rejections[:5]]
+    if selection.excluded:
+        names = ", ".join(str(ref) for ref in selection.excluded[:10])
+        parts.append(f"excluded by the operator: {names}")
+    if parts:
+        return f"no checkpoint of {source} can be used: " + "; ".join(parts)
+    if ever_committed:
+        return f"{source} has had checkpoints, but none is left on the lineage (all are expired, or belong to superseded attempts)"
+    return f"{source} has no checkpoint"
+
+
+def _rejection(ref: CheckpointRef, reason: str, *, of_checkpoint: bool) -> Rejection:
+    return Rejection(ref.attempt, ref.save, reason[:500], of_checkpoint, datetime.now(UTC))
+
+
+def earlier_job_reason(uids: tuple[str, ...]) -> str:
+    """A9: a month of work must not start from zero because someone deleted and applied again."""
+    return (
+        f"the store holds checkpoints of an earlier job of this name ({', '.join(uids[:5])}). To continue them add "
+        f"spec.resumeFrom.uid: {uids[-1]}; to start from nothing add spec.fresh: true"
+    )

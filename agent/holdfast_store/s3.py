@@ -1,0 +1,277 @@
+"""`s3://bucket/prefix`: obstore moves the bytes, boto3 brings credentials and asks about the bucket.
+
+Three rules of B6 and J3 stand in `_put`: one object is one PUT, never multipart (`use_multipart=False`); every PUT carries a CRC64NVME that the server
+compares, so that a request cut in the middle leaves nothing; the payload itself is not hashed for the signature, which is safe only together with that
+checksum. Tries once: `retry.Persistent` does the rest.
+"""
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.config
+import botocore.exceptions
+import obstore
+import obstore.exceptions
+import obstore.store
+
+from holdfast_api.config import StorageConfig
+from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
+from holdfast_store.errors import Absent, Corrupt, Denied, Misconfigured, StoreError, Unavailable
+from holdfast_store.s3_answers import Answer, classify, read_text
+from holdfast_store.s3_credentials import NO_CREDENTIALS, CredentialProvider, ca_bundle, session_from
+
+CHECKSUM = "CRC64NVME"
+_PREFIX = re.compile(r"([A-Za-z0-9_=][A-Za-z0-9._=-]*/)*\Z")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
+_PIECE_BYTES = 4 << 20
+_DELETE_AT_ONCE = 1000
+_ERRORS = (obstore.exceptions.BaseError, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """Where and how. Time-outs are per request; a chunk of 64 MiB passes in `request_seconds` at 0.6 MB/s."""
+
+    bucket: str
+    prefix: str
+    """Empty, or ending in "/"."""
+    endpoint: str
+    """Empty: AWS."""
+    region: str
+    connect_seconds: float = 5.0
+    request_seconds: float = 120.0
+
+    @property
+    def where(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix} ({self.endpoint or 'AWS'}, region {self.region})"
+
+
+def settings_from(storage: StorageConfig, environ: Mapping[str, str]) -> S3Settings:
+    """Reads the URI and, where the configuration is silent, the usual variables. Misconfigured names what to correct."""
+    parts = urlsplit(storage.uri)
+    prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+    if not _BUCKET.match(parts.netloc) or not _PREFIX.match(prefix) or ".." in prefix or parts.query or parts.fragment:
+        raise Misconfigured(f"storage uri {storage.uri!r}: write s3://bucket/prefix with letters, digits and ._=- only")
+    endpoint = storage.endpoint or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or ""
+    if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
+        raise Misconfigured(f"storage endpoint {endpoint!r}: write http://host:port or https://host:port")
+    region = storage.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return S3Settings(parts.netloc, prefix, endpoint.rstrip("/"), region)
+
+
+class S3Bucket:
+    """One bucket and prefix. Thread-safe."""
+
+    def __init__(
+        self, settings: S3Settings, session: Any, *, ca: bytes | None = None, ca_path: str | None = None
+    ) -> None:
+        self.settings = settings
+        self._provider = CredentialProvider(session)
+        self._session = session
+        self._ca_path = ca_path
+        self._checked = threading.Event()
+        self._store = _obstore(settings, self._provider, ca)
+
+    @classmethod
+    def from_config(cls, storage: StorageConfig, environ: Mapping[str, str]) -> "S3Bucket":
+        settings = settings_from(storage, environ)
+        try:
+            session = session_from(environ, region=settings.region)
+        except botocore.exceptions.BotoCoreError as e:
+            raise Misconfigured(f"AWS configuration: {e}") from e
+        return cls(settings, session, ca=ca_bundle(environ), ca_path=environ.get("AWS_CA_BUNDLE") or None)
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.settings.bucket}/{self.settings.prefix}".rstrip("/")
+
+    def check(self) -> None:
+        """Lists one key. Not HeadBucket: its answers have no body, and a 404 without a code may as well be a wrong access key (B7)."""
+        try:
+            self.administration().list_objects_v2(Bucket=self.settings.bucket, Prefix=self.settings.prefix, MaxKeys=1)
+        except botocore.exceptions.ClientError as e:
+            raise self._refusal("", _boto_answer(e)) from e
+        except botocore.exceptions.NoCredentialsError as e:
+            raise Denied(NO_CREDENTIALS) from e
+        except (botocore.exceptions.BotoCoreError, OSError) as e:
+            raise Unavailable(f"{self.settings.where}: {e}") from e
+        self._checked.set()
+
+    def create(self, key: str, data: Buffer) -> None:
+        self._put(check_key(key), data, "create")
+
+    def put(self, key: str, data: Buffer) -> None:
+        self._put(check_key(key), data, "overwrite")
+
+    def replace(self, key: str, data: Buffer, *, e_tag: str) -> None:
+        """Overwrites only the version `e_tag`; AlreadyExists if another one is there. For the probe (B8)."""
+        self._put(check_key(key), data, {"e_tag": e_tag})
+
+    def get(self, key: str, *, max_bytes: int) -> bytes:
+        found = self._open(check_key(key))
+        if found.meta["size"] > max_bytes:
+            raise Corrupt(key, f"{found.meta['size']} bytes where at most {max_bytes} are allowed")
+        data = bytearray(found.meta["size"])
+        self._fill(key, found, memoryview(data))
+        return bytes(data)
+
+    def get_into(self, key: str, view: memoryview) -> None:
+        self._fill(key, self._open(check_key(key)), view)
+
+    def head(self, key: str) -> ObjectInfo:
+        try:
+            return ObjectInfo(key, obstore.head(self._store, check_key(key))["size"])
+        except FileNotFoundError:
+            # A HEAD has no body, so its 404 cannot say what is missing. A GET can.
+            return ObjectInfo(key, self._open(key).meta["size"])
+        except _ERRORS as e:
+            raise self._wrapped(key, e) from e
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        try:
+            for page in obstore.list(self._store, check_prefix(prefix) or None, chunk_size=1000):
+                for found in page:
+                    yield ObjectInfo(found["path"], found["size"])
+        except _ERRORS as e:
+            raise self._wrapped(prefix, e) from e
+
+    def list_level(self, prefix: str) -> Level:
+        try:
+            found = obstore.list_with_delimiter(self._store, check_prefix(prefix) or None)
+        except _ERRORS as e:
+            raise self._wrapped(prefix, e) from e
+        folders = sorted(name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"])
+        objects = sorted((ObjectInfo(o["path"], o["size"]) for o in found["objects"]), key=lambda o: o.key)
+        return Level(tuple(folders), tuple(objects))
+
+    def list_folders(self, prefix: str) -> Folders:
+        return [*self.list_level(prefix).folders]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        names = [check_key(key) for key in keys]
+        for start in range(0, len(names), _DELETE_AT_ONCE):
+            batch = names[start : start + _DELETE_AT_ONCE]
+            try:
+                obstore.delete(self._store, batch)
+            except _ERRORS as e:
+                error = self._wrapped(batch[0], e)
+                if not isinstance(error, Absent):
+                    raise error from e
+
+    def discard_unfinished(self, prefix: str) -> int:
+        """0: single PUTs leave nothing behind (J3), so there are no multipart uploads of ours to abort."""
+        return 0
+
+    def refuses_wrong_checksum(self, key: str) -> bool:
+        """Whether the server compares the checksum of an upload with what it received. For the probe (B8)."""
+        target = {"Bucket": self.settings.bucket, "Key": self.settings.prefix + check_key(key)}
+        try:
+            self.administration().put_object(**target, Body=b"holdfast", ChecksumCRC64NVME="AAAAAAAAAAA=")
+        except botocore.exceptions.ClientError as e:
+            answer = _boto_answer(e)
+            if answer.code in ("BadDigest", "XAmzContentChecksumMismatch", "InvalidDigest") or answer.status == 400:
+                return True
+            raise self._refusal(key, answer) from e
+        except (botocore.exceptions.BotoCoreError, OSError) as e:
+            raise Unavailable(f"{self.settings.where}: {e}") from e
+        return False
+
+    def administration(self) -> Any:
+        """A boto3 client for questions about the bucket; made anew because it is used a few times in a process's life."""
+        s = self.settings
+        return self._session.client(
+            "s3",
+            endpoint_url=s.endpoint or None,
+            verify=self._ca_path,
+            config=botocore.config.Config(
+                connect_timeout=s.connect_seconds,
+                read_timeout=30,
+                retries={"total_max_attempts": 1},
+                s3={"addressing_style": "path" if s.endpoint else "auto"},
+            ),
+        )
+
+    def _put(self, key: str, data: Buffer, mode: Any) -> None:
+        view = memoryview(data).cast("B")
+        try:
+            obstore.put(self._store, key, view, mode=mode, use_multipart=False)
+        except _ERRORS as e:
+            raise self._wrapped(key, e) from e
+
+    def _open(self, key: str) -> Any:
+        try:
+            return obstore.get(self._store, key)
+        except _ERRORS as e:
+            raise self._wrapped(key, e) from e
+
+    def _fill(self, key: str, found: Any, view: memoryview) -> None:
+        size = found.meta["size"]
+        if size != view.nbytes:
+            raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
+        done = 0
+        try:
+            for piece in found.stream(min_chunk_size=_PIECE_BYTES):
+                part = memoryview(piece)
+                if done + part.nbytes > view.nbytes:
+                    raise Corrupt(key, f"more than the {size} bytes that were announced")
+                view[done : done + part.nbytes] = part
+                done += part.nbytes
+        except _ERRORS as e:
+            raise self._wrapped(key, e) from e
+        if done != size:
+            raise Unavailable(f"{key} at {self.settings.where}: the answer ended after {done} of {size} bytes")
+
+    def _wrapped(self, key: str, error: Exception) -> StoreError:
+        if isinstance(error, obstore.exceptions.UnauthenticatedError) and self._provider.problem:
+            kind = Denied if self._provider.problem == NO_CREDENTIALS else Unavailable
+            return kind(self._provider.problem)
+        return self._refusal(key, read_text(str(error)))
+
+    def _refusal(self, key: str, answer: Answer) -> StoreError:
+        error = classify(answer, key=key, where=self.settings.where)
+        if isinstance(error, Absent) and not self._checked.is_set():
+            # Some servers answer NoSuchKey for a bucket that does not exist: absence is believed after the bucket has been seen once (B7).
+            self.check()
+        return error
+
+
+def _obstore(settings: S3Settings, provider: CredentialProvider, ca: bytes | None) -> Any:
+    options: dict[str, Any] = {
+        "allow_http": settings.endpoint.startswith("http://"),
+        "connect_timeout": timedelta(seconds=settings.connect_seconds),
+        "timeout": timedelta(seconds=settings.request_seconds),
+        "user_agent": "holdfast",
+    }
+    if ca:
+        options["root_certificate"] = ca
+    place: dict[str, Any] = {"endpoint": settings.endpoint} if settings.endpoint else {}
+    return obstore.store.S3Store(
+        settings.bucket,
+        prefix=settings.prefix.rstrip("/") or None,
+        region=settings.region,
+        virtual_hosted_style_request=not settings.endpoint and "." not in settings.bucket,
+        checksum_algorithm=CHECKSUM,
+        unsigned_payload=True,
+        conditional_put="etag",
+        credential_provider=provider,
+        client_options=options,
+        # Retries are ours (`retry.Persistent`): bounded by the caller's deadline, and a create that is repeated is looked at.
+        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=settings.request_seconds)},
+        **place,
+    )
+
+
+def _boto_answer(error: Any) -> Answer:
+    found = error.response
+    code, message = str(found.get("Error", {}).get("Code", "")), str(found.get("Error", {}).get("Message", ""))
+    # For answers without a body botocore gives the status as the code.
+    return Answer(
+        int(found.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)),
+        "" if code.isdigit() else code[:80],
+        message[:300],
+    )

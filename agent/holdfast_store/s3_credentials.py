@@ -1,0 +1,81 @@
+"""Credentials for S3 from boto3's chain: environment, profile, web identity, container, instance. Asked again and again, so that they may rotate.
+
+Never logged and never part of a message.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import botocore.exceptions
+
+from holdfast_store.errors import Misconfigured
+
+_TTL = timedelta(minutes=5)
+"""obstore asks again after it. boto3 renews what expires long before; asking is cheap."""
+
+
+def session_from(environ: Mapping[str, str], *, region: str) -> Any:
+    """A boto3 session for the process that `environ` describes. Keys in `environ` win over everything else in the chain.
+
+    A mapping that is not the process's own environment and has no keys is answered by the rest of the chain only.
+    """
+    key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    if bool(key) != bool(secret):
+        raise Misconfigured(
+            "one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set without the other: put both into the secret of the storage"
+        )
+    if key:
+        return boto3.session.Session(
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            aws_session_token=environ.get("AWS_SESSION_TOKEN") or None,
+            region_name=region,
+        )
+    return boto3.session.Session(region_name=region, profile_name=environ.get("AWS_PROFILE") or None)
+
+
+@dataclass(slots=True)
+class CredentialProvider:
+    """What obstore calls for credentials, from its own threads. `problem` keeps why it could not: obstore's error shows a traceback instead."""
+
+    session: Any
+    problem: str = ""
+
+    def __call__(self) -> dict[str, Any]:
+        try:
+            found = self.session.get_credentials()
+            frozen = found.get_frozen_credentials() if found else None
+        except (botocore.exceptions.BotoCoreError, OSError) as e:
+            self.problem = f"credentials could not be fetched: {e}"[:300]
+            raise
+        if frozen is None or not frozen.access_key:
+            self.problem = NO_CREDENTIALS
+            raise LookupError("no credentials")
+        self.problem = ""
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _TTL,
+        }
+
+
+NO_CREDENTIALS = (
+    "no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (by the secret in spec.checkpoint.storage.secretName), "
+    "or give the pod a workload identity"
+)
+
+
+def ca_bundle(environ: Mapping[str, str]) -> bytes | None:
+    """The certificates to trust beside the system's, from AWS_CA_BUNDLE (S16)."""
+    path = environ.get("AWS_CA_BUNDLE")
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read(4 << 20)
+    except OSError as e:
+        raise Misconfigured(f"AWS_CA_BUNDLE={path}: {e.strerror or e}") from e
