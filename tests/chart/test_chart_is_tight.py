@@ -11,6 +11,8 @@ import pytest
 
 from hack.demo.kube import Kube, KubectlFailed
 from holdfast_api import names
+from holdfast_operator.shell.permissions import PERMISSIONS
+from holdfast_operator.shell.settings import parse
 
 pytestmark = pytest.mark.cluster
 
@@ -57,9 +59,45 @@ def test_the_operator_has_no_permission_that_reaches_further_than_its_work(rende
         )
         assert group != "rbac.authorization.k8s.io"
         if resource == "secrets":
-            assert verb not in ("list", "watch", "update", "delete")
+            assert verb in ("create", "get")
         if resource == "nodes":
-            assert verb in ("get", "list", "watch")
+            assert verb in ("list", "watch")
+
+
+def test_the_roles_grant_what_the_operator_uses_and_nothing_else(render: Any) -> None:
+    """S8. The list stands beside the code that makes the calls."""
+    used: dict[str, set[tuple[str, str, str]]] = {"cluster": set(), "own-namespace": set()}
+    for group, resource, verbs, scope in PERMISSIONS:
+        used[scope] |= {(group, resource, verb) for verb in verbs}
+    for mode in MODES:
+        roles = operator_roles(render(*MODES[mode]))
+        own = [role for role in roles if role["metadata"].get("namespace") == "holdfast-system"]
+        assert grants([role for role in roles if role not in own]) == used["cluster"]
+        assert grants(own) == used["own-namespace"]
+
+
+def test_the_one_secret_that_is_read_is_granted_by_its_name(render: Any) -> None:
+    for mode in MODES.values():
+        rules = [
+            rule for role in operator_roles(render(*mode)) for rule in role["rules"] if "secrets" in rule["resources"]
+        ]
+        readable = [rule for rule in rules if rule["verbs"] != ["create"]]
+        assert [(rule["verbs"], rule["resourceNames"]) for rule in readable] == [(["get"], ["holdfast-master-key"])]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_operator_understands_what_the_chart_tells_it(render: Any, mode: str) -> None:
+    objects = render(*MODES[mode])
+    container = of_kind(objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]
+    fields = {"metadata.namespace": "holdfast-system", "metadata.name": "holdfast-0"}
+    environment = {entry["name"]: fields[entry["valueFrom"]["fieldRef"]["fieldPath"]] for entry in container["env"]}
+    settings = parse(container["args"], environment)
+    assert (settings.namespace, settings.identity) == ("holdfast-system", "holdfast-0")
+    assert settings.watch_namespace == ("team-a" if MODES[mode] else "")
+    service = of_kind(objects, "Service")[0]["metadata"]
+    assert settings.report_url == f"http://{service['name']}.{service['namespace']}.svc.cluster.local:8470"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"report": settings.report_port, "metrics": settings.metrics_port, "health": settings.health_port}
 
 
 def test_with_one_namespace_only_what_has_none_is_granted_cluster_wide(render: Any) -> None:
@@ -165,7 +203,7 @@ MAY = [
     ("create", "", "pods", "default"),
     ("watch", "", "pods", "default"),
     ("watch", "", "nodes", ""),
-    ("patch", "holdfast.dev", "trainingjobs/status", "default"),
+    ("update", "holdfast.dev", "trainingjobs/status", "default"),
     ("create", "authentication.k8s.io", "tokenreviews", ""),
     ("create", "coordination.k8s.io", "leases", "own"),
     ("create", "", "secrets", "own"),
@@ -173,7 +211,9 @@ MAY = [
 MAY_NOT = [
     ("list", "", "secrets", "default"),
     ("watch", "", "secrets", "default"),
+    ("get", "", "secrets", "default"),
     ("list", "", "secrets", "own"),
+    ("get", "", "secrets", "own"),
     ("create", "", "pods/exec", "default"),
     ("get", "", "pods/log", "default"),
     ("get", "", "nodes/proxy", ""),
