@@ -11,6 +11,7 @@ import pytest
 
 from hack.demo.kube import Kube, KubectlFailed
 from holdfast_api import names
+from holdfast_operator.shell import keys
 from holdfast_operator.shell.permissions import PERMISSIONS
 from holdfast_operator.shell.settings import parse
 
@@ -82,7 +83,7 @@ def test_the_one_secret_that_is_read_is_granted_by_its_name(render: Any) -> None
             rule for role in operator_roles(render(*mode)) for rule in role["rules"] if "secrets" in rule["resources"]
         ]
         readable = [rule for rule in rules if rule["verbs"] != ["create"]]
-        assert [(rule["verbs"], rule["resourceNames"]) for rule in readable] == [(["get"], ["holdfast-master-key"])]
+        assert [(rule["verbs"], rule["resourceNames"]) for rule in readable] == [(["get"], [keys.NAME])]
 
 
 @pytest.mark.parametrize("mode", MODES)
