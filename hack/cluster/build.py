@@ -162,7 +162,7 @@ class _Crew:
 
 def make_one(artefact: Artefact, cache: Cache, children: Children) -> None:
     """Makes one artefact whose needs are built; does nothing if it is there by now."""
-    with cache.making(artefact.name, artefact.key, artefact.keep) as directory:
+    with cache.making(artefact.name, artefact.key, artefact.keep, children.are_ended) as directory:
         if directory is None:
             return
         workshop = Workshop(cache, artefact, children)

@@ -61,13 +61,16 @@ class Cache:
         return self.directory / "log" / f"{name}.log"
 
     @contextlib.contextmanager
-    def making(self, name: str, key: str, keep: int = 2) -> Iterator[Path | None]:
+    def making(
+        self, name: str, key: str, keep: int = 2, give_up: Callable[[], bool] = lambda: False
+    ) -> Iterator[Path | None]:
         """An empty directory to be filled by the block, or None if the artefact is there by now.
 
-        Published when the block ends well, removed when it does not. The `keep` newest of the name stay.
+        Published when the block ends well, removed when it does not. The `keep` newest of the name stay. `give_up` ends
+        the wait for another builder of the same.
         """
         final = self.path(name, key)
-        with locked(self.directory / "locks" / name):
+        with locked(self.directory / "locks" / name, give_up=give_up):
             if final.is_dir():
                 yield None
                 return

@@ -8,14 +8,15 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hack.cluster.errors import ClusterError
+from hack.cluster.errors import ClusterError, Interrupted
 from hack.cluster.processes import Recorded, spawn
 from hack.cluster.settings import Settings
 
@@ -119,27 +120,29 @@ def replace_file(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience_seconds: float | None = None) -> Iterator[None]:
+def locked(
+    path: Path, patience_seconds: float = math.inf, give_up: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Holds an exclusive lock on a file or directory; the kernel drops it when the process ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _acquire(handle, path, patience_seconds)
+        deadline = time.monotonic() + patience_seconds
+        while not _acquired(handle):
+            if give_up():
+                raise Interrupted(f"stopped while waiting for {path}")
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{path} is held by another program for over {patience_seconds:.0f} s")
+            time.sleep(0.05)
         yield
     finally:
         os.close(handle)
 
 
-def _acquire(handle: int, path: Path, patience_seconds: float | None) -> None:
-    if patience_seconds is None:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        return
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ClusterError(f"{path} is held by another program for over {patience_seconds:.0f} s") from None
-            time.sleep(0.1)
+def _acquired(handle: int) -> bool:
+    """Not waiting in the kernel, where only a signal to this very thread would end it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -112,6 +112,9 @@ class Children:
             raise Interrupted(f"{argv[0]} was stopped")
         return code
 
+    def are_ended(self) -> bool:
+        return self._closed
+
     def end_all(self) -> None:
         """Kills the process group of each running program; they hold nothing worth a gentler end."""
         with self._lock:
