@@ -1,0 +1,231 @@
+"""From the spec to a worker's pod (part G). Pure: a template goes in, a manifest comes out; what the user wrote stays unless a rule says otherwise."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast_api import codec, names
+from holdfast_api.config import AgentConfig, StorageConfig
+from holdfast_operator.core.observed import JobMeta
+from holdfast_operator.crd.v1alpha1 import TrainingJobSpec
+
+Manifest = dict[str, Any]
+
+DEFAULT_GRACE_SECONDS = 120
+NOT_READY_SECONDS = 30
+"""Toleration of not-ready and unreachable nodes. The operator decides after notices.nodeLostSeconds that a worker is lost and replaces it under another
+name; the taint manager only cleans up behind it. 0 would end workers of a node that comes back within seconds and that agents still answer from; the
+default of 300 would leave zombies for minutes."""
+TOKEN_SECONDS = 3600
+ARENA_DIR = "/var/run/holdfast/arena"
+LOCAL_DIR = "/var/lib/holdfast"
+_VOLUME = "holdfast-"
+
+# Sidecar proxies cut the upload at SIGTERM, because they end first; the docs say how to opt in (G3).
+_NO_MESH = {
+    "sidecar.istio.io/inject": "false",
+    "linkerd.io/inject": "disabled",
+    "consul.hashicorp.com/connect-inject": "false",
+    "kuma.io/sidecar-injection": "disabled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PodContext:
+    """What of the operator itself goes into a pod."""
+
+    operator_url: str
+    """Where agents report."""
+    restart_rules: bool = False
+    """The server knows container restart rules (G1)."""
+
+
+def worker_pod(
+    job: JobMeta, spec: TrainingJobSpec, worker: int, serial: int, avoid_nodes: tuple[str, ...], context: PodContext
+) -> Manifest:
+    """The pod of one worker. `spec.template` holds at least one container, and the trainer has a command (the schema sees to it)."""
+    template = copy.deepcopy(spec.template)
+    pod = template.setdefault("spec", {})
+    name = names.pod_name(job.name, job.uid, worker, serial)
+    pod["restartPolicy"] = "Never"
+    pod.setdefault("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
+    pod["hostname"] = name
+    pod["subdomain"] = names.child_name(job.name, job.uid)
+    pod.setdefault("automountServiceAccountToken", False)
+    pod.setdefault("enableServiceLinks", False)
+    _wrap_trainer(pod, job, spec, worker, serial, context)
+    _add_volumes(pod, job, spec)
+    _add_tolerations(pod)
+    _add_affinity(pod, job, avoid_nodes)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _metadata(template.get("metadata") or {}, job, name, worker, serial),
+        "spec": pod,
+    }
+
+
+def owner(job: JobMeta) -> Manifest:
+    """Deletion of the job takes its children with it; without blocking it, so no permission on finalizers is needed."""
+    return {
+        "apiVersion": f"{names.GROUP}/{names.VERSION}",
+        "kind": names.KIND,
+        "name": job.name,
+        "uid": job.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def labels(job: JobMeta) -> dict[str, str]:
+    """On every child; the operator finds pods by them."""
+    return {names.LABEL_JOB: job.name, names.LABEL_JOB_UID: job.uid, names.LABEL_MANAGED: names.MANAGED_BY}
+
+
+def trainer_of(pod_spec: Manifest) -> Manifest:
+    """The container named `trainer`, else the first (G3)."""
+    containers: list[Manifest] = pod_spec["containers"]
+    return next((c for c in containers if c.get("name") == names.TRAINER_CONTAINER), containers[0])
+
+
+def _metadata(template: Manifest, job: JobMeta, name: str, worker: int, serial: int) -> Manifest:
+    own = {**labels(job), names.LABEL_WORKER: str(worker), names.LABEL_SERIAL: str(serial)}
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": {**(template.get("labels") or {}), **own},
+        "annotations": {**_NO_MESH, **(template.get("annotations") or {})},
+        "ownerReferences": [owner(job)],
+    }
+
+
+def _wrap_trainer(
+    pod: Manifest, job: JobMeta, spec: TrainingJobSpec, worker: int, serial: int, context: PodContext
+) -> None:
+    container = trainer_of(pod)
+    container["command"] = ["holdfast-agent", "run", "--", *container.get("command", [])]
+    container["env"] = [*_environment(pod, job, spec, worker, serial, context), *container.get("env", [])]
+    secret = spec.checkpoint.storage.secret_name
+    if secret:
+        container["envFrom"] = [*container.get("envFrom", []), {"secretRef": {"name": secret}}]
+    # The agent's last report is a file, never the tail of a log that may hold anything (H4).
+    container["terminationMessagePolicy"] = "File"
+    container["terminationMessagePath"] = names.TERMINATION_PATH
+    container["ports"] = [
+        *container.get("ports", []),
+        {"name": "holdfast", "containerPort": names.AGENT_PORT, "protocol": "TCP"},
+    ]
+    container["volumeMounts"] = [*container.get("volumeMounts", []), *_mounts(container)]
+    if context.restart_rules:
+        container["restartPolicy"] = "Never"
+        container["restartPolicyRules"] = [{"action": "Restart", "exitCodes": {"operator": "In", "values": [137]}}]
+
+
+def _environment(
+    pod: Manifest, job: JobMeta, spec: TrainingJobSpec, worker: int, serial: int, context: PodContext
+) -> list[Manifest]:
+    config = codec.to_json(_config(pod, job, spec, worker, serial, context)).decode()
+    fields = {
+        names.ENV_POD_NAME: "metadata.name",
+        names.ENV_POD_UID: "metadata.uid",
+        names.ENV_POD_IP: "status.podIP",
+        names.ENV_NODE: "spec.nodeName",
+    }
+    downward = [{"name": n, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": p}}} for n, p in fields.items()]
+    return [{"name": names.ENV_CONFIG, "value": config}, *downward]
+
+
+def _config(
+    pod: Manifest, job: JobMeta, spec: TrainingJobSpec, worker: int, serial: int, context: PodContext
+) -> AgentConfig:
+    checkpoint = spec.checkpoint
+    return AgentConfig(
+        namespace=job.namespace,
+        job=job.name,
+        job_uid=job.uid,
+        worker=worker,
+        serial=serial,
+        workers=spec.workers,
+        processes_per_worker=spec.processes_per_worker,
+        storage=StorageConfig(checkpoint.storage.uri, checkpoint.storage.endpoint, checkpoint.storage.region),
+        every_steps=checkpoint.every.steps,
+        every_seconds=checkpoint.every.seconds,
+        chunk_bytes=checkpoint.chunk_mi_b << 20,
+        grace_seconds=int(pod["terminationGracePeriodSeconds"]),
+        notice_seconds=spec.notices.default_deadline_seconds,
+        operator_url=context.operator_url,
+        memory_dir=ARENA_DIR,
+        local_dir=LOCAL_DIR,
+    )
+
+
+def _mounts(container: Manifest) -> list[Manifest]:
+    taken = {m.get("mountPath") for m in container.get("volumeMounts", [])}
+    wanted: list[Manifest] = [
+        {"name": f"{_VOLUME}arena", "mountPath": ARENA_DIR},
+        {"name": f"{_VOLUME}local", "mountPath": LOCAL_DIR},
+        {"name": f"{_VOLUME}shm", "mountPath": "/dev/shm"},  # noqa: S108  the loader workers' shared memory
+        {"name": f"{_VOLUME}token", "mountPath": names.TOKEN_PATH.rsplit("/", 1)[0], "readOnly": True},
+        {"name": f"{_VOLUME}keys", "mountPath": names.KEYS_DIR, "readOnly": True},
+    ]
+    return [m for m in wanted if m["mountPath"] not in taken]
+
+
+def _add_volumes(pod: Manifest, job: JobMeta, spec: TrainingJobSpec) -> None:
+    arena: Manifest = {"medium": "Memory"}
+    if spec.checkpoint.memory_mi_b:
+        arena["sizeLimit"] = f"{spec.checkpoint.memory_mi_b}Mi"
+    token = {"path": "token", "audience": names.TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS}
+    pod["volumes"] = [
+        *pod.get("volumes", []),
+        {"name": f"{_VOLUME}arena", "emptyDir": arena},
+        {"name": f"{_VOLUME}local", **_local(job, spec)},
+        {"name": f"{_VOLUME}shm", "emptyDir": {"medium": "Memory"}},
+        {"name": f"{_VOLUME}token", "projected": {"defaultMode": 0o444, "sources": [{"serviceAccountToken": token}]}},
+        # Readable by whatever user the container runs as; agent and training code are one trust domain (H3).
+        {"name": f"{_VOLUME}keys", "secret": {"secretName": names.child_name(job.name, job.uid), "defaultMode": 0o444}},
+    ]
+
+
+def _local(job: JobMeta, spec: TrainingJobSpec) -> Manifest:
+    """An emptyDir, or a directory of this job below the one that the user named on the node (opt-in)."""
+    host_path = spec.checkpoint.local.host_path
+    if host_path is None:
+        return {"emptyDir": {}}
+    return {"hostPath": {"path": f"{host_path.path.rstrip('/')}/{job.uid}", "type": "DirectoryOrCreate"}}
+
+
+def _add_tolerations(pod: Manifest) -> None:
+    own = [_toleration("node.kubernetes.io/not-ready"), _toleration("node.kubernetes.io/unreachable")]
+    given = pod.get("tolerations", [])
+    keys = {t.get("key") for t in given if t.get("effect") in (None, "", "NoExecute")}
+    pod["tolerations"] = [*given, *(t for t in own if t["key"] not in keys)]
+
+
+def _toleration(key: str) -> Manifest:
+    return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NOT_READY_SECONDS}
+
+
+def _add_affinity(pod: Manifest, job: JobMeta, avoid_nodes: tuple[str, ...]) -> None:
+    affinity = pod.setdefault("affinity", {})
+    if avoid_nodes:
+        node = affinity.setdefault("nodeAffinity", {})
+        required = node.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
+        # Terms are alternatives, so each of them must keep away from the nodes.
+        terms = required.setdefault("nodeSelectorTerms", [])
+        if not terms:
+            terms.append({})
+        for term in terms:
+            fields = term.setdefault("matchFields", [])
+            # One name to a field requirement is all that the API allows; matchFields of a term must all hold.
+            fields.extend({"key": "metadata.name", "operator": "NotIn", "values": [n]} for n in avoid_nodes)
+    spread = {
+        "weight": 100,
+        "podAffinityTerm": {
+            "topologyKey": "kubernetes.io/hostname",
+            "labelSelector": {"matchLabels": {names.LABEL_JOB_UID: job.uid}},
+        },
+    }
+    anti = affinity.setdefault("podAntiAffinity", {})
+    preferred = "preferredDuringSchedulingIgnoredDuringExecution"
+    anti[preferred] = [*anti.get(preferred, []), spread]

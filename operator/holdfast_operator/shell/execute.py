@@ -1,0 +1,176 @@
+"""Carries out actions. Each may be repeated: what exists already and is ours is success, what is somebody else's is remembered as a refusal (A9)."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from holdfast_api import codec, names
+from holdfast_operator.core import children
+from holdfast_operator.core.actions import Action, CreatePod, DeletePod, EmitEvent, EnsureChildren
+from holdfast_operator.core.observed import JobMeta, Observed, Refusal, RefusalKind
+from holdfast_operator.core.pods import PodContext, worker_pod
+from holdfast_operator.core.wake import REFUSED_AGAIN
+from holdfast_operator.shell.agents import AgentClient
+from holdfast_operator.shell.kube import ApiError, Kube
+
+log = logging.getLogger("holdfast.execute")
+CHILDREN_FRESH_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class JobMemory:
+    """What the shell remembers of a job between rounds. Losing it costs time, never correctness."""
+
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+    children_at: float = 0.0
+    """Monotonic time at which Service, Secret and NetworkPolicy were last known to exist."""
+
+    def children_exist(self) -> bool:
+        return self.children_at > 0 and time.monotonic() - self.children_at < CHILDREN_FRESH_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    kube: Kube
+    agents: AgentClient
+    context: PodContext
+    master: bytes
+    operator_namespace: str
+    identity: str
+    pod_made: Callable[[dict[str, Any]], None]
+    """A pod that was created or found: into the cache at once, or the next round would create it again."""
+
+    async def run(self, seen: Observed, actions: tuple[Action, ...], memory: JobMemory) -> float | None:
+        """Orders go to all agents at the same time, API calls too; events come last. Returns when to come back (seconds), if something failed."""
+        if any(isinstance(a, EnsureChildren) for a in actions) and not await self._ensure_children(seen.job, memory):
+            actions = tuple(a for a in actions if not isinstance(a, CreatePod))
+        work = [self._one(seen, a, memory) for a in actions if not isinstance(a, EnsureChildren | EmitEvent)]
+        waits = [w for w in await asyncio.gather(*work) if w is not None]
+        for event in (a for a in actions if isinstance(a, EmitEvent)):
+            await self._attempt(self._event(seen.job, event))
+        return min(waits, default=None)
+
+    async def _one(self, seen: Observed, action: Action, memory: JobMemory) -> float | None:
+        match action:
+            case CreatePod():
+                return await self._create_pod(seen, action, memory)
+            case DeletePod():
+                log.info("deleting pod %s: %s", action.name, action.why, extra={"job": seen.job.name})
+                path = f"/api/v1/namespaces/{seen.job.namespace}/pods/{action.name}"
+                return None if await self._attempt(self.kube.delete(path, action.uid)) else 1.0
+            case EnsureChildren() | EmitEvent():
+                return None
+            case _:
+                return await self.agents.deliver(action)
+
+    async def _create_pod(self, seen: Observed, action: CreatePod, memory: JobMemory) -> float | None:
+        job = seen.job
+        name = names.pod_name(job.name, job.uid, action.worker, action.serial)
+        what = f"pod {name}"
+        refused = memory.refusals.get(what)
+        if refused is not None and datetime.now(UTC) - refused.at < REFUSED_AGAIN:
+            return None
+        path = f"/api/v1/namespaces/{job.namespace}/pods"
+        body = worker_pod(job, seen.spec, action.worker, action.serial, action.avoid_nodes, self.context)
+        made = await self._create(job, path, body, what, memory)
+        if isinstance(made, dict):
+            self.pod_made(made)
+            return None
+        return 0.1 if what in memory.refusals else 1.0
+
+    async def _ensure_children(self, job: JobMeta, memory: JobMemory) -> bool:
+        """Service, Secret and NetworkPolicy exist and are ours. The operator may not read Secrets: one of this name counts as ours (its name holds the
+        job's uid), and an agent that got another one's keys refuses our signature."""
+        core, policies = f"/api/v1/namespaces/{job.namespace}", f"/apis/networking.k8s.io/v1/namespaces/{job.namespace}"
+        service, policy = children.service(job), children.network_policy(job, self.operator_namespace)
+        made = [
+            await self._create(job, f"{core}/services", service, f"service {service['metadata']['name']}", memory),
+            await self._create(
+                job, f"{policies}/networkpolicies", policy, f"networkpolicy {policy['metadata']['name']}", memory
+            ),
+            await self._create(
+                job,
+                f"{core}/secrets",
+                children.keys_secret(job, self.master),
+                f"secret {service['metadata']['name']}",
+                memory,
+                readable=False,
+            ),
+        ]
+        if all(made):
+            memory.children_at = time.monotonic()
+        return all(made)
+
+    async def _create(
+        self, job: JobMeta, path: str, body: dict[str, Any], what: str, memory: JobMemory, *, readable: bool = True
+    ) -> dict[str, Any] | bool:
+        """The object, or True where it exists and cannot be read; False if it was refused (remembered) or the API is away (not)."""
+        try:
+            made = await self.kube.create(path, body)
+        except ApiError as e:
+            if e.status == 409 and e.reason == "AlreadyExists":
+                return await self._found(job, f"{path}/{body['metadata']['name']}", what, memory) if readable else True
+            self._refused(what, e, memory)
+            return False
+        memory.refusals.pop(what, None)
+        return made
+
+    async def _found(self, job: JobMeta, path: str, what: str, memory: JobMemory) -> dict[str, Any] | bool:
+        try:
+            found = await self.kube.get(path)
+        except ApiError as e:
+            log.warning("%s: %s", what, e)
+            return False
+        owners = found["metadata"].get("ownerReferences") or []
+        if any(o.get("uid") == job.uid for o in owners):
+            memory.refusals.pop(what, None)
+            return found
+        others = ", ".join(f"{o.get('kind')} {o.get('name')}" for o in owners) or "nobody"
+        memory.refusals[what] = Refusal(RefusalKind.TAKEN, what, f"it is owned by {others}", datetime.now(UTC))
+        return False
+
+    def _refused(self, what: str, error: ApiError, memory: JobMemory) -> None:
+        if error.passing or error.status == 409:
+            log.warning("%s: %s", what, error)
+            return
+        kind = RefusalKind.INVALID if error.status in (400, 422) else RefusalKind.FORBIDDEN
+        memory.refusals[what] = Refusal(kind, what, error.message, datetime.now(UTC))
+
+    async def _event(self, job: JobMeta, event: EmitEvent) -> None:
+        now = codec.format_time(datetime.now(UTC))
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{job.name}.", "namespace": job.namespace},
+            "involvedObject": {
+                "apiVersion": f"{names.GROUP}/{names.VERSION}",
+                "kind": names.KIND,
+                "name": job.name,
+                "namespace": job.namespace,
+                "uid": job.uid,
+            },
+            "type": "Warning" if event.warning else "Normal",
+            "reason": event.reason[:128],
+            "message": event.message[:1024],
+            "action": "Reconcile",
+            "source": {"component": "holdfast-operator"},
+            "reportingComponent": "holdfast.dev/operator",
+            "reportingInstance": self.identity[:128],
+            "firstTimestamp": now[:19] + "Z",
+            "lastTimestamp": now[:19] + "Z",
+            "eventTime": now,
+            "count": 1,
+        }
+        await self.kube.create(f"/api/v1/namespaces/{job.namespace}/events", body)
+
+    async def _attempt(self, call: Coroutine[Any, Any, None]) -> bool:
+        try:
+            await call
+        except ApiError as e:
+            log.warning("%s", e)
+            return False
+        return True

@@ -1,0 +1,100 @@
+"""Every metric of the operator; docs/metrics.md lists them and a test compares. What is counted comes from status transitions that were written (I9)."""
+
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from holdfast_api.messages import Cause
+from holdfast_operator.core import events
+from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
+
+_RESUME_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 3600)
+_FAST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """One registry per process, so tests have their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.resume = Histogram(
+            "holdfast_time_to_resume_seconds",
+            "Seconds from the notice (or the loss) to the first new step: each phase, and the phase `total`, which they add up to.",
+            ["phase", "cause"],
+            buckets=_RESUME_BUCKETS,
+            registry=r,
+        )
+        self.preemptions = Counter(
+            "holdfast_preemptions", "Attempts ended by a preemption or loss.", ["cause"], registry=r
+        )
+        self.failures = Counter("holdfast_failures", "Attempts ended by a failure of the job itself.", registry=r)
+        self.steps_lost = Counter("holdfast_steps_lost", "Steps that had to be done again.", ["cause"], registry=r)
+        self.fallbacks = Counter(
+            "holdfast_fallbacks", "Checkpoints that were refused on the way to a resume.", registry=r
+        )
+        self.checkpoint_time = Gauge(
+            "holdfast_checkpoint_timestamp_seconds",
+            "When the newest durable checkpoint of a job was committed, in seconds since 1970.",
+            ["namespace", "job"],
+            registry=r,
+        )
+        self.checkpoint_age = Gauge(
+            "holdfast_checkpoint_age_seconds",
+            "Seconds since the newest durable checkpoint of a job was committed.",
+            ["namespace", "job"],
+            registry=r,
+        )
+        self.jobs = Gauge("holdfast_jobs", "Jobs by phase.", ["phase"], registry=r)
+        self.reconcile = Histogram(
+            "holdfast_reconcile_seconds",
+            "Seconds of one round: observe, decide, write, act.",
+            buckets=_FAST_BUCKETS,
+            registry=r,
+        )
+        self.reaction = Histogram(
+            "holdfast_reaction_seconds",
+            "Seconds from seeing a change of a node or pod to the first action because of it.",
+            buckets=_FAST_BUCKETS,
+            registry=r,
+        )
+        self.conflicts = Counter(
+            "holdfast_status_conflicts", "Status writes that somebody else was faster with.", registry=r
+        )
+        self.orders_failed = Counter(
+            "holdfast_agent_orders_failed", "Orders that an agent did not take in.", registry=r
+        )
+        self.reports = Counter("holdfast_agent_reports", "Reports that were accepted.", registry=r)
+        self.leader = Gauge("holdfast_leader", "1 while this process is the active operator.", registry=r)
+
+    def written(self, namespace: str, job: str, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
+        """A status write that succeeded. Each resume is observed by the write that closes it, and by no other (I9)."""
+        for entry in events.newly_resumed(before, after):
+            self.resume.labels("total", entry.cause).observe(entry.total_milliseconds / 1000)
+            for phase in entry.phases:
+                self.resume.labels(phase.name, entry.cause).observe(phase.milliseconds / 1000)
+            self.steps_lost.labels(entry.cause).inc(entry.steps_lost)
+            self.fallbacks.inc(len(entry.fell_back))
+        self._count_ends(before, after)
+
+    def _count_ends(self, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
+        ended = {p.attempt for p in before.preemptions if p.ended_at is not None}
+        causes = [p.cause for p in after.preemptions if p.ended_at is not None and p.attempt not in ended]
+        self.failures.inc(max(0, after.counts.failures - before.counts.failures))
+        for cause in causes:
+            if cause != Cause.FAILURE.value:
+                self.preemptions.labels(cause).inc()
+
+    def set_jobs(self, statuses: list[tuple[str, str, TrainingJobStatus]]) -> None:
+        """(namespace, name, status) of every job there is: gauges of jobs that are gone go with them."""
+        now = datetime.now(UTC)
+        for phase in Phase:
+            self.jobs.labels(phase.value).set(sum(s.phase is phase for _, _, s in statuses))
+        self.checkpoint_time.clear()
+        self.checkpoint_age.clear()
+        for namespace, job, status in statuses:
+            if status.last_checkpoint is not None:
+                time = status.last_checkpoint.time
+                self.checkpoint_time.labels(namespace, job).set(time.timestamp())
+                if status.phase not in (Phase.SUCCEEDED, Phase.FAILED):
+                    self.checkpoint_age.labels(namespace, job).set(max(0.0, (now - time).total_seconds()))
