@@ -1,0 +1,92 @@
+"""Command line: `holdfast-agent run -- COMMAND` in a pod, `holdfast-agent run --local DIR -- COMMAND` anywhere else."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from holdfast_agent import laptop, settings
+from holdfast_agent.errors import ConfigurationWrong
+from holdfast_agent.run import Agent
+from holdfast_agent.run import main as run_agent
+from holdfast_api import __version__
+from holdfast_api.messages import Exit
+from holdfast_api.names import EXIT_CODES
+
+DEFAULT_EVERY_SECONDS = 600
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="holdfast-agent", description="Runs training processes and keeps their state safe."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    run = top.add_subparsers(dest="verb", required=True).add_parser(
+        "run", help="run a command under the agent", usage="holdfast-agent run [--local DIR [options]] -- COMMAND ..."
+    )
+    run.add_argument(
+        "--local",
+        metavar="DIR",
+        type=Path,
+        help="without Kubernetes: keep checkpoints in this directory and resume from it",
+    )
+    run.add_argument("--processes", type=int, default=1, help="training processes to start (default 1)")
+    run.add_argument("--workers", type=int, default=1, help="machines; only 1 is possible without Kubernetes")
+    often = run.add_mutually_exclusive_group()
+    often.add_argument("--every-steps", type=int, default=0, metavar="N", help="take a checkpoint every N steps")
+    often.add_argument(
+        "--every-seconds",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"take one every N seconds (default {DEFAULT_EVERY_SECONDS})",
+    )
+    run.add_argument("--chunk-mib", type=int, default=16, help="size of a chunk in MiB (default 16)")
+    run.add_argument("--fresh", action="store_true", help="start from nothing if no checkpoint can be used")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s holdfast-agent %(levelname)s %(message)s", stream=sys.stderr
+    )
+    command = tuple(options.command[1:] if options.command[:1] == ["--"] else options.command)
+    try:
+        if not command:
+            raise ConfigurationWrong(
+                "no command: write it after --, for example `holdfast-agent run -- python train.py`"
+            )
+        return run_agent(_local(options, command) if options.local else _in_pod(command))
+    except ConfigurationWrong as e:
+        print(f"holdfast-agent: {e}", file=sys.stderr)
+        return EXIT_CODES[Exit.CONFIGURATION_WRONG]
+
+
+def _in_pod(command: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    ready = settings.from_environment(settings.process_environment(), command)
+    return lambda: Agent(ready)
+
+
+def _local(options: argparse.Namespace, command: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    if options.workers != 1:
+        raise ConfigurationWrong(
+            f"--workers is {options.workers}: without Kubernetes one machine is used; use --processes for several processes"
+        )
+    held = laptop.take(options.local)
+    every_seconds = options.every_seconds or (0 if options.every_steps else DEFAULT_EVERY_SECONDS)
+    ready = laptop.settings(
+        held,
+        options.local,
+        command,
+        processes=options.processes,
+        every_steps=options.every_steps,
+        every_seconds=every_seconds,
+        chunk_bytes=options.chunk_mib << 20,
+    )
+    return lambda: Agent(ready, own_orders=held, fresh=options.fresh)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

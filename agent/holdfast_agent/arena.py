@@ -1,0 +1,134 @@
+"""Slot files in shared memory, prefaulted before they are handed out, and what they hold (J5, J6).
+
+What a slot is believed to hold is only a hint for where to look first: every chunk is verified before it is used, so a torn, stale or half overwritten slot
+costs a fetch and nothing else. The hints lie beside the slots, so that a restarted agent finds them. Blocking; called on worker threads.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast_agent import memory
+from holdfast_api.layout import CheckpointRef
+
+HINTS = "slots.json"
+ALIGN = 2 << 20
+"""Sizes are rounded up, so that a plan that grows a little keeps its files."""
+FILE_MODE = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Where a rank's image of a checkpoint was last seen."""
+
+    slot: int
+    job_uid: str
+    ref: CheckpointRef
+
+
+class Arena:
+    """The slots of this worker's ranks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.Lock()
+        self._hints: dict[tuple[int, int], Hint] = self._read_hints()
+
+    def path(self, rank: int, slot: int) -> Path:
+        return self.folder / f"rank-{rank}-slot-{slot}"
+
+    def ensure(self, wanted: dict[tuple[int, int], int]) -> int:
+        """Makes each (rank, slot) at least so many bytes long, prefaulted. Never shrinks: a mapped file that gets shorter kills its reader.
+
+        Returns the bytes allocated. Raises MemoryTooSmall before anything is allocated.
+        """
+        with self._lock:
+            rounded = {key: -(-size // ALIGN) * ALIGN for key, size in wanted.items()}
+            have = {key: self._size(*key) for key in rounded}
+            new = sum(max(0, size - have[key]) for key, size in rounded.items())
+            if new:
+                memory.check(memory.read(self.folder), new, sum(rounded.values()))
+            for key, size in rounded.items():
+                if size > have[key]:
+                    self._grow(self.path(*key), have[key], size)
+            return new
+
+    def note(self, rank: int, slot: int, job_uid: str, ref: CheckpointRef) -> None:
+        with self._lock:
+            self._hints[rank, slot] = Hint(slot, job_uid, ref)
+            self._write_hints()
+
+    def find(self, rank: int, job_uid: str, ref: CheckpointRef) -> int | None:
+        """The slot that may hold the rank's image of this checkpoint."""
+        with self._lock:
+            for (r, slot), hint in self._hints.items():
+                if r == rank and hint.job_uid == job_uid and hint.ref == ref:
+                    return slot
+        return None
+
+    def clear(self) -> None:
+        """Gives the memory back (laptop, after a good end)."""
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
+
+    def _size(self, rank: int, slot: int) -> int:
+        try:
+            return self.path(rank, slot).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _grow(self, path: Path, start: int, size: int) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, start, size - start)  # on tmpfs this allocates the pages: no fault comes later
+            else:
+                os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+
+    def _read_hints(self) -> dict[tuple[int, int], Hint]:
+        hints = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            for item in json.loads((self.folder / HINTS).read_text()):
+                ref = CheckpointRef(int(item["attempt"]), int(item["save"]))
+                hints[int(item["rank"]), int(item["slot"])] = Hint(int(item["slot"]), str(item["job_uid"]), ref)
+        return hints
+
+    def _write_hints(self) -> None:
+        items = [
+            {"rank": rank, "slot": h.slot, "job_uid": h.job_uid, "attempt": h.ref.attempt, "save": h.ref.save}
+            for (rank, _), h in self._hints.items()
+        ]
+        temporary = self.folder / (HINTS + ".tmp")
+        temporary.write_text(json.dumps(items))
+        temporary.replace(self.folder / HINTS)
+
+
+class Mapped:
+    """One slot file in this process's memory, until `close`."""
+
+    def __init__(self, path: Path, length: int, *, write: bool) -> None:
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if size < length:
+                raise OSError(f"{path.name} has {size} bytes where {length} are announced")
+            self._map = mmap.mmap(fd, length, access=mmap.ACCESS_WRITE if write else mmap.ACCESS_READ)
+        finally:
+            os.close(fd)
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        self.view.release()
+        with contextlib.suppress(
+            BufferError
+        ):  # a slice is still held by a thread that was told to stop; it goes with it
+            self._map.close()

@@ -1,0 +1,387 @@
+"""One attempt in one worker: starts the ranks, wires the parts, and says what a rank's message or end means.
+
+Everything that outlives the attempt (arena, store, sockets) is the agent's (run.py). `close` leaves no process of the attempt and no reader of a slot.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from holdfast_agent import address
+from holdfast_agent.claims import Claims
+from holdfast_agent.clock import Deadline
+from holdfast_agent.crew import Rank
+from holdfast_agent.errors import MemoryTooSmall, PeerRefused, ProtocolBroken
+from holdfast_agent.evacuation import Evacuation
+from holdfast_agent.gates import Gates
+from holdfast_agent.launcher import Launcher, Process, RankSpec
+from holdfast_agent.ranks import RankLink
+from holdfast_agent.restoring import Restoring
+from holdfast_agent.rounds import Rounds
+from holdfast_agent.saves import Saves
+from holdfast_agent.settings import environment_of_ranks, process_environment
+from holdfast_agent.shared import Shared
+from holdfast_agent.signals import Watchdog
+from holdfast_agent.slots import SlotBook
+from holdfast_agent.writing import Writing
+from holdfast_api import peers
+from holdfast_api import ranks as wire
+from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, Cause, Exit, Stage
+
+log = logging.getLogger(__name__)
+SLOTS = 2
+UNUSED_SECONDS = 60.0
+"""A script that has not said Hello by then does not use the library, as far as anybody can tell."""
+FAILED_SECONDS = 5.0
+"""How long the agent stays after a trainer's failure, for a save that runs, the report, or the next attempt."""
+FINISH_SECONDS = 3600.0
+LAST_CAPTURE_SECONDS = 5.0
+STEP_WEIGHT = 0.2
+"""Of the newest step in the moving average."""
+NEVER_USED = "nothing was saved: the script ended without ever calling holdfast (see docs/agent.md)"
+
+
+class Attempt:
+    """Made when an AttemptOrder with a greater number is accepted."""
+
+    def __init__(self, shared: Shared, launcher: Launcher, socket: str, watchdog: Watchdog) -> None:
+        self.shared = shared
+        self._launcher = launcher
+        self._socket = socket
+        self.writing = Writing(shared, lambda message: self.evacuation.sealed(message))
+        self.gates = Gates(shared, self.writing)
+        self.saves = Saves(shared)
+        self.rounds = Rounds(shared, self.gates, self.saves)
+        self.evacuation = Evacuation(shared, self.gates, self.rounds, self.saves, watchdog)
+        self.restoring = Restoring(shared)
+        self.claims = Claims(shared) if shared.is_lead else None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._handlers: dict[type, Callable[[Rank, object], object]] = {
+            wire.RestoreWanted: lambda r, m: self.restoring.wanted(r),
+            wire.Loaded: lambda r, m: self.restoring.loaded(r),
+            wire.LoadFailed: self._load_failed,
+            wire.Plan: self._plan,
+            wire.Passed: self._passed,
+            wire.CapturedSlot: self._captured,
+            wire.Vote: self._vote,
+            wire.Done: self._done,
+        }
+
+    # ---- life
+
+    def start(self) -> None:
+        s = self.shared
+        s.metrics.attempt.set(s.attempt)
+        s.record.stage(Stage.ATTEMPT_ACCEPTED)
+        self._launch()
+        self._tasks = [asyncio.ensure_future(self._watch_ranks()), asyncio.ensure_future(self._watch_use())]
+        if self.claims is not None:
+            self._tasks.append(asyncio.ensure_future(self.claims.run()))
+            if s.settings.config.every_seconds > 0:
+                self._tasks.append(asyncio.ensure_future(self._save_by_clock()))
+
+    async def close(self) -> None:
+        """Ranks first: nobody writes into a slot afterwards. Then the readers."""
+        await self._launcher.end(self.shared.crew.processes)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.evacuation.close()
+        await self.rounds.cancel(reopen=False)
+        await self.saves.close()
+        await self.gates.end()
+        await self.restoring.close()
+        await self.writing.close()
+
+    def again(self, order: AttemptOrder) -> None:
+        """The operator says the same attempt once more."""
+        if order != self.shared.order:
+            self.shared.order = order
+            self.shared.changes.bump()
+
+    def _launch(self) -> None:
+        s = self.shared
+        config = s.settings.config
+        lead = min(s.order.members, key=lambda m: m.worker)
+        host = address.split(lead.address)[0] if lead.address else s.settings.pod_ip
+        base = environment_of_ranks(process_environment())
+        for local, rank in enumerate(s.crew):
+            spec = RankSpec(
+                rank=rank.number,
+                local_rank=local,
+                world_size=s.order.world_size,
+                local_world_size=config.processes_per_worker,
+                group_rank=config.worker,
+                attempt=s.attempt,
+                master_addr=host,
+                socket=self._socket,
+            )
+            rank.process = self._launcher.start(spec, s.settings.command, base)
+        s.record.stage(Stage.RANKS_STARTED)
+
+    # ---- ranks speak
+
+    def admit(self, hello: wire.Hello) -> str:
+        s = self.shared
+        rank = s.crew.ranks.get(hello.rank)
+        if hello.attempt != s.attempt:
+            return f"this is attempt {s.attempt}, not {hello.attempt}"
+        if rank is None or hello.world_size != s.order.world_size:
+            return f"rank {hello.rank} of {hello.world_size} is not one of this worker's ranks {sorted(s.crew.ranks)} of {s.order.world_size}"
+        if rank.link is not None:
+            return f"rank {hello.rank} is connected already"
+        return ""
+
+    def joined(self, link: RankLink) -> None:
+        s = self.shared
+        rank = s.crew.ranks[link.rank]
+        rank.link, rank.hello = link, link.hello
+        if s.record.blocked is not None and s.record.blocked.reason is BlockedReason.LIBRARY_NOT_USED:
+            s.record.block(None)
+        link.send(wire.Welcome(s.attempt, s.settings.config.chunk_bytes, s.settings.config.every_steps, SLOTS))
+        s.changes.bump()
+
+    def said(self, link: RankLink, message: wire.FromRank) -> object:
+        rank = self.shared.crew.ranks[link.rank]
+        if rank.link is not link:
+            raise ProtocolBroken(f"rank {link.rank} has another connection")
+        answer = self._handlers[type(message)](rank, message)
+        self.shared.changes.bump()
+        return answer
+
+    def left(self, link: RankLink) -> None:
+        """The process has ended, or its connection was closed: it can join no round any more."""
+        rank = self.shared.crew.ranks.get(link.rank)
+        if rank is not None and rank.link is link:
+            log.info("rank %d has left", link.rank)
+        self.shared.changes.bump()
+
+    def _load_failed(self, rank: Rank, message: object) -> object:
+        assert isinstance(message, wire.LoadFailed)
+        rejection = self.restoring.failed(rank, message)
+        if rejection is not None:
+            rank.wants_restore = True
+            return self._tell_lead(
+                peers.CheckpointRejected(self.shared.attempt, self.shared.settings.config.worker, rejection)
+            )
+        return None
+
+    def _plan(self, rank: Rank, message: object) -> object:
+        assert isinstance(message, wire.Plan)
+        if not rank.loaded:
+            raise ProtocolBroken(
+                f"rank {rank.number} has a plan before it asked for its state: call restore() before the first step (C1)"
+            )
+        if message.image_bytes <= 0 or message.image_bytes > 1 << 44:
+            raise ProtocolBroken(f"a plan of {message.image_bytes} bytes")
+        return self._make_slots(rank, message)
+
+    async def _make_slots(self, rank: Rank, message: wire.Plan) -> None:
+        """A new plan starts with empty slots: what they hold belongs to the plan before."""
+        s = self.shared
+        if rank.book is not None:
+            for slot, held in list(rank.book.held.items()):
+                if (task := self.writing.abandon(held.captured.boundary)) is not None:
+                    await asyncio.wait([task])
+                rank.book.held.pop(slot, None)
+        try:
+            await s.threads.call(s.arena.ensure, {(rank.number, slot): message.image_bytes for slot in range(SLOTS)})
+        except (MemoryTooSmall, OSError) as e:
+            text = str(e) if isinstance(e, MemoryTooSmall) else f"the slots in {s.arena.folder} cannot be made: {e}"
+            s.record.block(Blocked(BlockedReason.MEMORY_TOO_SMALL, text))
+            rank.send(wire.Refused(text))
+            return
+        rank.plan, rank.book = message, SlotBook(SLOTS)
+        paths = tuple(str(s.arena.path(rank.number, slot)) for slot in range(SLOTS))
+        rank.send(wire.Slots(message.plan, paths, message.image_bytes))
+
+    def _passed(self, rank: Rank, message: object) -> None:
+        assert isinstance(message, wire.Passed)
+        s = self.shared
+        rank.boundary = max(rank.boundary, message.boundary)
+        rank.stepped = True
+        rank.step_seconds = (
+            message.step_seconds
+            if not rank.step_seconds
+            else (1 - STEP_WEIGHT) * rank.step_seconds + STEP_WEIGHT * message.step_seconds
+        )
+        if s.crew.all(lambda r: r.stepped):
+            s.record.boundary = min(r.boundary for r in s.crew)
+            s.record.step_seconds = max(r.step_seconds for r in s.crew)
+            s.metrics.boundary.set(s.record.boundary)
+            s.metrics.step_seconds.set(s.record.step_seconds)
+            s.record.stage(Stage.FIRST_STEP)
+
+    def _captured(self, rank: Rank, message: object) -> object:
+        assert isinstance(message, wire.CapturedSlot)
+        s = self.shared
+        if rank.book is None or rank.plan is None or message.plan != rank.plan.plan:
+            raise ProtocolBroken(f"rank {rank.number} captured for plan {message.plan}, which is not the current one")
+        rank.book.take(message)
+        rank.boundary = max(rank.boundary, message.boundary)
+        s.metrics.stall_seconds.labels(
+            message.kind if message.kind in ("periodic", "round", "final") else "other"
+        ).observe(message.copy_seconds)
+        if message.kind != "round" and s.crew.held(message.boundary):
+            offer = peers.SaveOffer(s.attempt, s.settings.config.worker, message.boundary)
+            self._tasks.append(asyncio.ensure_future(self._tell_lead(offer)))
+            self._tasks = [t for t in self._tasks if not t.done()]
+        return None
+
+    def _vote(self, rank: Rank, message: object) -> None:
+        assert isinstance(message, wire.Vote)
+        rank.vote = message
+        if message.done:
+            rank.done_at = message.boundary
+
+    def _done(self, rank: Rank, message: object) -> None:
+        assert isinstance(message, wire.Done)
+        rank.done_at = message.boundary
+        rank.boundary = max(rank.boundary, message.boundary)
+        if self.shared.crew.done_at is not None:
+            self._tasks.append(asyncio.ensure_future(self._finish()))
+
+    async def _tell_lead(self, message: object) -> None:
+        s = self.shared
+        try:
+            await s.mesh.ask(min(s.mesh.workers), message, until=Deadline.after(60))
+        except Exception as e:  # the next offer, or the next attempt, makes up for it
+            log.warning("the lead did not hear %s: %s", type(message).__name__, e)
+
+    # ---- peers speak
+
+    async def peer(self, message: object) -> object:
+        """One message of holdfast_api.peers, of this attempt. The answer, None, or LATER."""
+        match message:
+            case peers.RoundRequest():
+                running = self.rounds.request(message.cause, evacuate=message.evacuate, deadline=message.deadline)
+                return peers.RoundAnswer(max(running.number, 1))
+            case peers.CloseGates():
+                return await self.gates.close_gates(message)
+            case peers.ReleaseGates():
+                return await self.gates.release(message)
+            case peers.OpenGates():
+                self.gates.open(message)
+            case peers.SaveOffer():
+                self._lead_only().saves.offered(message)
+            case peers.FlushOrder():
+                return await self.writing.ordered(message)
+            case peers.Committed():
+                self.writing.committed(message)
+            case peers.Resolved():
+                return await self.restoring.resolved(message)
+            case peers.CheckpointRejected():
+                claims = self._lead_only().claims
+                assert claims is not None
+                claims.rejected(message.rejection)
+            case _:
+                raise PeerRefused(f"{type(message).__name__} is not a message of peers")
+        return None
+
+    def _lead_only(self) -> "Attempt":
+        if self.claims is None:
+            raise PeerRefused("this worker is not the lead")
+        return self
+
+    # ---- ranks end
+
+    async def _watch_ranks(self) -> None:
+        """The first failure ends all ranks of this worker; the last good end ends the agent."""
+        s = self.shared
+        waiting = {p.ended: p for p in s.crew.processes}
+        while waiting:
+            ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            s.changes.bump()
+            await asyncio.sleep(0.05)  # its last words may still be in the pipe
+            for future in ended:
+                process = waiting.pop(future)
+                code = future.result()
+                if code != 0 and not self._going:
+                    await self._failed(process, code)
+                    return
+                if code != 0:
+                    log.warning("rank %d ended with %d during the evacuation", process.rank, code)
+        if not self._going:
+            await self._all_ended()
+
+    @property
+    def _going(self) -> bool:
+        """While everybody leaves, a rank's end is no news: its peers are going away."""
+        return self.shared.record.evacuating or self.shared.record.sealed
+
+    async def _failed(self, process: Process, code: int) -> None:
+        s = self.shared
+        s.record.failed = True
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        s.record.exit_detail = f"rank {process.rank} ended with {how}\n{process.last_words}"[:2300]
+        s.record.changed()
+        log.error("rank %d ended with %s", process.rank, how)
+        self._launcher.kill(s.crew.processes)
+        limit = Deadline.after(FAILED_SECONDS)
+        await asyncio.sleep(1)
+        await s.changes.until(lambda: not self.saves.pending and not self.writing.busy, limit)
+        s.end(Exit.TRAINER_FAILED, s.record.exit_detail)
+
+    async def _all_ended(self) -> None:
+        s = self.shared
+        await s.changes.until(lambda: not self.saves.pending and not self.writing.busy, Deadline.after(FINISH_SECONDS))
+        s.record.finished = True
+        detail = ""
+        if all(r.hello is None for r in s.crew):
+            detail = NEVER_USED
+            s.record.block(Blocked(BlockedReason.LIBRARY_NOT_USED, NEVER_USED))
+        s.end(Exit.FINISHED, detail)
+
+    async def _finish(self) -> None:
+        """All ranks are done: what they hold is committed, or given up, before they may end."""
+        s = self.shared
+        end = s.crew.done_at
+        assert end is not None
+        soon = Deadline.after(LAST_CAPTURE_SECONDS)
+        held = await s.changes.until(lambda: bool(s.crew.held(end)) or s.last_boundary >= end, soon)
+        if not held and s.is_lead:
+            # The library captures the last boundary by itself; if it did not, a round asks for it.
+            await self.rounds.request(Cause.FINAL, evacuate=False, deadline=None).ended.wait()
+        await s.changes.until(lambda: s.last_boundary >= end or self._given_up(end), Deadline.after(FINISH_SECONDS))
+        if s.last_boundary < end:
+            log.error("the last boundary %d could not be saved; the newest checkpoint is at %d", end, s.last_boundary)
+        for rank in s.crew:
+            rank.send(wire.FinishAllowed())
+
+    def _given_up(self, boundary: int) -> bool:
+        return self.writing.given_up(boundary) or (
+            self.shared.is_lead and not self.saves.pending and not self.shared.crew.held(boundary)
+        )
+
+    # ---- clocks
+
+    async def _watch_use(self) -> None:
+        """A script that runs long without the library trains, and nothing of it is saved: somebody must hear of it."""
+        s = self.shared
+        await asyncio.sleep(UNUSED_SECONDS)
+        if all(r.hello is None for r in s.crew) and s.record.blocked is None:
+            s.record.block(
+                Blocked(
+                    BlockedReason.LIBRARY_NOT_USED,
+                    f"the script has run for {UNUSED_SECONDS:.0f} s without calling holdfast.Checkpointer: it trains, but nothing is saved; "
+                    "add the five lines of docs/agent.md to it",
+                )
+            )
+
+    async def _save_by_clock(self) -> None:
+        """every.seconds: the lead asks for a round when the newest save is that old."""
+        s = self.shared
+        seconds = s.settings.config.every_seconds
+        await s.changes.until(lambda: s.record.loaded, Deadline.after(10**8))
+        self.saves.started_at = asyncio.get_running_loop().time()
+        while True:
+            age = asyncio.get_running_loop().time() - self.saves.started_at
+            await asyncio.sleep(max(0.2, seconds - age))
+            idle = not (self._going or s.crew.done_at is not None or self.rounds.active)
+            if (
+                idle
+                and asyncio.get_running_loop().time() - self.saves.started_at >= seconds
+                and s.record.boundary > s.last_boundary
+            ):
+                await self.rounds.request(Cause.PERIODIC, evacuate=False, deadline=None).ended.wait()
+                self.saves.started_at = max(self.saves.started_at, asyncio.get_running_loop().time() - seconds / 2)

@@ -1,0 +1,277 @@
+"""The lead: find what to continue, claim the attempt as late as possible, tell every member (A3-A9, C1-C3, D6).
+
+A failure of the store or a decision that needs a person blocks the attempt, with the reason in the report, and is tried again every few seconds and whenever
+the operator sends another order: the bucket, the Secret or the spec may have been mended.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+import uuid
+
+from holdfast_agent import storage
+from holdfast_agent.clock import Deadline, now
+from holdfast_agent.errors import AgentError
+from holdfast_agent.saves import info_of
+from holdfast_agent.shared import Shared
+from holdfast_api import peers
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import Claim, CommitRecord, ParentRef
+from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, ClaimInfo, Rejection, RestoreOrder, Stage
+from holdfast_store.errors import Absent, Corrupt, NotOnRecord, StoreError, Superseded
+from holdfast_store.job import JobStore
+from holdfast_store.probe import probe
+
+log = logging.getLogger(__name__)
+RETRY_SECONDS = 3.0
+PROBE_SECONDS = 12.0
+"""A store that is away is reported within 30 s (fault scenario 48); the bucket's own retries end before."""
+LOOK_AGAIN_SECONDS = 60.0
+"""While nothing can be used, what was refused is tried again so often."""
+TELL_SECONDS = 3600.0
+"""A member fetches for as long as it takes; if it is gone the operator starts a new attempt, which ends this wait."""
+
+
+class NeedsPerson(AgentError):
+    """The attempt cannot go on as it is ordered."""
+
+    def __init__(self, reason: BlockedReason, message: str) -> None:
+        super().__init__(message)
+        self.blocked = Blocked(reason, message[:4000])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """What the attempt continues; all None for a fresh start."""
+
+    record: CommitRecord | None = None
+    text: str = ""
+
+    @property
+    def parent(self) -> ParentRef | None:
+        r = self.record
+        return ParentRef(r.job_uid, r.attempt, r.save) if r is not None else None
+
+
+class Claims:
+    """One attempt's, in the lead only. `run` is one task."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._incarnation = uuid.uuid4().hex  # A4: of this process's memory, never stored on the pod
+        self._probed = False
+        self._swept = False
+        self._bad: dict[tuple[str, CheckpointRef], str] = {}
+        self._bad_since = time.monotonic()
+        self._choice: Choice | None = None
+        self._rejected = asyncio.Event()
+
+    async def run(self) -> None:
+        """Ends when the attempt is superseded; else waits for rejections as long as the attempt lives."""
+        while True:
+            order = self._shared.order
+            try:
+                await self._go()
+            except Superseded as e:
+                self._shared.supersede(e.newest.attempt)
+                return
+            except StoreError as e:
+                log.warning("the attempt waits for the store: %s", e)
+                self._shared.record.block(storage.blocked(e, self._shared.settings.config.storage))
+            except NeedsPerson as e:
+                self._shared.record.block(e.blocked)
+            await self._changed(order)
+            if self._shared.order is not order or time.monotonic() - self._bad_since >= LOOK_AGAIN_SECONDS:
+                self._bad.clear()  # somebody may have mended the store
+                self._bad_since = time.monotonic()
+
+    async def _changed(self, order: AttemptOrder) -> None:
+        await self._shared.changes.until(lambda: self._shared.order is not order, Deadline.after(RETRY_SECONDS))
+
+    def rejected(self, rejection: Rejection) -> None:
+        """A member cannot use the checkpoint: the next older one for all (C3)."""
+        choice = self._choice
+        if (
+            choice is None
+            or choice.record is None
+            or choice.record.ref != CheckpointRef(rejection.attempt, rejection.save)
+        ):
+            return  # said twice
+        self._note(choice.record, rejection.reason, of_checkpoint=rejection.of_checkpoint)
+        self._choice = None
+        self._rejected.set()
+
+    # ---- the procedure
+
+    async def _go(self) -> None:
+        await self._shared.changes.until(lambda: self._shared.store is not None, Deadline.after(3600))
+        await self._look_first()
+        await self._may_claim()
+        while True:
+            if self._choice is None:
+                self._choice = await self._choose()
+            if self._shared.record.claim is None:
+                await self._claim(self._choice)
+            self._shared.record.block(None)
+            if await self._distribute(self._choice):
+                await self._sweep()
+                await self._rejected.wait()
+            self._rejected.clear()
+
+    async def _look_first(self) -> None:
+        """What can be found out before the operator allows the claim: is the bucket usable (B8), would a month of work be left behind (A9)."""
+        s = self._shared
+        store = self._store
+        if not self._probed:
+            quick = store.until(time.monotonic() + PROBE_SECONDS)
+            result = await s.threads.call(probe, quick.bucket, prefix=store.prefix)
+            s.record.storage_note = result.note
+            self._probed = True
+        restore = s.order.restore
+        if restore.fresh or restore.resume_from_uid or await s.threads.call(_has_history, store):
+            return
+        earlier = await s.threads.call(store.earlier_jobs)
+        if earlier:
+            raise NeedsPerson(BlockedReason.EARLIER_JOB, earlier_job_message(earlier))
+
+    async def _may_claim(self) -> None:
+        """A3. Blocked reasons of an earlier try are gone by now."""
+        s = self._shared
+        s.record.block(None)
+        while not s.order.may_claim:
+            await s.changes.until(lambda: s.order.may_claim, Deadline.after(60))
+
+    async def _choose(self) -> Choice:
+        """The newest checkpoint whose manifests all verify. Raises NeedsPerson rather than start from nothing (C1)."""
+        s = self._shared
+        order = self._order_without_bad()
+        resolution = await s.threads.call(self._store.resolve, order, s.attempt, world_size=s.order.world_size)
+        for rejection in resolution.rejections:
+            s.record.reject(rejection)
+        for candidate in resolution.candidates:
+            record = candidate.record
+            if (record.job_uid, record.ref) in self._bad:
+                continue
+            if await self._manifests_verify(record):
+                return Choice(record, candidate.text)
+        if resolution.fresh_allowed and (order.fresh or not (resolution.candidates or self._bad)):
+            return Choice()
+        reasons = [f"{r.attempt}/{r.save}: {r.reason}" for r in s.record.rejections]
+        raise NeedsPerson(
+            BlockedReason.NO_USABLE_CHECKPOINT,
+            "checkpoints exist and none can be used, so nothing is started from zero: "
+            + "; ".join([*([resolution.reason] if resolution.reason else []), *reasons])
+            + "; mend the store, name one with spec.resumeFrom.checkpoint, or set spec.fresh: true to start from nothing",
+        )
+
+    async def _claim(self, choice: Choice) -> None:
+        s = self._shared
+        config = s.settings.config
+        newest = await s.threads.call(self._store.newest_claim)
+        if newest is not None and (
+            newest.attempt > s.attempt or (newest.attempt == s.attempt and newest.incarnation != self._incarnation)
+        ):
+            raise Superseded(newest)
+        claim = Claim(config.job_uid, s.attempt, self._incarnation, s.order.members, choice.parent, now())
+        try:
+            await s.threads.call(self._store.claim, claim)  # with the reference in another job's prefix before it (D6)
+        except NotOnRecord:
+            self._choice = None  # expired meanwhile: resolved again
+            raise
+        parent = info_of(choice.record) if choice.record is not None else None
+        s.record.claim = ClaimInfo(
+            attempt=s.attempt,
+            incarnation=self._incarnation,
+            claimed_at=claim.created_at,
+            parent_attempt=parent.attempt if parent else 0,
+            parent_save=parent.save if parent else 0,
+            parent_boundary=parent.boundary if parent else 0,
+            parent_job_uid=choice.record.job_uid
+            if choice.record is not None and choice.record.job_uid != config.job_uid
+            else "",
+        )
+        s.record.stage(Stage.CLAIMED, claim.created_at)
+        log.info("attempt %d is claimed, continuing %s", s.attempt, choice.record.ref if choice.record else "nothing")
+
+    async def _distribute(self, choice: Choice) -> bool:
+        """Everybody fetches; then everybody loads. False if somebody rejected it, or the choice was replaced meanwhile."""
+        s = self._shared
+        for load in (False, True) if choice.record is not None else (True,):
+            message = peers.Resolved(s.attempt, self._incarnation, choice.parent, choice.text, load)
+            answers = await s.mesh.ask_all(message, until=Deadline.after(TELL_SECONDS))
+            for worker, answer in answers.items():
+                if isinstance(answer, BaseException):
+                    log.warning("worker %d did not take what was resolved: %s", worker, answer)
+                    await asyncio.sleep(1)
+                    return self._choice is not choice
+                if answer.rejection is not None:
+                    if not answer.rejection.of_checkpoint:
+                        raise NeedsPerson(
+                            BlockedReason.NO_USABLE_CHECKPOINT, f"worker {worker}: {answer.rejection.reason}"
+                        )
+                    self.rejected(answer.rejection)
+            if self._choice is not choice:
+                return False
+        return True
+
+    async def _sweep(self) -> None:
+        """D4: what earlier attempts left without a commit. Nothing waits for it, and nothing is lost if it fails."""
+        s = self._shared
+        if self._swept:
+            return
+        self._swept = True
+        try:
+            await s.threads.call(self._store.sweep, attempt=s.attempt)
+        except Superseded as e:
+            s.supersede(e.newest.attempt)
+        except StoreError as e:
+            log.warning("leftovers of earlier attempts are not swept: %s", e)
+
+    # ---- inside
+
+    @property
+    def _store(self) -> JobStore:
+        assert self._shared.store is not None
+        return self._shared.store
+
+    def _order_without_bad(self) -> RestoreOrder:
+        own = self._shared.settings.config.job_uid
+        order = self._shared.order.restore
+        return dataclasses.replace(order, excluded=(*order.excluded, *(ref for uid, ref in self._bad if uid == own)))
+
+    async def _manifests_verify(self, record: CommitRecord) -> bool:
+        """The cheap half of the check, before the claim: digests chain from the commit record. The chunks are checked while they are fetched."""
+        s = self._shared
+        store = self._store if record.job_uid == s.settings.config.job_uid else self._store.for_job(record.job_uid)
+        results = await asyncio.gather(
+            *(s.threads.call(store.read_manifest, record, e.rank) for e in record.ranks), return_exceptions=True
+        )
+        for entry, result in zip(record.ranks, results, strict=True):
+            if isinstance(result, Absent | Corrupt):
+                self._note(record, f"manifest of rank {entry.rank}: {result}", of_checkpoint=True)
+                return False
+            if isinstance(result, BaseException):
+                raise result
+        return True
+
+    def _note(self, record: CommitRecord, reason: str, *, of_checkpoint: bool) -> None:
+        log.warning("checkpoint %s is rejected: %s", record.ref, reason)
+        self._bad[record.job_uid, record.ref] = reason
+        self._shared.metrics.rejected.inc()
+        self._shared.record.reject(Rejection(record.attempt, record.save, reason[:2000], of_checkpoint, now()))
+
+
+def _has_history(store: JobStore) -> bool:
+    """The job has begun under its own uid: whatever was to be decided about earlier ones is decided."""
+    return store.newest_claim() is not None or store.ever_committed()
+
+
+def earlier_job_message(uids: tuple[str, ...]) -> str:
+    """A9: prints exactly what to add, for both choices."""
+    return (
+        f"checkpoints of an earlier job of this name exist (uid {', '.join(uids[:5])}). To continue them add to the spec:\n"
+        f"  resumeFrom: {{uid: {uids[-1]}}}\n"
+        "to leave them and start from nothing add:\n"
+        "  fresh: true"
+    )

@@ -1,0 +1,43 @@
+"""Errors of the agent.
+
+AgentError
+├── ConfigurationWrong   the environment or the command line; exit code 71, the message names the setting
+├── MemoryTooSmall       the arena does not fit; the message names the number to set (G2)
+├── ProtocolBroken       a rank sent what it must not; its connection is closed (S27)
+├── PeerRefused          another agent is of another attempt or knows a newer round
+├── PeerSilent           another agent did not answer before the deadline
+├── SaveGivenUp          a save ended without a commit; the previous commit stands
+└── CheckpointBad        a checkpoint cannot be used, for a reason that lies in it (C3, C4)
+"""
+
+
+class AgentError(Exception):
+    """Base of everything this package raises."""
+
+
+class ConfigurationWrong(AgentError):
+    """The environment, a mounted file or the command line is wrong. The message names the setting, its value and the remedy."""
+
+
+class MemoryTooSmall(AgentError):
+    """The slots do not fit into the memory limit or the memory volume (G2)."""
+
+
+class ProtocolBroken(AgentError):
+    """A rank sent a line that is malformed, out of order, or of another attempt."""
+
+
+class PeerRefused(AgentError):
+    """Another agent answered, and said no: other attempt, older round, bad signature."""
+
+
+class PeerSilent(AgentError):
+    """Another agent could not be reached before the deadline."""
+
+
+class SaveGivenUp(AgentError):
+    """The save ends without a commit record; what was committed before is untouched."""
+
+
+class CheckpointBad(AgentError):
+    """Neither source gave bytes that verify, or the content cannot be used."""

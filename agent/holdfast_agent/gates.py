@@ -1,0 +1,165 @@
+"""A worker's part of a round: shut the gates of its ranks, let them run to the target, open again (E1-E4).
+
+The ranks decide what their boundary is; this file only asks, waits and passes on. Idempotent, and obedient to the greatest round seen.
+"""
+
+import asyncio
+import logging
+
+from holdfast_agent import slots
+from holdfast_agent.clock import Deadline
+from holdfast_agent.crew import Rank
+from holdfast_agent.errors import PeerRefused
+from holdfast_agent.peers import LATER, LATER_SECONDS
+from holdfast_agent.shared import Shared
+from holdfast_agent.writing import Writing
+from holdfast_api import peers
+from holdfast_api import ranks as wire
+from holdfast_api.messages import Stage
+
+log = logging.getLogger(__name__)
+VOTE_SECONDS = 5.0
+"""A rank's helper thread answers at once; one that has not by then is not coming."""
+
+
+class Gates:
+    """One attempt's. Called on the event loop's thread."""
+
+    def __init__(self, shared: Shared, writing: Writing) -> None:
+        self._shared = shared
+        self._writing = writing
+        self.greatest: tuple[int, str] = (0, "")
+        """(round, coordinator's pod uid): the only one that is obeyed (E1)."""
+        self.closed = False
+        self._lease = Deadline.after(0)
+        self._asked_until = Deadline.after(0)
+        self._released: tuple[int, str] = (0, "")
+        self._watch: asyncio.Task[None] | None = None
+
+    # ---- orders
+
+    async def close_gates(self, order: peers.CloseGates) -> object:
+        """GateVotes of the ranks that answered, or LATER."""
+        name = self._obey(order.round, order.coordinator)
+        if name != self.greatest or not self.closed:
+            self.greatest, self.closed = name, True
+            self._asked_until = Deadline.after(VOTE_SECONDS)
+            for rank in self._shared.crew:
+                rank.vote = None
+                if rank.steps:
+                    rank.send(wire.CloseGate(order.round, order.lease_seconds))
+        self._lease = Deadline.after(order.lease_seconds)
+        self._watch = self._watch or asyncio.ensure_future(self._open_when_forgotten())
+        if not await self._shared.changes.until(self._all_voted, self._asked_until):
+            log.warning("not all ranks answered the closing of round %d", order.round)
+        return self._votes()
+
+    async def release(self, order: peers.ReleaseGates) -> object:
+        """Captured once every rank holds the target, or says that it ended before; or LATER."""
+        name = self._obey(order.round, order.coordinator)
+        if name != self.greatest:
+            raise PeerRefused("this round was not closed here")
+        if self._released != name:
+            self._released = name
+            for rank in self._shared.crew:
+                await self._let_run(rank, order)
+        soon = Deadline.after(LATER_SECONDS)
+        soon.tighten(order.deadline)
+        if not await self._shared.changes.until(lambda: self._arrived(order.target) is not None, soon):
+            return LATER
+        answer = self._arrived(order.target)
+        assert answer is not None
+        if not answer.error:
+            self._shared.record.stage(Stage.QUIESCED)
+        return answer
+
+    def open(self, order: peers.OpenGates) -> None:
+        name = (order.round, order.coordinator)
+        if name >= self.greatest:
+            self.greatest = name
+            self.open_all()
+
+    # ---- also for the agent itself
+
+    def open_all(self) -> None:
+        """Training goes on."""
+        if self.closed:
+            self.closed = False
+            for rank in self._shared.crew:
+                rank.send(wire.OpenGate(self.greatest[0]))
+            self._writing.release_round()
+            self._shared.changes.bump()
+
+    def keep_closed(self, seconds: float) -> None:
+        """The coordinator has gone on to the flush, or the evacuation is sealed: the lease starts again."""
+        if self.closed:
+            self._lease = Deadline.after(seconds)
+            for rank in self._shared.crew:
+                if rank.steps:
+                    rank.send(wire.CloseGate(self.greatest[0], seconds))
+
+    def next_round(self) -> int:
+        return self.greatest[0] + 1
+
+    async def end(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+
+    # ---- inside
+
+    def _obey(self, round_number: int, coordinator: str) -> tuple[int, str]:
+        name = (round_number, coordinator)
+        if name < self.greatest:
+            raise PeerRefused(f"round {self.greatest[0]} is newer than {round_number}")
+        return name
+
+    def _all_voted(self) -> bool:
+        return self._shared.crew.all(lambda r: not r.steps or (r.vote is not None and r.vote.round == self.greatest[0]))
+
+    def _votes(self) -> peers.GateVotes:
+        votes, done = {}, {}
+        for rank in self._shared.crew:
+            if rank.vote is not None and rank.vote.round == self.greatest[0] and rank.ended is None:
+                votes[str(rank.number)] = rank.vote.boundary
+                if rank.vote.done:
+                    done[str(rank.number)] = rank.vote.boundary
+        return peers.GateVotes(votes, done, self._shared.highest_save, self._shared.crew.clean)
+
+    async def _let_run(self, rank: Rank, order: peers.ReleaseGates) -> None:
+        if rank.book is not None and not rank.holds(order.target):
+            boundary = slots.sacrificed_for_round(rank.book)
+            if boundary is not None:
+                await self._sacrifice(rank, boundary)
+        rank.send(wire.ReleaseGate(order.round, order.target))
+
+    async def _sacrifice(self, rank: Rank, boundary: int) -> None:
+        """A8: the older save gives its slot to the newer one."""
+        task = self._writing.abandon(boundary)
+        if task is not None:
+            await asyncio.wait([task], timeout=5)
+        if rank.book is not None and (found := rank.book.at(boundary)) and not found[1].readers:
+            self._writing.free(rank, found[0])
+
+    def _arrived(self, target: int) -> peers.Captured | None:
+        crew = self._shared.crew
+        if crew.all(lambda r: self._has(r, target)):
+            return peers.Captured(target)
+        for rank in crew:
+            if not self._has(rank, target) and not rank.steps:
+                return peers.Captured(0, f"rank {rank.number} ended or left before boundary {target}")
+        end = crew.done_at
+        if end is not None and end != target and crew.all(lambda r: self._has(r, end)):
+            return peers.Captured(end)  # "done at n" (E3): no rank will get further
+        return None
+
+    def _has(self, rank: Rank, boundary: int) -> bool:
+        """In a slot; or the rank has ended its loop there and the store has it."""
+        return rank.holds(boundary) or (rank.done_at == boundary and boundary <= self._shared.last_boundary)
+
+    async def _open_when_forgotten(self) -> None:
+        """E4: no gate stays closed because a coordinator died. A flush that runs, and a sealed evacuation, keep it closed."""
+        while True:
+            await asyncio.sleep(0.5)
+            if self.closed and self._lease.passed and not self._shared.record.sealed and not self._writing.busy:
+                log.warning("round %d was not ended by its coordinator; training goes on", self.greatest[0])
+                self.open_all()

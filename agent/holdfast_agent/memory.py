@@ -1,0 +1,94 @@
+"""How much memory there is for the arena: the cgroup's limit (v1, v2) and the file system below the slots (G2). Read before anything is allocated."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast_agent.errors import MemoryTooSmall
+
+CGROUP = Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 60
+"""cgroup v1 writes a number near 2^63 for no limit."""
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes. `limit` and `used` are those of the cgroup, None where there is no limit."""
+
+    limit: int | None
+    used: int
+    free_on_volume: int
+    in_memory: bool
+    """The slots lie on tmpfs, so they count against the limit."""
+
+
+def read(folder: Path, cgroup: Path = CGROUP) -> Room:
+    """What holds for files below `folder`, which must exist."""
+    stat = os.statvfs(folder)
+    limit, used = _cgroup_v2(cgroup) or _cgroup_v1(cgroup) or (None, 0)
+    return Room(limit, used, stat.f_bavail * stat.f_frsize, file_system(folder) in ("tmpfs", "ramfs"))
+
+
+def check(room: Room, new_bytes: int, total_bytes: int) -> None:
+    """`new_bytes` are to be allocated now, `total_bytes` is the whole arena. Raises MemoryTooSmall with the number to set."""
+    if new_bytes > room.free_on_volume:
+        missing = new_bytes - room.free_on_volume
+        raise MemoryTooSmall(
+            f"the slots of this worker need {_mib(total_bytes)} MiB, and the memory volume lacks {_mib(missing)} MiB: "
+            f"set spec.checkpoint.memoryMiB to at least {_mib(total_bytes) + 64} (0 lets the pod's memory limit bound it)"
+        )
+    if room.limit is not None and room.in_memory and room.used + new_bytes > room.limit:
+        needed = room.used + new_bytes + room.limit // 20
+        raise MemoryTooSmall(
+            f"the slots of this worker need {_mib(total_bytes)} MiB in shared memory; {_mib(room.used)} MiB of the memory limit of "
+            f"{_mib(room.limit)} MiB are in use: set resources.limits.memory of the trainer container to at least {_mib(needed)}Mi"
+        )
+
+
+def file_system(folder: Path) -> str:
+    """Type of the file system that holds `folder`, "" where the kernel does not say."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    best, found = -1, ""
+    target = os.path.realpath(folder)
+    for line in lines:
+        head, _, tail = line.partition(" - ")
+        mount = head.split(" ")[4].replace("\\040", " ")
+        if (target == mount or target.startswith(mount.rstrip("/") + "/")) and len(mount) >= best:
+            best, found = len(mount), tail.split(" ")[0]
+    return found
+
+
+def _cgroup_v2(root: Path) -> tuple[int | None, int] | None:
+    try:
+        text = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text()) - _statistic(root / "memory.stat", "inactive_file")
+    except (OSError, ValueError):
+        return None
+    return (None if text == "max" else int(text)), max(0, used)
+
+
+def _cgroup_v1(root: Path) -> tuple[int | None, int] | None:
+    try:
+        limit = int((root / "memory" / "memory.limit_in_bytes").read_text())
+        used = int((root / "memory" / "memory.usage_in_bytes").read_text())
+        used -= _statistic(root / "memory" / "memory.stat", "total_inactive_file")
+    except (OSError, ValueError):
+        return None
+    return (None if limit >= UNLIMITED else limit), max(0, used)
+
+
+def _statistic(path: Path, name: str) -> int:
+    """Page cache that the kernel drops by itself is not use."""
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def _mib(value: int) -> int:
+    return -(-value // MIB)

@@ -1,0 +1,61 @@
+"""What the agent measures, in Prometheus's text form at /metrics. docs/agent.md lists every name; names and labels are added, never changed."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class Metrics:
+    """One registry per agent, so that two agents in one process (tests) do not share numbers."""
+
+    def __init__(self, worker: int) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.info = Gauge("holdfast_agent_info", "Always 1; the labels say who this is.", ["worker"], registry=r)
+        self.info.labels(str(worker)).set(1)
+        self.attempt = Gauge("holdfast_agent_attempt", "Attempt that this agent has joined.", registry=r)
+        self.boundary = Gauge(
+            "holdfast_agent_boundary", "Newest boundary that all local ranks have passed.", registry=r
+        )
+        self.step_seconds = Gauge(
+            "holdfast_agent_step_seconds", "Moving average of the time between boundaries.", registry=r
+        )
+        self.stall_seconds = Histogram(
+            "holdfast_agent_stall_seconds",
+            "Time a rank stood still for one capture.",
+            ["kind"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.logical_bytes = Counter(
+            "holdfast_agent_checkpoint_logical_bytes", "Bytes of images in committed saves.", registry=r
+        )
+        self.sent_bytes = Counter(
+            "holdfast_agent_checkpoint_sent_bytes", "Bytes sent to the store for them.", registry=r
+        )
+        self.saves = Counter(
+            "holdfast_agent_saves", "Saves by cause and how they ended.", ["cause", "outcome"], registry=r
+        )
+        self.save_seconds = Histogram(
+            "holdfast_agent_save_seconds", "Duration of a save's stages.", ["stage"], buckets=_SECONDS, registry=r
+        )
+        self.last_checkpoint = Gauge(
+            "holdfast_agent_last_checkpoint_timestamp_seconds",
+            "When the newest checkpoint was committed, in Unix seconds.",
+            registry=r,
+        )
+        self.last_boundary = Gauge(
+            "holdfast_agent_last_checkpoint_boundary", "Boundary of the newest committed checkpoint.", registry=r
+        )
+        self.restored_bytes = Counter(
+            "holdfast_agent_restored_bytes", "Bytes restored, by source.", ["source"], registry=r
+        )
+        self.rejected = Counter(
+            "holdfast_agent_rejected_checkpoints", "Checkpoints that were tried and refused.", registry=r
+        )
+        self.reports_failed = Counter(
+            "holdfast_agent_reports_failed", "Reports that did not arrive, by destination.", ["to"], registry=r
+        )
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,155 @@
+"""Asking other agents: signed (H2), repeated until a deadline, harmless to repeat. The agent's own worker is asked by a plain call.
+
+Every wait here is bounded by the caller's deadline. A dead peer costs that time and no more.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import aiohttp
+
+from holdfast_agent import address
+from holdfast_agent.clock import Deadline
+from holdfast_agent.errors import PeerRefused, PeerSilent
+from holdfast_api import codec, peers, signing
+from holdfast_api.errors import ContractError
+from holdfast_api.messages import AgentReport, Member
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+TRY_SECONDS = 15.0
+"""Of one HTTP request; the receiver answers 202 well before."""
+LATER_SECONDS = 8.0
+"""After so long a receiver answers "not yet" (202)."""
+
+
+class Later:
+    """The answer is not there yet."""
+
+
+LATER: Final = Later()
+PATHS: dict[type[Any], tuple[str, type[Any] | None]] = {
+    peers.RoundRequest: ("/v1/peer/round", peers.RoundAnswer),
+    peers.CloseGates: ("/v1/peer/close", peers.GateVotes),
+    peers.ReleaseGates: ("/v1/peer/release", peers.Captured),
+    peers.OpenGates: ("/v1/peer/open", None),
+    peers.SaveOffer: ("/v1/peer/offer", None),
+    peers.FlushOrder: ("/v1/peer/flush", peers.Flushed),
+    peers.Committed: ("/v1/peer/committed", None),
+    peers.Resolved: ("/v1/peer/resolved", peers.Fetched),
+    peers.CheckpointRejected: ("/v1/peer/rejected", None),
+}
+"""Message -> (path, type of the answer)."""
+
+Handler = Callable[[Any], Awaitable[Any]]
+"""Handles one peer message: the answer, None, or LATER; raises PeerRefused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """The members of one attempt, seen from one of them."""
+
+    attempt: int
+    members: tuple[Member, ...]
+    own: int
+    handler: Handler
+    session: aiohttp.ClientSession
+    key: bytes
+    job_uid: str
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        return tuple(m.worker for m in self.members)
+
+    async def ask(self, worker: int, message: Any, *, until: Deadline, round: int = 0) -> Any:
+        """The answer. Raises PeerRefused or PeerSilent."""
+        if worker == self.own:
+            return await self._ask_self(message, until)
+        member = next(m for m in self.members if m.worker == worker)
+        pause, failure = 0.05, "no answer"
+        while not until.passed:
+            try:
+                answer = await self._try(member, message, round, until)
+                if not isinstance(answer, Later):
+                    return answer
+                continue
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as e:
+                failure = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
+            await asyncio.sleep(min(pause, max(until.remaining, 0.01)))
+            pause = min(pause * 2, 1.0)
+        raise PeerSilent(f"worker {worker} did not answer {type(message).__name__}: {failure}")
+
+    async def ask_all(self, message: Any, *, until: Deadline, round: int = 0) -> dict[int, Any]:
+        """Worker -> answer or the exception. Asks all at once."""
+        answers = await asyncio.gather(
+            *(self.ask(w, message, until=until, round=round) for w in self.workers), return_exceptions=True
+        )
+        return dict(zip(self.workers, answers, strict=True))
+
+    async def _ask_self(self, message: Any, until: Deadline) -> Any:
+        while not until.passed:
+            answer = await self.handler(message)
+            if not isinstance(answer, Later):
+                return answer
+        raise PeerSilent(f"own worker has no answer to {type(message).__name__} before the deadline")
+
+    async def _try(self, member: Member, message: Any, round: int, until: Deadline) -> Any:
+        path, answer_type = PATHS[type(message)]
+        body = codec.to_json(message)
+        envelope = signing.Envelope("POST", path, self.job_uid, member.pod_uid, self.attempt, round)
+        headers = {
+            signing.HEADER: signing.sign(self.key, envelope, body, now=time.time(), nonce=secrets.token_bytes(16)),
+            signing.HEADER_ATTEMPT: str(self.attempt),
+            signing.HEADER_ROUND: str(round),
+            "Content-Type": "application/json",
+        }
+        timeout = aiohttp.ClientTimeout(total=min(TRY_SECONDS, max(until.remaining, 0.05)), connect=5)
+        async with self.session.post(
+            address.url(member.address, path), data=body, headers=headers, timeout=timeout
+        ) as response:
+            data = await _bounded(response)
+            return self._read(member, response.status, data, answer_type)
+
+    def _read(self, member: Member, status: int, data: bytes, answer_type: type[Any] | None) -> Any:
+        if status == 202:
+            return LATER
+        if status == 204:
+            return None
+        if status == 200 and answer_type is not None:
+            try:
+                return codec.from_json(answer_type, data)
+            except ContractError as e:
+                raise PeerRefused(f"worker {member.worker} answered what cannot be read: {e}") from e
+        if status == 409:
+            raise self._conflict(member, data)
+        if status >= 500:
+            raise ValueError(f"HTTP {status}")  # repeated: it may be starting
+        raise PeerRefused(f"worker {member.worker} answered {status}: {data[:200].decode(errors='replace')}")
+
+    def _conflict(self, member: Member, data: bytes) -> Exception:
+        """409 carries the other's report: one that is behind will be told by the operator, one that is ahead has left this attempt."""
+        try:
+            other = codec.from_json(AgentReport, data).attempt
+        except ContractError as e:
+            return PeerRefused(f"worker {member.worker} refused: {data[:200].decode(errors='replace')} ({e})")
+        if other < self.attempt:
+            return ValueError(f"worker {member.worker} has not heard of attempt {self.attempt}")
+        if other == self.attempt:
+            return PeerRefused(f"worker {member.worker} knows a newer round")
+        return PeerRefused(f"worker {member.worker} has joined attempt {other}")
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    data = await response.content.read(codec.MAX_MESSAGE_BYTES + 1)
+    while len(data) <= codec.MAX_MESSAGE_BYTES and (
+        more := await response.content.read(codec.MAX_MESSAGE_BYTES + 1 - len(data))
+    ):
+        data += more
+    if len(data) > codec.MAX_MESSAGE_BYTES:
+        raise PeerRefused("an answer is longer than any message")
+    return data

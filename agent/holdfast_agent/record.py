@@ -1,0 +1,146 @@
+"""What an agent has to say about itself: the mutable state behind `AgentReport`, in one place, written by the event loop's thread only."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from holdfast_agent.clock import now
+from holdfast_agent.phases import Facts, phase_of
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.messages import (
+    AgentPhase,
+    AgentReport,
+    Blocked,
+    CheckpointInfo,
+    ClaimInfo,
+    Exit,
+    Notice,
+    Rejection,
+    Stage,
+)
+
+KEPT = 20
+"""Checkpoints, requests and deletions named in a report."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One attempt's; `begin` makes the next one's from it."""
+
+    job_uid: str
+    worker: int
+    pod_uid: str
+    on_change: Callable[[], None] = lambda: None
+    attempt: int = 0
+    resolved: bool = False
+    loaded: bool = False
+    evacuating: bool = False
+    sealed: bool = False
+    finished: bool = False
+    failed: bool = False
+    boundary: int = 0
+    step_seconds: float = 0.0
+    claim: ClaimInfo | None = None
+    restored: CheckpointInfo | None = None
+    fresh: bool = False
+    checkpoints: list[CheckpointInfo] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    expired: list[CheckpointRef] = field(default_factory=list)
+    kept: list[CheckpointRef] = field(default_factory=list)
+    notices: dict[tuple[int, str], Notice] = field(default_factory=dict)
+    stages: dict[str, datetime] = field(default_factory=dict)
+    fetched_from: dict[str, int] = field(default_factory=dict)
+    done_requests: list[str] = field(default_factory=list)
+    blocked: Blocked | None = None
+    exit: Exit | None = None
+    exit_detail: str = ""
+    superseded_by: int = 0
+    storage_note: str = ""
+    sequence: int = 0
+
+    def begin(self, attempt: int) -> None:
+        """A new attempt: only what belongs to the pod stays."""
+        fresh = Record(self.job_uid, self.worker, self.pod_uid)
+        for name in Record.__slots__:
+            if name not in ("on_change", "sequence", "storage_note", "blocked"):
+                setattr(self, name, getattr(fresh, name))
+        self.attempt = attempt
+        self.changed()
+
+    def changed(self) -> None:
+        self.on_change()
+
+    def stage(self, stage: Stage, at: datetime | None = None) -> None:
+        """Each at most once per attempt; the first time counts."""
+        if stage.value not in self.stages:
+            self.stages[stage.value] = at or now()
+            self.changed()
+
+    def block(self, blocked: Blocked | None) -> None:
+        if blocked != self.blocked:
+            self.blocked = blocked
+            self.changed()
+
+    def reject(self, rejection: Rejection) -> None:
+        if not any((r.attempt, r.save) == (rejection.attempt, rejection.save) for r in self.rejections):
+            self.rejections.append(rejection)
+            self.changed()
+
+    def committed(self, info: CheckpointInfo) -> None:
+        if all(c.ref != info.ref for c in self.checkpoints):
+            self.checkpoints.append(info)
+            del self.checkpoints[:-KEPT]
+            self.changed()
+
+    def request_done(self, request_id: str) -> None:
+        if request_id not in self.done_requests:
+            self.done_requests.append(request_id)
+            del self.done_requests[:-KEPT]
+            self.changed()
+
+    @property
+    def phase(self) -> AgentPhase:
+        return phase_of(
+            Facts(
+                attempt=self.attempt,
+                resolved=self.resolved,
+                loaded=self.loaded,
+                evacuating=self.evacuating,
+                sealed=self.sealed,
+                finished=self.finished,
+                failed=self.failed,
+                blocked=self.blocked is not None,
+            )
+        )
+
+    def report(self) -> AgentReport:
+        self.sequence = max(self.sequence + 1, time.time_ns() // 1000)
+        return AgentReport(
+            job_uid=self.job_uid,
+            worker=self.worker,
+            pod_uid=self.pod_uid,
+            sent_at=now(),
+            sequence=self.sequence,
+            attempt=self.attempt,
+            phase=self.phase,
+            boundary=self.boundary,
+            step_seconds=self.step_seconds,
+            claim=self.claim,
+            restored=self.restored,
+            fresh=self.fresh,
+            checkpoints=tuple(self.checkpoints),
+            rejections=tuple(self.rejections),
+            expired=tuple(self.expired[-KEPT:]),
+            kept=tuple(self.kept[-KEPT:]),
+            notices=tuple(self.notices.values()),
+            stages=dict(self.stages),
+            bytes_fetched=sum(self.fetched_from.values()),
+            fetched_from=dict(self.fetched_from),
+            done_requests=tuple(self.done_requests),
+            blocked=self.blocked,
+            exit=self.exit,
+            exit_detail=self.exit_detail,
+            superseded_by=self.superseded_by,
+            storage_note=self.storage_note,
+        )

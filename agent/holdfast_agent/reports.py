@@ -1,0 +1,158 @@
+"""Tells the operator, the store and the termination message how the agent stands (H1, H4). No failure here ever stops anything else.
+
+The report itself is made by `record.Record.report`; this module sends it: at most every 200 ms when something changed, at least every 10 s.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+
+from holdfast_agent.metrics import Metrics
+from holdfast_api import codec
+from holdfast_api.messages import AgentReport
+
+log = logging.getLogger(__name__)
+AT_MOST_EVERY_SECONDS = 0.2
+AT_LEAST_EVERY_SECONDS = 10.0
+REQUEST_SECONDS = 5.0
+TERMINATION_BYTES = 4096
+
+
+class Reporter:
+    """Runs as one task; `changed` may be called from the event loop's thread at any time."""
+
+    def __init__(
+        self,
+        make: Callable[[], AgentReport],
+        session: aiohttp.ClientSession,
+        *,
+        operator_url: str,
+        token_path: Path,
+        termination_path: Path | None,
+        metrics: Metrics,
+    ) -> None:
+        self._make = make
+        self._session = session
+        self._url = operator_url.rstrip("/") + "/v1/reports" if operator_url else ""
+        self._token_path = token_path
+        self._termination_path = termination_path
+        self._metrics = metrics
+        self._wake = asyncio.Event()
+        self._stored: tuple[object, ...] = ()
+        self._storing: asyncio.Task[None] | None = None
+        self.store: Callable[[AgentReport], Awaitable[None]] | None = None
+        """Writes the report below its attempt; set once there is a store."""
+
+    def changed(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), AT_LEAST_EVERY_SECONDS)
+            self._wake.clear()
+            await self.send()
+            await asyncio.sleep(AT_MOST_EVERY_SECONDS)
+
+    async def send(self) -> None:
+        """One report everywhere. Called directly before the agent ends."""
+        report = self._make()
+        self._terminate(report)
+        self._to_store(report)
+        await self._to_operator(report)
+
+    async def finish(self, seconds: float) -> None:
+        """The last report, also into the store, within `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.send()
+                if self._storing is not None:
+                    await self._storing
+
+    async def _to_operator(self, report: AgentReport) -> None:
+        if not self._url:
+            return
+        try:
+            # Read for every call: the kubelet renews it (H1).
+            token = self._token_path.read_text().strip() if self._token_path.exists() else ""
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+            async with self._session.post(
+                self._url, data=codec.to_json(report), headers=headers, timeout=timeout
+            ) as response:
+                if response.status >= 300:
+                    raise ValueError(f"HTTP {response.status}")
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as e:
+            self._metrics.reports_failed.labels("operator").inc()
+            log.debug("the operator did not take a report: %s: %s", type(e).__name__, e)
+
+    def _to_store(self, report: AgentReport) -> None:
+        """On a change of stages, commits, claim or end only: a report is an object, and a PUT has its price."""
+        essence = (
+            report.attempt,
+            tuple(report.stages),
+            report.checkpoints,
+            report.claim,
+            report.exit,
+            report.blocked,
+            report.rejections,
+        )
+        if self.store is None or report.attempt == 0 or essence == self._stored:
+            return
+        if self._storing is not None and not self._storing.done():
+            self._wake.set()
+            return
+        self._stored = essence
+        self._storing = asyncio.ensure_future(self._store(report))
+
+    async def _store(self, report: AgentReport) -> None:
+        assert self.store is not None
+        try:
+            await self.store(report)
+        except Exception as e:
+            self._metrics.reports_failed.labels("store").inc()
+            log.debug("the store did not take a report: %s: %s", type(e).__name__, e)
+
+    def _terminate(self, report: AgentReport) -> None:
+        if self._termination_path is None:
+            return
+        try:
+            self._termination_path.write_bytes(termination_message(report))
+        except OSError as e:
+            self._metrics.reports_failed.labels("termination").inc()
+            log.debug("the termination message cannot be written: %s", e)
+
+
+def termination_message(report: AgentReport) -> bytes:
+    """A report that fits into 4096 bytes: first without what grows, then with the long texts cut."""
+    data = codec.to_json(report)
+    if len(data) <= TERMINATION_BYTES:
+        return data
+    bare = dataclasses.replace(
+        report,
+        checkpoints=report.checkpoints[-1:],
+        rejections=report.rejections[-1:],
+        notices=report.notices[-1:],
+        expired=(),
+        kept=(),
+        done_requests=(),
+    )
+    for length in (1024, 256, 32):
+        small = dataclasses.replace(
+            bare,
+            exit_detail=bare.exit_detail[-length:],
+            storage_note=bare.storage_note[:length],
+            blocked=bare.blocked and dataclasses.replace(bare.blocked, message=bare.blocked.message[:length]),
+            checkpoints=tuple(dataclasses.replace(c, metrics={}) for c in bare.checkpoints),
+            rejections=tuple(dataclasses.replace(r, reason=r.reason[:length]) for r in bare.rejections),
+            notices=tuple(dataclasses.replace(n, detail=n.detail[:length]) for n in bare.notices),
+        )
+        data = codec.to_json(small)
+        if len(data) <= TERMINATION_BYTES:
+            return data
+    return codec.to_json(dataclasses.replace(small, checkpoints=(), rejections=(), notices=()))[:TERMINATION_BYTES]

@@ -1,0 +1,299 @@
+"""The agent as a whole: opens what lives as long as the pod, joins attempts as they are ordered, ends with an exit code that says what happened."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from holdfast_agent import laptop, membership, signals, storage
+from holdfast_agent.arena import Arena
+from holdfast_agent.attempt import Attempt
+from holdfast_agent.crew import Changes, Crew
+from holdfast_agent.gatekeeper import Gatekeeper
+from holdfast_agent.launcher import Launcher
+from holdfast_agent.metrics import Metrics
+from holdfast_agent.peers import Mesh
+from holdfast_agent.ranks import RankLink, RankServer
+from holdfast_agent.record import Record
+from holdfast_agent.reports import Reporter
+from holdfast_agent.server import Server, WrongAttempt
+from holdfast_agent.settings import Settings
+from holdfast_agent.shared import Shared
+from holdfast_agent.threads import Threads
+from holdfast_api import ranks as wire
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.messages import AgentReport, AttemptOrder, CheckpointOrder, CollectOrder, Exit, NoticeOrder, Stage
+from holdfast_api.names import EXIT_CODES
+from holdfast_api.signing import Role
+from holdfast_store.bucket import open_bucket
+from holdfast_store.errors import StoreError
+from holdfast_store.job import JobStore
+from holdfast_store.local import LocalTier
+
+log = logging.getLogger(__name__)
+RETRY_SECONDS = 3.0
+STORE_RETRY_SECONDS = 10.0
+"""Of one call; what must not fail is tried again by its caller (threads.persist)."""
+LAST_REPORT_SECONDS = 3.0
+"""For the last report; with SIGTERM behind it less (plan.EXIT_MARGIN_SECONDS has room for it)."""
+LAST_REPORT_AT_DEADLINE_SECONDS = 0.5
+
+
+class Agent:
+    """`run` is the whole life. Everything else is called on the event loop's thread."""
+
+    def __init__(self, settings: Settings, *, own_orders: laptop.Laptop | None = None, fresh: bool = False) -> None:
+        config = settings.config
+        self._settings = settings
+        self._own_orders = own_orders
+        self._fresh = fresh
+        self._memory = Path(config.memory_dir)
+        self._arena = Arena(self._memory)
+        self._node = (
+            LocalTier(Path(config.local_dir), config.namespace, config.job, config.job_uid)
+            if config.local_dir
+            else None
+        )
+        self._threads = Threads()
+        self._metrics = Metrics(config.worker)
+        self._record = Record(config.job_uid, config.worker, settings.pod_uid)
+        self._changes = Changes()
+        self._store: JobStore | None = None
+        self._attempt: Attempt | None = None
+        self._joined = membership.newest(self._memory, config.job_uid)
+        self._joining = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self._collecting: set[tuple[int, int]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watchdog = signals.Watchdog()
+
+    async def run(self) -> int:
+        """The exit code."""
+        loop = asyncio.get_running_loop()
+        self._launcher = Launcher(loop)
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+        ) as self._session:
+            self._reporter = self._make_reporter()
+            self._record.on_change = self._reporter.changed
+            self._record.stage(Stage.AGENT_STARTED)
+            self._ranks = RankServer(self._memory, self)
+            self._server = Server(
+                self,
+                Gatekeeper(self._settings.keys, self._settings.config.job_uid, self._settings.pod_uid),
+                self._metrics,
+                self._settings.config.job_uid,
+            )
+            await self._ranks.start()
+            await self._server.start(self._settings.listen_host, self._settings.listen_port)
+            signals.install(loop, on_term=self._sigterm, laptop=self._settings.laptop)
+            self._later(self._open_store())
+            self._later(self._reporter.run())
+            if self._own_orders is not None:
+                number = self._own_orders.next_attempt()
+                await self.order(laptop.order(self._settings, number, fresh=self._fresh))
+            await self._ended.wait()
+            await self._shut_down()
+        assert self._record.exit is not None
+        return EXIT_CODES[self._record.exit]
+
+    def end(self, exit: Exit, detail: str) -> None:
+        """The first reason counts."""
+        if self._record.exit is None:
+            self._record.exit, self._record.exit_detail = exit, detail
+            log.info("ending: %s %s", exit.value, detail.splitlines()[0] if detail else "")
+            self._record.changed()
+            self._ended.set()
+
+    # ---- orders (server.Desk)
+
+    def report(self) -> AgentReport:
+        return self._record.report()
+
+    async def order(self, message: Any) -> None:
+        match message:
+            case AttemptOrder():
+                await self._join(message)
+            case NoticeOrder():
+                self._current(message.attempt).evacuation.notice(message.notices)
+            case CheckpointOrder():
+                self._current(message.attempt).evacuation.checkpoint(message)
+            case CollectOrder():
+                self._current(message.attempt)
+                self._later(self._collect(message))
+
+    async def peer(self, message: Any) -> Any:
+        return await self._current(message.attempt).peer(message)
+
+    async def _join(self, order: AttemptOrder) -> None:
+        """A2: greater is joined, equal is acknowledged, lower is refused."""
+        async with self._joining:
+            if order.attempt < max(self._joined, self._record.attempt) or self._record.exit is not None:
+                raise WrongAttempt
+            if self._attempt is not None and order.attempt == self._attempt.shared.attempt:
+                self._attempt.again(order)
+                return
+            if order.attempt == self._joined and self._attempt is None:
+                # This pod ran it in an earlier life of the agent: an attempt starts its ranks once (A1).
+                raise WrongAttempt
+            if self._attempt is not None:
+                await self._attempt.close()
+            membership.remember(self._memory, order)
+            self._joined = order.attempt
+            self._record.begin(order.attempt)
+            self._record.stage(Stage.AGENT_STARTED)
+            self._attempt = self._make_attempt(order)
+            self._attempt.start()
+
+    def _current(self, number: int) -> Attempt:
+        if self._attempt is None or number != self._attempt.shared.attempt or self._record.exit is not None:
+            raise WrongAttempt
+        return self._attempt
+
+    async def _collect(self, order: CollectOrder) -> None:
+        """D2: the lead of a claimed attempt deletes what was given up; each checkpoint once."""
+        for ref in order.expired:
+            if self._store is None or self._record.claim is None or (ref.attempt, ref.save) in self._collecting:
+                continue
+            self._collecting.add((ref.attempt, ref.save))
+            try:
+                done = await self._threads.call(
+                    self._store.expire, ref, by_attempt=order.attempt, reason="retention", in_use=self._in_use()
+                )
+                (self._record.expired if done.deleted else self._record.kept).append(ref)
+                self._record.changed()
+            except StoreError as e:
+                log.warning("checkpoint %s is not deleted yet: %s", ref, e)
+            finally:
+                self._collecting.discard((ref.attempt, ref.save))
+
+    def _in_use(self) -> tuple[CheckpointRef, ...]:
+        """What a save leans on, and what is being restored (D5)."""
+        shared = self._attempt.shared if self._attempt is not None else None
+        found = (shared.base, shared.last) if shared is not None else ()
+        return tuple(f.ref for f in found if f is not None)
+
+    # ---- ranks (ranks.Listener)
+
+    def admit(self, hello: wire.Hello) -> str:
+        return self._attempt.admit(hello) if self._attempt is not None else "there is no attempt"
+
+    def joined(self, link: RankLink) -> None:
+        assert self._attempt is not None
+        self._attempt.joined(link)
+
+    def said(self, link: RankLink, message: wire.FromRank) -> Any:
+        assert self._attempt is not None
+        return self._attempt.said(link, message)
+
+    def left(self, link: RankLink) -> None:
+        if self._attempt is not None:
+            self._attempt.left(link)
+
+    # ---- inside
+
+    def _make_attempt(self, order: AttemptOrder) -> Attempt:
+        shared = Shared(
+            settings=self._settings,
+            order=order,
+            record=self._record,
+            metrics=self._metrics,
+            threads=self._threads,
+            arena=self._arena,
+            node=self._node,
+            crew=Crew(self._settings.ranks),
+            changes=self._changes,
+            end=self.end,
+            supersede=self._superseded,
+            store=self._store,
+        )
+        attempt = Attempt(shared, self._launcher, str(self._ranks.path), self._watchdog)
+        shared.mesh = Mesh(
+            order.attempt,
+            order.members,
+            self._settings.config.worker,
+            attempt.peer,
+            self._session,
+            self._settings.keys[Role.PEER],
+            self._settings.config.job_uid,
+        )
+        return attempt
+
+    def _make_reporter(self) -> Reporter:
+        return Reporter(
+            self._record.report,
+            self._session,
+            operator_url=self._settings.config.operator_url,
+            token_path=self._settings.token_path,
+            termination_path=self._settings.termination_path,
+            metrics=self._metrics,
+        )
+
+    async def _open_store(self) -> None:
+        """Tried until it can be opened: a Secret or an endpoint may be mended while the agent waits."""
+        config = self._settings.config
+        while self._store is None:
+            try:
+                bucket = await self._threads.call(
+                    open_bucket, config.storage, os.environ, retry_seconds=STORE_RETRY_SECONDS
+                )
+                self._store = JobStore(bucket, config.namespace, config.job, config.job_uid)
+            except StoreError as e:
+                log.warning("the store cannot be opened: %s", e)
+                self._record.block(storage.blocked(e, config.storage))
+                await asyncio.sleep(RETRY_SECONDS)
+        store = self._store
+        self._reporter.store = lambda report: self._threads.call(store.write_report, report)
+        if self._attempt is not None:
+            self._attempt.shared.store = store
+        self._changes.bump()
+
+    def _sigterm(self) -> None:
+        if self._attempt is None:
+            self.end(Exit.PREEMPTED_NOTHING_NEW, "SIGTERM before any attempt")
+        else:
+            self._attempt.evacuation.sigterm()
+
+    def _superseded(self, newest: int) -> None:
+        self._record.superseded_by = newest
+        self.end(Exit.SUPERSEDED, f"attempt {newest} is claimed by another")
+
+    def _later(self, coroutine: Any) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _shut_down(self) -> None:
+        """Ranks end first; the report goes out while there is time."""
+        if self._attempt is not None:
+            self._launcher.kill(self._attempt.shared.crew.processes)
+        hurried = self._attempt is not None and self._attempt.evacuation.terminated
+        await self._reporter.finish(LAST_REPORT_AT_DEADLINE_SECONDS if hurried else LAST_REPORT_SECONDS)
+        if self._settings.laptop:
+            assert self._attempt is not None
+            await self._attempt.close()
+            if self._record.exit in (Exit.FINISHED, Exit.PREEMPTED_SEALED):
+                self._arena.clear()
+        await self._ranks.close()
+
+
+def main(make: Callable[[], Agent]) -> int:
+    """Runs an agent to its end. `make` is called inside the event loop."""
+
+    async def life() -> int:
+        return await make().run()
+
+    try:
+        with asyncio.Runner() as runner:
+            # asyncio's own Ctrl-C handling would cancel the main task; signals.py decides instead.
+            code = runner.run(life())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Threads that still talk to a dead store must not hold up the end.
+    os._exit(code)

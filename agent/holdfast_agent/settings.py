@@ -1,0 +1,128 @@
+"""Everything an agent knows when it starts, checked once: in a pod from the environment and mounted files, on a laptop from the command line (A10)."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast_agent.errors import ConfigurationWrong
+from holdfast_api import codec, names
+from holdfast_api.config import AgentConfig
+from holdfast_api.errors import ContractError
+from holdfast_api.signing import Role
+
+ENV_LISTEN = "HOLDFAST_AGENT_LISTEN"
+"""`host:port` instead of all addresses and the agent's port: for agents that share one network namespace."""
+ENV_KEYS_DIR = "HOLDFAST_KEYS_DIR"
+ENV_TOKEN_PATH = "HOLDFAST_TOKEN_PATH"  # noqa: S105  the name of a variable
+ENV_TERMINATION_PATH = "HOLDFAST_TERMINATION_PATH"
+KEPT_FOR_RANKS = (names.ENV_SOCKET, names.ENV_ATTEMPT)
+"""Of all HOLDFAST_ variables only these reach the training processes (H3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Fixed for the life of the process."""
+
+    config: AgentConfig
+    command: tuple[str, ...]
+    pod_name: str
+    pod_uid: str
+    pod_ip: str
+    node: str
+    listen_host: str
+    listen_port: int
+    """0: any free one (laptop)."""
+    keys: Mapping[Role, bytes]
+    token_path: Path
+    termination_path: Path | None
+    laptop: bool = False
+
+    @property
+    def ranks(self) -> range:
+        """The global ranks of this worker."""
+        first = self.config.worker * self.config.processes_per_worker
+        return range(first, first + self.config.processes_per_worker)
+
+
+def from_environment(environ: Mapping[str, str], command: tuple[str, ...]) -> Settings:
+    """In a pod. Raises ConfigurationWrong."""
+    text = environ.get(names.ENV_CONFIG)
+    if not text:
+        raise ConfigurationWrong(
+            f"{names.ENV_CONFIG} is not set: the operator sets it in a TrainingJob's pods; "
+            "outside Kubernetes use `holdfast-agent run --local DIR -- COMMAND`"
+        )
+    try:
+        config = codec.from_json(AgentConfig, text.encode())
+    except ContractError as e:
+        raise ConfigurationWrong(f"{names.ENV_CONFIG}: {e}") from e
+    check(config)
+    host, port = _listen(environ.get(ENV_LISTEN, ""))
+    termination = Path(environ.get(ENV_TERMINATION_PATH, names.TERMINATION_PATH))
+    return Settings(
+        config=config,
+        command=command,
+        pod_name=environ.get(names.ENV_POD_NAME, ""),
+        pod_uid=_required(environ, names.ENV_POD_UID),
+        pod_ip=environ.get(names.ENV_POD_IP, ""),
+        node=environ.get(names.ENV_NODE, ""),
+        listen_host=host,
+        listen_port=port,
+        keys=read_keys(Path(environ.get(ENV_KEYS_DIR, names.KEYS_DIR))),
+        token_path=Path(environ.get(ENV_TOKEN_PATH, names.TOKEN_PATH)),
+        termination_path=termination if termination.parent.is_dir() else None,
+    )
+
+
+def check(config: AgentConfig) -> None:
+    """Values that no later step would refuse in words. Raises ConfigurationWrong."""
+    if not 0 <= config.worker < config.workers:
+        raise ConfigurationWrong(f"worker {config.worker} is not one of {config.workers} workers")
+    if not 1 <= config.processes_per_worker <= 1024:
+        raise ConfigurationWrong(f"processes_per_worker is {config.processes_per_worker}; 1 to 1024 are possible")
+    if not 4096 <= config.chunk_bytes <= 1 << 30:
+        raise ConfigurationWrong(f"chunk_bytes is {config.chunk_bytes}; 4 KiB to 1 GiB are possible")
+    if config.every_steps < 0 or config.every_seconds < 0:
+        raise ConfigurationWrong("every_steps and every_seconds cannot be negative")
+
+
+def read_keys(folder: Path) -> dict[Role, bytes]:
+    """One file per role, 32 bytes in hex. The content never appears in a message."""
+    keys = {}
+    for role in Role:
+        path = folder / role.value
+        try:
+            key = bytes.fromhex(path.read_text().strip())
+        except (OSError, ValueError) as e:
+            raise ConfigurationWrong(f"{path} cannot be read as a key in hex ({type(e).__name__})") from None
+        if len(key) < 32:
+            raise ConfigurationWrong(f"{path} holds {len(key)} bytes; 32 are needed")
+        keys[role] = key
+    return keys
+
+
+def environment_of_ranks(environ: Mapping[str, str]) -> dict[str, str]:
+    """What training processes inherit: everything but the agent's own configuration."""
+    return {k: v for k, v in environ.items() if not k.startswith("HOLDFAST_")}
+
+
+def _listen(text: str) -> tuple[str, int]:
+    if not text:
+        return "", names.AGENT_PORT
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ConfigurationWrong(f"{ENV_LISTEN} is {text!r}; write HOST:PORT")
+    return host, int(port)
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name, "")
+    if not value:
+        raise ConfigurationWrong(f"{name} is not set; the operator sets it from the pod's own metadata")
+    return value
+
+
+def process_environment() -> Mapping[str, str]:
+    """The one place where the process's environment is read."""
+    return os.environ

@@ -1,0 +1,88 @@
+"""What the parts of one attempt share. Made new for every attempt; the pod's things in it (arena, store, threads) live as long as the agent.
+
+No behaviour of its own beyond small questions: saves.py, rounds.py, claims.py and the others act on it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from holdfast_agent.arena import Arena
+from holdfast_agent.crew import Changes, Crew
+from holdfast_agent.metrics import Metrics
+from holdfast_agent.peers import Mesh
+from holdfast_agent.record import Record
+from holdfast_agent.settings import Settings
+from holdfast_agent.threads import Threads
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import CommitRecord, RankManifest
+from holdfast_api.messages import AttemptOrder, CheckpointInfo, Exit
+from holdfast_store.job import JobStore
+from holdfast_store.local import LocalTier
+
+
+@dataclass(slots=True)
+class Shared:
+    settings: Settings
+    order: AttemptOrder
+    """Replaced when the operator says the same attempt again, with `may_claim` or another restore order."""
+    record: Record
+    metrics: Metrics
+    threads: Threads
+    arena: Arena
+    node: LocalTier | None
+    crew: Crew
+    changes: Changes
+    end: Callable[[Exit, str], None]
+    """Ends the agent; the first call counts."""
+    supersede: Callable[[int], None]
+    """A claim with a greater number, or another life of this one, was found (A4, A5)."""
+    mesh: Mesh = field(init=False)
+    """Set right after the peers' handler exists."""
+    store: JobStore | None = None
+    """None until the bucket could be opened."""
+    base: CommitRecord | None = None
+    """Newest committed checkpoint on the lineage, of this job's own uid (B4)."""
+    base_manifests: dict[int, RankManifest] = field(default_factory=dict)
+    """Of the base, for this worker's ranks."""
+    last: CheckpointInfo | None = None
+    """What would be resumed from now."""
+    distrusted: set[str] = field(default_factory=set)
+    """Chunks that once failed verification: written anew (B5)."""
+    highest_save: int = 0
+    incarnation: str | None = None
+    """Of the claim (A4), once the lead has told it."""
+    sealed_new: bool = False
+    """The evacuation left nothing behind: what the ranks held is committed."""
+    committing: bool = False
+    bytes_per_second: float = 0.0
+    """Of the last flush, logical bytes."""
+
+    @property
+    def attempt(self) -> int:
+        return self.order.attempt
+
+    @property
+    def is_lead(self) -> bool:
+        return self.settings.config.worker == min(m.worker for m in self.order.members)
+
+    @property
+    def last_boundary(self) -> int:
+        """Boundary of the newest commit that this attempt continues or has made; 0 for none."""
+        return self.last.boundary if self.last is not None else 0
+
+    @property
+    def logical_bytes(self) -> int:
+        return sum(r.plan.image_bytes for r in self.crew if r.plan is not None)
+
+    def next_save(self) -> int:
+        """Never used again, not even after an abandoned save (B1)."""
+        self.highest_save += 1
+        return self.highest_save
+
+    def base_has(self, base: CheckpointRef | None) -> dict[str, CheckpointRef]:
+        """Digest -> where, of the base's chunks of this worker's ranks that may be referred to (B4, B5)."""
+        if base is None or self.base is None or self.base.ref != base:
+            return {}
+        return {
+            c.digest: c.at for m in self.base_manifests.values() for c in m.chunks if c.digest not in self.distrusted
+        }

@@ -1,0 +1,33 @@
+"""Errors of the store in words for the person who can mend them: bucket, endpoint, what the store said, what to change. Pure."""
+
+from holdfast_api.config import StorageConfig
+from holdfast_api.messages import Blocked, BlockedReason
+from holdfast_store.errors import Corrupt, Denied, Misconfigured, StoreError, Unavailable
+
+_REMEDY = {
+    BlockedReason.STORAGE_DENIED: (
+        "check the Secret named by spec.checkpoint.storage.secretName (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and that its user may "
+        "read, write, list and delete below this prefix"
+    ),
+    BlockedReason.STORAGE_MISCONFIGURED: "check spec.checkpoint.storage (uri, endpoint, region) and that the bucket exists",
+    BlockedReason.STORAGE_UNREACHABLE: "check that the endpoint answers from this pod (DNS, NetworkPolicy, proxy); it is tried again every few seconds",
+}
+
+
+def blocked(error: StoreError, storage: StorageConfig) -> Blocked:
+    """Never an absence: a store that cannot be read says nothing about checkpoints (B7)."""
+    reason = _reason(error)
+    endpoint = storage.endpoint or "the default endpoint"
+    return Blocked(
+        reason, f"{storage.uri} at {endpoint}: {type(error).__name__}: {error}"[:3000] + f"; {_REMEDY[reason]}"
+    )
+
+
+def _reason(error: StoreError) -> BlockedReason:
+    if isinstance(error, Denied):
+        return BlockedReason.STORAGE_DENIED
+    if isinstance(error, Misconfigured | Corrupt):
+        return BlockedReason.STORAGE_MISCONFIGURED
+    if isinstance(error, Unavailable):
+        return BlockedReason.STORAGE_UNREACHABLE
+    return BlockedReason.STORAGE_MISCONFIGURED

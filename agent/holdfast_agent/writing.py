@@ -1,0 +1,262 @@
+"""A worker's part of a save: flush when the coordinator says so, learn how it ended, give slots back (A8, B4, E4).
+
+Everything is idempotent: the same FlushOrder joins the flush that runs, the same Committed changes nothing.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from holdfast_agent import flush, slots
+from holdfast_agent.clock import Deadline
+from holdfast_agent.crew import Rank
+from holdfast_agent.errors import AgentError
+from holdfast_agent.peers import LATER, LATER_SECONDS
+from holdfast_agent.shared import Shared
+from holdfast_agent.threads import Stop
+from holdfast_api import codec, peers
+from holdfast_api import ranks as wire
+from holdfast_api.errors import ContractError
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord
+from holdfast_api.messages import Stage
+from holdfast_store.errors import StoreError
+
+log = logging.getLogger(__name__)
+PERIODIC_SECONDS = 1800
+"""A periodic save that takes longer is given up."""
+REMEMBERED = 32
+"""Ended flushes whose answer is kept for a repeated question."""
+
+
+@dataclass(eq=False, slots=True)
+class Flush:
+    """One save, as far as this worker is concerned."""
+
+    order: peers.FlushOrder
+    stop: Stop
+    task: asyncio.Task[peers.Flushed]
+    written: flush.Written | None = None
+    over: bool = False
+
+
+class Writing:
+    """One attempt's. Called on the event loop's thread."""
+
+    def __init__(self, shared: Shared, sealed: Callable[[peers.Committed], None]) -> None:
+        self._shared = shared
+        self._sealed = sealed
+        self._flushes: dict[int, Flush] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    # ---- orders
+
+    async def ordered(self, order: peers.FlushOrder) -> object:
+        """The answer to a FlushOrder, or LATER."""
+        running = self._flushes.get(order.save)
+        if running is None:
+            running = self._start(order)
+        await asyncio.wait([running.task], timeout=LATER_SECONDS)
+        return running.task.result() if running.task.done() else LATER
+
+    def committed(self, message: peers.Committed) -> None:
+        """How a save ended."""
+        s = self._shared
+        s.highest_save = max(s.highest_save, message.save)
+        ended = self._flushes.get(message.save)
+        if ended is not None and not ended.over:
+            ended.over = True
+            boundary = ended.order.boundary
+            if message.record:
+                self._adopt(message, ended)
+            else:
+                ended.stop.set("the save was given up")
+            self._give_back(lambda r: slots.freed_by_end(r.book, boundary) if r.book else [])
+        if message.sealed:
+            self._sealed(message)
+        s.changes.bump()
+
+    def abandon(self, boundary: int) -> asyncio.Task[peers.Flushed] | None:
+        """Stops the flush of a boundary whose slot is needed; the task ends when nobody reads the slot any more."""
+        for running in self._flushes.values():
+            if running.order.boundary == boundary and not running.task.done():
+                running.stop.set("a newer boundary needs the slot")
+                return running.task
+        return None
+
+    def release_round(self) -> None:
+        """A round is over and training goes on: what it captured and no save wants is given back."""
+        wanted = frozenset(f.order.boundary for f in self._flushes.values() if not f.over)
+        self._give_back(lambda r: slots.freed_by_open(r.book, wanted) if r.book else [])
+
+    def free(self, rank: Rank, slot: int) -> None:
+        """The rank may overwrite the slot."""
+        assert rank.book is not None
+        held = rank.book.held.pop(slot)
+        rank.send(wire.SlotFree(slot, held.captured.boundary, held.committed))
+
+    @property
+    def busy(self) -> bool:
+        """A save is not over."""
+        return any(not f.over for f in self._flushes.values() if f.order.save == max(self._flushes))
+
+    def given_up(self, boundary: int) -> bool:
+        """The coordinator has said that the newest save of this boundary ended without a commit, and will not be tried again."""
+        ended = [f for f in self._flushes.values() if f.order.boundary == boundary]
+        return bool(ended) and all(f.over for f in ended) and self._shared.last_boundary < boundary
+
+    async def close(self) -> None:
+        """Nobody reads a slot afterwards."""
+        for running in self._flushes.values():
+            running.stop.set("the attempt is over")
+        for task in self._background:
+            task.cancel()
+        waiting = [f.task for f in self._flushes.values() if not f.task.done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=10)
+
+    # ---- one flush
+
+    def _start(self, order: peers.FlushOrder) -> Flush:
+        s = self._shared
+        s.highest_save = max(s.highest_save, order.save)
+        for older in self._flushes.values():
+            if order.save > older.order.save:  # A8
+                older.stop.set(f"save {order.save} is newer")
+        stop = Stop()
+        deadline = Deadline.of(order.deadline, otherwise_seconds=PERIODIC_SECONDS)
+        stop.at = time.monotonic() + deadline.remaining
+        # All ranks of the job hold this boundary, or the coordinator would not ask: what is older may go (E4).
+        self._give_back(lambda r: slots.freed_by_newer(r.book, order.boundary) if r.book else [])
+        running = Flush(order, stop, asyncio.ensure_future(self._run(order, stop, deadline)))
+        self._flushes[order.save] = running
+        for save in sorted(self._flushes)[:-REMEMBERED]:
+            if self._flushes[save].task.done():
+                del self._flushes[save]
+        return running
+
+    async def _run(self, order: peers.FlushOrder, stop: Stop, deadline: Deadline) -> peers.Flushed:
+        s = self._shared
+        held = [(r, r.book.at(order.boundary)) for r in s.crew if r.book is not None]
+        missing = len(s.crew.ranks) - sum(h is not None for _, h in held)
+        if missing or s.store is None:
+            reason = (
+                "the store is not open" if s.store is None else f"{missing} ranks do not hold boundary {order.boundary}"
+            )
+            return peers.Flushed(s.attempt, order.save, (), error=reason)
+        readers = [h[1] for _, h in held if h is not None]
+        for h in readers:
+            h.readers += 1
+        started = time.monotonic()
+        try:
+            store = s.store.until(stop.at)
+            written = await flush.write(self._job(order), store, s.node, s.threads, stop)
+        except (StoreError, AgentError, OSError, ContractError) as e:
+            log.warning("save %d of attempt %d is not written: %s", order.save, order.attempt, e)
+            return peers.Flushed(s.attempt, order.save, (), error=f"{type(e).__name__}: {e}"[:1000])
+        finally:
+            for h in readers:
+                h.readers -= 1
+            s.changes.bump()
+        return await self._flushed(order, written, time.monotonic() - started, deadline)
+
+    async def _flushed(
+        self, order: peers.FlushOrder, written: flush.Written, seconds: float, deadline: Deadline
+    ) -> peers.Flushed:
+        s = self._shared
+        s.bytes_per_second = written.bytes_logical / max(seconds, 1e-3)
+        s.metrics.save_seconds.labels("flush").observe(seconds)
+        if order.save in self._flushes:
+            self._flushes[order.save].written = written
+        ref = CheckpointRef(order.attempt, order.save)
+        for rank in s.crew:
+            if rank.book is not None and (found := rank.book.at(order.boundary)):
+                s.arena.note(rank.number, found[0], s.settings.config.job_uid, ref)
+        if order.emergency and written.node_durable_at is not None:
+            s.record.stage(Stage.LOCAL_DURABLE, written.node_durable_at)
+        # An older commit of our own that is under way ends before a newer save may (A8).
+        await s.changes.until(lambda: not s.committing or s.highest_save == order.save, deadline)
+        first = s.crew.held(order.boundary)
+        told = first[0] if first else None
+        return peers.Flushed(
+            attempt=order.attempt,
+            save=order.save,
+            ranks=written.entries,
+            refers_to=written.refers_to,
+            bytes_logical=written.bytes_logical,
+            bytes_sent=written.bytes_sent,
+            updates=told.updates if told else 0,
+            epoch=told.epoch if told else 0,
+            samples=told.samples if told else 0,
+            metrics=told.metrics if told else {},
+            run=told.run if told else {},
+            local_durable_at=written.node_durable_at,
+        )
+
+    def _job(self, order: peers.FlushOrder) -> flush.Job:
+        s = self._shared
+        parts = []
+        for rank in s.crew:
+            assert rank.book is not None
+            assert rank.plan is not None
+            found = rank.book.at(order.boundary)
+            assert found is not None
+            parts.append(
+                flush.Part(
+                    rank.number,
+                    s.arena.path(rank.number, found[0]),
+                    rank.plan.image_bytes,
+                    order.boundary,
+                    rank.plan.tensors,
+                )
+            )
+        return flush.Job(
+            job_uid=s.settings.config.job_uid,
+            ref=CheckpointRef(order.attempt, order.save),
+            world_size=s.order.world_size,
+            chunk_bytes=s.settings.config.chunk_bytes,
+            parts=tuple(parts),
+            base_has=s.base_has(order.base),
+            wait_for_node=not order.emergency,
+        )
+
+    # ---- afterwards
+
+    def _adopt(self, message: peers.Committed, ended: Flush) -> None:
+        """The save is a checkpoint: the next one leans on it."""
+        s = self._shared
+        record = codec.from_json(CommitRecord, message.record.encode(), max_bytes=MAX_MANIFEST_BYTES)
+        if s.base is None or record.ref > s.base.ref:
+            s.base = record
+            s.base_manifests = {m.rank: m for m in ended.written.manifests} if ended.written is not None else {}
+        for rank in s.crew:
+            if rank.book is not None:
+                rank.book.mark_committed(ended.order.boundary)
+        if message.info is not None:
+            s.last = message.info
+            s.record.committed(message.info)
+            s.metrics.last_checkpoint.set(message.info.committed_at.timestamp())
+            s.metrics.last_boundary.set(message.info.boundary)
+        if ended.written is not None:
+            s.metrics.logical_bytes.inc(ended.written.bytes_logical)
+            s.metrics.sent_bytes.inc(ended.written.bytes_sent)
+        if s.node is not None:
+            task = asyncio.ensure_future(self._on_node(record.ref, message.record))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _on_node(self, ref: CheckpointRef, text: str) -> None:
+        """The node keeps the newest committed checkpoint; a full disk costs the node's copy and nothing else."""
+        assert self._shared.node is not None
+        try:
+            await self._shared.threads.call(self._shared.node.write_commit, ref, text)
+            await self._shared.threads.call(self._shared.node.prune, {ref})
+        except (OSError, StoreError) as e:
+            log.warning("the node's copy of %s is not complete: %s", ref, e)
+
+    def _give_back(self, which: Callable[[Rank], list[int]]) -> None:
+        for rank in self._shared.crew:
+            for slot in which(rank):
+                self.free(rank, slot)
