@@ -218,7 +218,8 @@ def to_line(message: FromRank | FromAgent) -> bytes:
 def from_line(line: bytes) -> FromRank | FromAgent:
     """Reads one line. Raises Malformed for an unknown type or a missing field, TooLarge beyond `MAX_LINE_BYTES`."""
     data = codec.parse(line, max_bytes=MAX_LINE_BYTES)
-    cls = _TYPES.get(data.get("type", "")) if isinstance(data, dict) else None
+    name = data.get("type") if isinstance(data, dict) else None
+    cls = _TYPES.get(name) if isinstance(name, str) else None
     if cls is None:
         raise Malformed("a line on the socket has no known type")
     message: FromRank | FromAgent = codec.from_plain(cls, data)
