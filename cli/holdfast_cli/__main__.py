@@ -1,0 +1,37 @@
+"""Entry point of `holdfast` and `kubectl-holdfast`."""
+
+import sys
+from pathlib import Path
+
+import typer
+
+from holdfast_api import __version__
+from holdfast_cli.checkpoints import checkpoints
+from holdfast_cli.verify import verify
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Looks at the checkpoints of Holdfast training jobs. Exit codes: 0 fine, 1 something is wrong with a checkpoint, "
+    "2 wrong usage, 3 the store cannot be used.",
+)
+app.command()(checkpoints)
+app.command()(verify)
+
+
+@app.callback(invoke_without_command=True)
+def options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(f"holdfast {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    # kubectl starts plugins as `kubectl-holdfast`; help should show what a person types.
+    name = Path(sys.argv[0]).name
+    app(prog_name="kubectl holdfast" if name.startswith("kubectl-") else "holdfast")
+
+
+if __name__ == "__main__":
+    main()
