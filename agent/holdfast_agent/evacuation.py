@@ -23,7 +23,7 @@ from holdfast_api.names import EXIT_CODES
 log = logging.getLogger(__name__)
 ASK_SECONDS = 2.0
 """A coordinator that does not take a request in by then is taken for unreachable; the next worker is asked."""
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 SEALED_LEASE_SECONDS = 600.0
 REQUEST_SECONDS = 900.0
 HARD_END_SECONDS = 0.4

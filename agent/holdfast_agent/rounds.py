@@ -23,7 +23,6 @@ ROUND_SECONDS = 600.0
 """Deadline of a round that training survives, if none is given."""
 LEASE_MARGIN_SECONDS = 10.0
 OPEN_SECONDS = 15.0
-NUMBERS_TRIED = 5
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +33,8 @@ class Round:
     evacuate: bool
     deadline: Deadline
     number: int = 0
+    lost: bool = False
+    """Another coordinator runs a greater round: it decides, this one keeps still (E1)."""
     info: CheckpointInfo | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -60,6 +61,16 @@ def fallback_of(clean: Iterable[Iterable[int]], newer_than: int) -> int | None:
     return max((b for b in common if b > newer_than), default=None)
 
 
+class RoundLost(AgentError):
+    """A member obeys a greater round."""
+
+
+def _check_not_lost(answers: Mapping[int, object]) -> None:
+    for answer in answers.values():
+        if isinstance(answer, PeerRefused):
+            raise RoundLost(str(answer))
+
+
 class Rounds:
     """One attempt's. Called on the event loop's thread."""
 
@@ -70,6 +81,8 @@ class Rounds:
         self._running: Round | None = None
         self._task: asyncio.Task[None] | None = None
         self._reopen = True
+        self._least = 1
+        """A round with a smaller number would be refused somewhere."""
 
     # ---- requests
 
@@ -81,7 +94,7 @@ class Rounds:
                 self._running.evacuate, self._running.cause = True, cause
             return self._running
         seconds = self._shared.settings.config.notice_seconds if evacuate else ROUND_SECONDS
-        running = Round(cause, evacuate, Deadline.of(deadline, otherwise_seconds=seconds), self._gates.next_round())
+        running = Round(cause, evacuate, Deadline.of(deadline, otherwise_seconds=seconds), max(self._least, self._gates.next_round()))
         if evacuate and self._shared.record.sealed:
             running.ended.set()  # said twice: it is over already
             return running
@@ -107,6 +120,10 @@ class Rounds:
             if running.evacuate:
                 await self._saves.step_aside()
             running.info = await self._save(running)
+        except RoundLost as e:
+            log.info("round %d gives way to a newer one: %s", running.number, e)
+            running.lost = True
+            self._least = running.number + 1
         except AgentError as e:
             log.warning("round %d made no checkpoint: %s", running.number, e)
         except asyncio.CancelledError:
@@ -117,8 +134,10 @@ class Rounds:
         finally:
             self._running = None
             try:
-                if not running.evacuate:
-                    await self._open(running) if self._reopen else None
+                if running.lost or not self._reopen:
+                    pass
+                elif not running.evacuate:
+                    await self._open(running)
                 elif not self._shared.record.sealed:
                     await self._saves.seal(running.info)
             finally:
@@ -136,6 +155,8 @@ class Rounds:
         votes = await self._close(running, fits)
         try:
             boundary = await self._arrive(running, votes)
+        except RoundLost:
+            raise
         except (AgentError, ValueError) as e:
             log.warning("round %d: %s", running.number, e)
             return await self._fall_back(running, votes, str(e))
@@ -147,12 +168,9 @@ class Rounds:
         s = self._shared
         lease = running.deadline.remaining + LEASE_MARGIN_SECONDS
         until = Deadline.after(min(fits.arrive_seconds, 15.0))
-        for _ in range(NUMBERS_TRIED):
-            order = peers.CloseGates(s.attempt, running.number, s.settings.pod_uid, lease)
-            answers = await s.mesh.ask_all(order, until=until, round=running.number)
-            if not any(isinstance(a, PeerRefused) for a in answers.values()):
-                break
-            running.number = max(running.number, self._gates.greatest[0]) + 1  # somebody knows a newer round (E1)
+        order = peers.CloseGates(s.attempt, running.number, s.settings.pod_uid, lease)
+        answers = await s.mesh.ask_all(order, until=until, round=running.number)
+        _check_not_lost(answers)
         for worker, answer in answers.items():
             if isinstance(answer, BaseException):
                 log.warning("worker %d did not vote: %s", worker, answer)
@@ -171,6 +189,7 @@ class Rounds:
         until = Deadline.after(self._fit(running).arrive_seconds)
         order = peers.ReleaseGates(s.attempt, running.number, s.settings.pod_uid, target, until.at)
         answers = await s.mesh.ask_all(order, until=until, round=running.number)
+        _check_not_lost(answers)
         for answer in answers.values():
             if isinstance(answer, BaseException):
                 raise SaveGivenUp(str(answer))

@@ -175,7 +175,21 @@ class FakeTrainer:
             self.write(self.slots.paths[slot])
         self.holds[slot] = self.boundary
         self.held.add(slot)
-        self.send(ranks.CapturedSlot(slot, 1, self.boundary, kind, number, 0.001, self.boundary, 0, self.boundary * 4, {"loss": 1.0 / self.boundary}, {"run": "r1"}))
+        self.send(
+            ranks.CapturedSlot(
+                slot,
+                1,
+                self.boundary,
+                kind,
+                number,
+                0.001,
+                self.boundary,
+                0,
+                self.boundary * 4,
+                {"loss": 1.0 / self.boundary},
+                {"run": "r1"},
+            )
+        )
 
     def write(self, path):
         """In pieces with pauses, so that a kill finds it half done."""
