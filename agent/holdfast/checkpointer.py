@@ -1,0 +1,305 @@
+"""`holdfast.Checkpointer`: what a training script holds.
+
+It owns the conversation with the agent and the order of things at a boundary; what the state consists of, how it lies in the image, and when the
+gate stops the loop are other modules' business. Every public method is called by the thread that trains.
+"""
+
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+import holdfast_api
+from holdfast.agent_link import AgentLink
+from holdfast.conditions import exactness
+from holdfast.ddp import settle_buckets
+from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError
+from holdfast.gate import Gate
+from holdfast.load import load_image
+from holdfast.progress import Progress
+from holdfast.saver import Saver
+from holdfast.state import ALLOWANCES, Registry
+from holdfast_api import names, ranks
+
+log = logging.getLogger("holdfast")
+T = TypeVar("T")
+SAY_SECONDS = 60
+
+
+class Checkpointer:
+    """Saves, restores and stops a training loop, together with the agent of its pod.
+
+        ckpt = holdfast.Checkpointer(model=model, optimizer=optimizer, scheduler=scheduler, loader=loader)
+        ckpt.restore()
+        for batch in ckpt.batches(loader, epochs=3):
+            ...
+            ckpt.step(loss=loss)
+        ckpt.finish()
+
+    Register by keyword everything that training changes: modules, optimizers, schedulers, scalers, loaders, generators, anything with `state_dict`
+    and `load_state_dict`, plain values in a `holdfast.Value`. Names must stay the same from run to run. Random generators of Python, NumPy and
+    torch need not be registered.
+
+    Without an agent (HOLDFAST_SOCKET is not set) every method works and nothing is saved.
+    """
+
+    def __init__(self, **parts: Any) -> None:
+        """Raises TypeError or ValueError for what cannot be registered, UnsupportedState for what this release refuses by kind."""
+        self._targets = parts
+        self._registry = Registry(parts)
+        self._progress = Progress()
+        self._gate = Gate()
+        self._run: dict[str, str] = {}
+        self._every = 0
+        self._restored = self._finished = False
+        self._generators: dict[str, Any] | None = None
+        self._stepped_at: float | None = None
+        self._link, self._trouble = self._connect()
+        self._saver = Saver(self._link, self._registry, self._progress, self._run) if self._link else None
+        if self._link is not None:
+            self._link.start()
+
+    @property
+    def boundary(self) -> int:
+        """Boundaries passed since the very first start: the number of `step` calls (I1)."""
+        return self._progress.boundary
+
+    @property
+    def epoch(self) -> int:
+        """Epochs of the loader finished: the number of the one that runs, from 0."""
+        return self._progress.epoch
+
+    def restore(self, *, allow: Collection[str] = ()) -> int:
+        """Loads the newest checkpoint that validates and returns its boundary, 0 for a fresh start. Call it once, on every rank, after everything
+        has been built (DistributedDataParallel included) and before the first batch. Blocks until the agent knows what to load.
+
+        `allow`: "sample-order" accepts that the order of samples in the epoch at hand differs from the one the checkpoint was made with.
+        Raises RestoreError; training must not go on then.
+        """
+        if self._restored:
+            raise RuntimeError("restore() has been called already; it is called once, before the loop")
+        unknown = sorted(set(allow) - set(ALLOWANCES))
+        if unknown:
+            raise ValueError(f"allow={unknown} is unknown; known are {list(ALLOWANCES)}")
+        unsettled = settle_buckets(self._targets)
+        self._run |= _versions() | {"exact": exactness(self._targets, unsettled), "loop": self._gate.loop.value}
+        if self._saver is not None or self._trouble:
+            self._restore_from_agent()
+        if "sample-order" in allow:
+            for position in self._registry.positions.values():
+                position.allow_other_order()
+        self._gate.start(self.boundary)
+        self._restored = True
+        if self._saver is not None and not self._saver.possible:  # it broke after the state was loaded
+            self._saver.lose("the connection to the agent broke")
+        return self.boundary
+
+    def batches(self, loader: Iterable[T], epochs: int | None = 1) -> Iterator[T]:
+        """The batches of `epochs` epochs in all (None: without end), going on after the last batch that a boundary followed. In a loop of your own
+        over epochs call it once per epoch with epochs=1. Raises RestoreError when the order of samples cannot be met again."""
+        self._must_be_restored("batches()")
+        if epochs is not None and epochs < 0:
+            raise ValueError(f"epochs={epochs}; it must not be negative")
+        generators, self._generators = self._generators, None
+        return self._registry.position(loader).run(epochs, generators)
+
+    def step(self, **metrics: Any) -> None:
+        """The boundary (I1): call it at the end of every iteration, after everything that changes state. Blocks while a capture is copied, while
+        both slots are in use, and while a round holds the gate closed; usually it costs microseconds. `metrics` are numbers or tensors of one
+        element; the newest are reported and stored with the checkpoint."""
+        progress, registry = self._progress, self._registry
+        self._must_be_restored("step()")
+        progress.boundary += 1
+        progress.updates += registry.updated or not registry.optimizers
+        if metrics:
+            progress.note_metrics(metrics)
+        if self._saver is not None:
+            self._at_boundary(self._saver, metrics)
+        registry.updated = False
+
+    def finish(self) -> None:
+        """Training has ended: captures the last boundary if it is not saved yet and waits until the agent lets the process go. After it nothing may
+        be stepped."""
+        self._must_be_restored("finish()")
+        if self._finished:
+            return
+        self._finished = True
+        saver, link = self._saver, self._link
+        if saver is None or link is None:
+            return
+        self._read_positions()
+        voted = self._gate.finish()
+        if voted is not None:
+            link.send(ranks.Vote(round=voted, boundary=self.boundary, done=True))
+        if self.boundary > saver.newest:
+            saver.capture("final")
+        link.flush_passed()
+        if link.send(ranks.Done(boundary=self.boundary)):
+            self._wait_for_leave(link)
+        saver.close()
+        link.close()
+
+    # At a boundary
+
+    def _at_boundary(self, saver: Saver, metrics: dict[str, Any]) -> None:
+        link, gate, boundary = self._link, self._gate, self.boundary
+        if link is None or not link.alive:
+            return
+        self._read_positions()
+        now = time.monotonic()
+        seconds, self._stepped_at = now - (self._stepped_at or now), now
+        link.send_passed(ranks.Passed(boundary, seconds, self._progress.epoch, self._progress.metrics.copy()))
+        if not saver.planned and self._registry.planned:
+            saver.plan()
+        round = gate.arrive(boundary)
+        if round is not None:
+            self._stop_for_round(saver, round, metrics)
+        if self._every and boundary % self._every == 0 and saver.newest < boundary:
+            self._progress.note_metrics(metrics, now=True)
+            saver.capture("periodic")
+
+    def _stop_for_round(self, saver: Saver, round: int | None, metrics: dict[str, Any]) -> None:
+        """The boundary is the target of a round (E2): captures it, then stands still until the gate opens."""
+        self._progress.note_metrics(metrics, now=True)
+        while round is not None:
+            saver.capture("round", round)
+            round = self._gate.hold(round)
+        self._stepped_at = time.monotonic()  # standing still is no step time
+
+    def _read_positions(self) -> None:
+        used = [p for p in self._registry.positions.values() if p.used]
+        if used:
+            self._progress.epoch, self._progress.samples = used[0].epoch, sum(p.samples for p in used)
+
+    # Restoring
+
+    def _restore_from_agent(self) -> None:
+        if self._link is None or self._saver is None:
+            raise RestoreError(f"the agent cannot be reached, so it is unknown what to restore: {self._trouble}")
+        try:
+            welcome = self._expect(ranks.Welcome)
+            self._every, self._saver.chunk_bytes = welcome.every_steps, welcome.chunk_bytes
+            self._registry.capture(self._progress, window_open=False)  # refuse now what could not be saved later
+            self._link.send(ranks.RestoreWanted())
+            while not self._load_one(self._expect(ranks.RestoreReady, ranks.StartFresh)):
+                pass
+        except LinkLost as e:
+            raise RestoreError(f"the agent was lost while restoring: {e}") from e
+        if self.boundary:
+            self._saver.newest = self.boundary
+            self._saver.plan()
+
+    def _load_one(self, answer: ranks.RestoreReady | ranks.StartFresh) -> bool:
+        """False when the checkpoint is damaged and an older one will follow (C4)."""
+        assert self._link is not None
+        if isinstance(answer, ranks.StartFresh):
+            return True
+        which = f"checkpoint {answer.attempt}/{answer.save} (boundary {answer.boundary})"
+        try:
+            self._generators = load_image(
+                answer.path, answer.image_bytes, answer.tensors, self._registry, self._progress
+            )
+        except CheckpointDamaged as e:
+            log.error("holdfast: %s is damaged: %s", which, e)
+            self._link.send(ranks.LoadFailed(message=f"{which}: {e}", of_checkpoint=True))
+            return False
+        except Exception as e:
+            self._link.send(ranks.LoadFailed(message=f"{which}: {type(e).__name__}: {e}", of_checkpoint=False))
+            if isinstance(e, HoldfastError):
+                raise
+            raise RestoreError(f"{which} could not be loaded: {type(e).__name__}: {e}") from e
+        self._link.send(ranks.Loaded(boundary=self.boundary))
+        return True
+
+    def _expect(self, *types: type[Any]) -> Any:
+        """The next message of `types`; Refused raises RestoreError with the agent's words."""
+        assert self._link is not None
+        message = self._link.expect(*types, ranks.Refused)
+        if isinstance(message, ranks.Refused):
+            raise RestoreError(message.message)
+        return message
+
+    # The agent
+
+    def _connect(self) -> tuple[AgentLink | None, str]:
+        path = os.environ.get(names.ENV_SOCKET)
+        if not path:
+            if os.environ.get("RANK", "0") == "0":
+                log.warning("holdfast: no agent (%s is not set): training runs, NOTHING IS SAVED", names.ENV_SOCKET)
+            return None, ""
+        try:
+            link = AgentLink(path, self._take, self._lose)
+        except OSError as e:
+            return None, f"{path}: {e}"
+        link.send(
+            ranks.Hello(
+                rank=int(os.environ.get("RANK", "0")),
+                local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+                world_size=int(os.environ.get("WORLD_SIZE", "1")),
+                attempt=int(os.environ.get(names.ENV_ATTEMPT, "1")),
+                pid=os.getpid(),
+                versions=_versions(),
+            )
+        )
+        return link, ""
+
+    def _take(self, message: ranks.FromAgent) -> bool:
+        """Helper thread. Gate orders are answered at once (E2)."""
+        if isinstance(message, ranks.CloseGate):
+            answer = self._gate.close(message.round, message.lease_seconds)
+            if answer is not None and self._link is not None:
+                self._link.send(ranks.Vote(round=message.round, boundary=answer[0], done=answer[1]))
+        elif isinstance(message, ranks.ReleaseGate):
+            self._gate.release(message.round, message.target)
+        elif isinstance(message, ranks.OpenGate):
+            self._gate.open(message.round)
+        elif isinstance(message, ranks.SlotFree):
+            if self._saver is not None:
+                self._saver.take(message)
+        else:
+            return False
+        return True
+
+    def _lose(self, reason: str) -> None:
+        """Any thread: the connection broke. While restoring, `restore` raises; later, training goes on unsaved."""
+        if self._saver is not None and self._restored and not self._finished:
+            self._saver.lose(f"the connection to the agent broke: {reason}")
+        elif self._saver is not None:
+            self._saver.abandon()
+        self._gate.lose()
+
+    def _wait_for_leave(self, link: AgentLink) -> None:
+        while True:
+            try:
+                link.expect(ranks.FinishAllowed, timeout=SAY_SECONDS)
+                return
+            except TimeoutError:
+                log.warning("holdfast: training has ended; waiting for the agent to make the last checkpoint durable")
+            except LinkLost as e:
+                log.error("holdfast: the agent is gone before it said that the last checkpoint is durable: %s", e)
+                return
+
+    def _must_be_restored(self, what: str) -> None:
+        if not self._restored:
+            raise RuntimeError(
+                f"call restore() before {what}: otherwise training would start from zero beside its own checkpoints"
+            )
+        if self._finished and what != "finish()":
+            raise RuntimeError(f"{what} after finish()")
+
+
+def _versions() -> dict[str, str]:
+    numpy = sys.modules.get("numpy")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "holdfast": holdfast_api.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "numpy": str(getattr(numpy, "__version__", "")),
+        "device": device,
+    }

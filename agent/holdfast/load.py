@@ -1,0 +1,104 @@
+"""From a verified image file to the live objects (C3, C4, S3).
+
+Everything is checked before anything is touched: bounds of every tensor, the document, finite parameters, keys and shapes in both directions. A load
+that fails has changed nothing.
+"""
+
+import math
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from holdfast import rng
+from holdfast.errors import CheckpointDamaged
+from holdfast.image import STATE_NAME
+from holdfast.progress import Progress
+from holdfast.state import Registry, read_document
+from holdfast_api.manifest import TensorEntry
+
+
+def load_image(
+    path: str, image_bytes: int, entries: Sequence[TensorEntry], registry: Registry, progress: Progress
+) -> dict[str, Any]:
+    """Makes the registered objects equal to the image. Returns the random generators' state, which has been put back already.
+
+    Raises CheckpointDamaged when the image is at fault, RestoreError when image and program do not fit, OSError.
+    """
+    tensors = open_image(path, image_bytes, entries)
+    try:
+        document = read_document(tensors.pop(STATE_NAME).numpy().tobytes())
+        check_finite(document, tensors)
+        registry.compare(document, tensors)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise CheckpointDamaged(f"the state in the image is incomplete: {type(e).__name__}: {e}") from e
+    with torch.no_grad():
+        generators = registry.load(document, tensors, progress)
+    rng.put_back(generators)
+    return generators
+
+
+def open_image(path: str, image_bytes: int, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
+    """Tensors that view the file, by name, ties included. A private mapping: whatever is done to them, the file stays."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        if size < image_bytes or image_bytes <= 0:
+            raise CheckpointDamaged(f"the image has {size} bytes; {image_bytes} were announced")
+        memory = mmap.mmap(fd, image_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(fd)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    return {entry.name: _view(whole, entry) for entry in entries}
+
+
+def check_finite(document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Parameters, buffers apart, and optimizer state must be finite (C4). Gradients need not: a scaler skips the infinite ones."""
+    for name in _checked_names(document):
+        tensor = tensors[name]
+        if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()) and not _finite(tensor):
+            raise CheckpointDamaged(f"{name} holds NaN or infinite values")
+
+
+def _checked_names(document: dict[str, Any]) -> list[str]:
+    names = []
+    for body in document["parts"].values():
+        if isinstance(body, dict) and "orphans" in body and "state" in body:
+            names += _tensor_names(body["state"]) + _tensor_names(body["orphans"])
+        elif isinstance(body, dict) and "loose" in body:
+            names += [n for key in body["parameters"] for n in _tensor_names(body["state"][key])]
+    return names
+
+
+def _tensor_names(tree: Any) -> list[str]:
+    if isinstance(tree, list):
+        return [n for v in tree for n in _tensor_names(v)]
+    if isinstance(tree, dict):
+        return [tree["$tensor"]] if "$tensor" in tree else [n for v in tree.values() for n in _tensor_names(v)]
+    return []
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.to(torch.complex64) if tensor.dtype == torch.complex32 else tensor)
+    if tensor.element_size() == 1:
+        tensor = tensor.float()  # 8-bit floats have no arithmetic
+    low, high = torch.aminmax(tensor)  # one pass and no mask; NaN comes through
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def _view(whole: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
+    dtype = getattr(torch, entry.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointDamaged(f"{entry.name}: dtype {entry.dtype!r} is unknown to torch {torch.__version__}")
+    length = math.prod(entry.shape) * dtype.itemsize
+    inside = entry.offset_bytes >= 0 and entry.offset_bytes + length <= whole.numel()
+    if not inside or length != entry.length_bytes or any(n < 0 for n in entry.shape):
+        raise CheckpointDamaged(
+            f"{entry.name}: {entry.length_bytes} bytes at {entry.offset_bytes} do not hold {entry.dtype} of shape {entry.shape}"
+        )
+    if length == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    return whole[entry.offset_bytes : entry.offset_bytes + length].view(dtype).view(entry.shape)

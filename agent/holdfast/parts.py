@@ -1,0 +1,262 @@
+"""What may be registered with a Checkpointer, each kind behind the same narrow face: capture, compare, load.
+
+`capture` runs on the main thread at a boundary and copies nothing: it lists tensors and makes a JSON tree that refers to them. `compare` says what
+does not fit before anything is touched, so that a failed load leaves nothing half loaded. `load` then cannot fail for reasons of the user's.
+"""
+
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from holdfast import rng, tree
+from holdfast.errors import UnsupportedState
+from holdfast.image import Tier
+
+
+class Leaves:
+    """The tensors of one capture, by their names in the image, with the tier that each belongs to."""
+
+    def __init__(self) -> None:
+        self.tensors: tree.Tensors = {}
+        self.tiers: dict[str, Tier] = {}
+
+    def put(self, value: Any, path: str, tier: Tier) -> Any:
+        """The JSON tree of `value`; its tensors are added."""
+        before = len(self.tensors)
+        body = tree.encode(value, path, self.tensors)
+        for name in list(self.tensors)[before:]:
+            self.tiers[name] = tier
+        return body
+
+
+class Part(Protocol):
+    """One registered object."""
+
+    def capture(self, leaves: Leaves) -> Any:
+        """JSON tree of the state; tensors go into `leaves`. Raises UnsupportedState."""
+
+    def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        """Sentences about what does not fit, none if all fits."""
+
+    def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Makes the object equal to the saved one. `tensors` are views of the image: they must be copied."""
+
+
+class ModulePart:
+    """A module: what its `state_dict` holds, buffers that it leaves out (`persistent=False`), and open gradients."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, unwrap(module)
+        if type(self.module).__name__ == "FullyShardedDataParallel":
+            raise UnsupportedState(
+                f"{name} is FullyShardedDataParallel, which this release cannot save; use DistributedDataParallel"
+            )
+
+    def capture(self, leaves: Leaves) -> Any:
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        trains = any(p.requires_grad for p in parameters.values())
+        body = {}
+        for key, value in self.module.state_dict().items():
+            parameter = parameters.get(key)
+            frozen = parameter is not None and not parameter.requires_grad
+            # A module without any gradient is an EMA or a teacher: it changes, or may (I8).
+            tier = (Tier.FROZEN if frozen else Tier.TRAINABLE) if trains else Tier.OPTIMIZER
+            body[key] = leaves.put(value, f"{self.name}.{key}", tier)
+        loose = {k: leaves.put(v, f"{self.name}.{k}", Tier.TRAINABLE) for k, v in self._loose_buffers().items()}
+        return {"state": body, "loose": loose, "parameters": [k for k in body if k in parameters]}
+
+    def capture_gradients(self, leaves: Leaves) -> Any:
+        """Gradients of an accumulation window that is open at this boundary (I2)."""
+        path = f"gradient.{self.name}"
+        return {
+            key: leaves.put(p.grad, f"{path}.{key}", Tier.OPTIMIZER)
+            for key, p in self.module.named_parameters()
+            if p.grad is not None
+        }
+
+    def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        live, found = self.module.state_dict(), saved["state"]
+        missing, extra = sorted(live.keys() - found.keys()), sorted(found.keys() - live.keys())
+        if missing or extra:
+            yield (
+                f"{self.name}: the model has {_listed(missing)} that the checkpoint lacks; "
+                f"the checkpoint has {_listed(extra)} that the model lacks"
+            )
+        for key in live.keys() & found.keys():
+            value = tree.decode(found[key], tensors)
+            if isinstance(value, torch.Tensor) and isinstance(live[key], torch.Tensor):
+                yield from _same_form(f"{self.name}.{key}", live[key], value)
+
+    def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        live = self.module.state_dict()  # keeps its own version metadata, which `load_state_dict` reads
+        for key, body in saved["state"].items():
+            value = tree.decode(body, tensors)
+            live[key] = (
+                value if isinstance(live[key], torch.Tensor) else _cloned(value)
+            )  # extra state may be kept as it is
+        self.module.load_state_dict(live, strict=True, assign=False)
+        loose = self._loose_buffers()
+        for key, body in saved["loose"].items():
+            value = tree.decode(body, tensors)
+            if (
+                key in loose and loose[key].shape == value.shape
+            ):  # another length of a cache is no error: it is not in `state_dict`
+                loose[key].copy_(value)
+
+    def load_gradients(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        for key, parameter in self.module.named_parameters():
+            if key in saved:
+                parameter.grad = tree.decode(saved[key], tensors).to(parameter.device, copy=True)
+
+    def _loose_buffers(self) -> dict[str, torch.Tensor]:
+        loose = {}
+        for prefix, module in self.module.named_modules():
+            for key in module._non_persistent_buffers_set:
+                buffer = module._buffers.get(key)
+                if buffer is not None:
+                    loose[f"{prefix}.{key}".lstrip(".")] = buffer
+        return loose
+
+
+class OptimizerPart:
+    """An optimizer, with the parameters it updates that no registered module holds."""
+
+    def __init__(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        self.name, self.optimizer = name, optimizer
+        self.held: set[int] = set()
+        """Ids of the parameters that modules save; set once all parts are known."""
+        if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+            raise UnsupportedState(
+                f"{name} is ZeroRedundancyOptimizer, which this release cannot save; use the optimizer it wraps"
+            )
+
+    def capture(self, leaves: Leaves) -> Any:
+        orphans = [leaves.put(p.detach(), f"{self.name}.orphan.{i}", Tier.TRAINABLE) for i, p in self._orphans()]
+        return {"state": leaves.put(self.optimizer.state_dict(), self.name, Tier.OPTIMIZER), "orphans": orphans}
+
+    def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        live = [len(g["params"]) for g in self.optimizer.param_groups]
+        found = [len(g["params"]) for g in tree.decode(saved["state"], tensors)["param_groups"]]
+        if live != found:
+            yield f"{self.name}: the optimizer has parameter groups of {live} tensors, the checkpoint of {found}"
+        orphans = self._orphans()
+        if len(orphans) != len(saved["orphans"]):
+            yield f"{self.name}: {len(orphans)} tensors of the optimizer are in no registered module, in the checkpoint {len(saved['orphans'])}"
+        for (i, parameter), body in zip(orphans, saved["orphans"], strict=False):
+            yield from _same_form(f"{self.name}.orphan.{i}", parameter, tree.decode(body, tensors))
+
+    def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        state = _cloned(tree.decode(saved["state"], tensors))
+        self.optimizer.load_state_dict(state)
+        # torch casts state to the parameter's dtype: 32-bit state of a 16-bit parameter would lose bits.
+        for index, parameter in enumerate(self._parameters()):
+            for key, value in state["state"].get(index, {}).items():
+                loaded = self.optimizer.state[parameter].get(key)
+                if isinstance(value, torch.Tensor) and isinstance(loaded, torch.Tensor) and loaded.dtype != value.dtype:
+                    self.optimizer.state[parameter][key] = value.to(loaded.device)
+        with torch.no_grad():
+            for (_, parameter), body in zip(self._orphans(), saved["orphans"], strict=True):
+                parameter.copy_(tree.decode(body, tensors))
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _orphans(self) -> list[tuple[int, torch.Tensor]]:
+        return [(i, p) for i, p in enumerate(self._parameters()) if id(p) not in self.held]
+
+
+class StatefulPart:
+    """Anything with `state_dict` and `load_state_dict`: schedulers, scalers, loaders that know their position, a `holdfast.Value`."""
+
+    def __init__(self, name: str, target: Any) -> None:
+        self.name, self.target = name, target
+
+    def capture(self, leaves: Leaves) -> Any:
+        return leaves.put(self.target.state_dict(), self.name, Tier.OPTIMIZER)
+
+    def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        return iter(())
+
+    def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.target.load_state_dict(_cloned(tree.decode(saved, tensors)))
+
+
+class GeneratorPart(StatefulPart):
+    """A generator of its own: `torch.Generator`, `random.Random`, `numpy.random.Generator`."""
+
+    def capture(self, leaves: Leaves) -> Any:
+        if isinstance(self.target, torch.Generator):
+            return leaves.put(rng.generator_bytes(self.target), self.name, Tier.SMALL)
+        if isinstance(self.target, random.Random):
+            return leaves.put(self.target.getstate(), self.name, Tier.SMALL)
+        return leaves.put(self.target.bit_generator.state, self.name, Tier.SMALL)
+
+    def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        state = tree.decode(saved, tensors)
+        if isinstance(self.target, torch.Generator):
+            rng.put_generator_back(self.target, state)
+        elif isinstance(self.target, random.Random):
+            self.target.setstate(state)
+        else:
+            self.target.bit_generator.state = _cloned(state)
+
+
+def part_for(name: str, target: Any) -> Part | None:
+    """The part for `target`, or None for a loader without a state of its own (its position is kept by `batches`). Raises TypeError."""
+    if isinstance(target, nn.Module):
+        return ModulePart(name, target)
+    if isinstance(target, torch.optim.Optimizer):
+        return OptimizerPart(name, target)
+    if hasattr(target, "state_dict") and hasattr(target, "load_state_dict"):
+        return StatefulPart(name, target)
+    numpy: Any = sys.modules.get("numpy")
+    generators = (torch.Generator, random.Random) + ((numpy.random.Generator,) if numpy is not None else ())
+    if isinstance(target, generators):
+        return GeneratorPart(name, target)
+    if is_loader(target):
+        return None
+    raise TypeError(
+        f"{name}={type(target).__name__} has no state_dict and load_state_dict, is no loader and no generator. "
+        f"Wrap a plain value: {name}=holdfast.Value(...)"
+    )
+
+
+def is_loader(target: Any) -> bool:
+    """Something that batches or indices come from."""
+    return hasattr(target, "__iter__") and not isinstance(target, nn.Module | str | bytes | dict | list | tuple | set)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The user's module below DistributedDataParallel, DataParallel and torch.compile, so that names are the same with and without them."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod
+        else:
+            return module
+
+
+def _same_form(path: str, live: torch.Tensor, saved: torch.Tensor) -> Iterator[str]:
+    if live.shape != saved.shape or live.dtype != saved.dtype:
+        yield f"{path}: {tuple(live.shape)} {live.dtype} here, {tuple(saved.shape)} {saved.dtype} in the checkpoint"
+
+
+def _cloned(value: Any) -> Any:
+    """The same tree with tensors of its own: objects may keep what they are given, and the image goes away."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return type(value)({k: _cloned(v) for k, v in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(_cloned(v) for v in value)
+    return value.copy() if type(value).__module__ == "numpy" else value
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:20])
+    return (shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")) or "nothing"

@@ -1,0 +1,145 @@
+"""The saving side of a rank: the plan, the slots, and the captures that are handed to the agent.
+
+Called by the main thread, but for `take`. When saving becomes impossible (the agent is gone or refuses, a value cannot be saved) it says so once
+and training goes on unsaved; it never raises into the training loop.
+"""
+
+import logging
+import time
+
+from holdfast.agent_link import AgentLink
+from holdfast.arena import Arena
+from holdfast.errors import LinkLost, UnsupportedState
+from holdfast.progress import Progress
+from holdfast.snapshot import SlotWriter, SnapshotPlan, copy_pool, document_bytes
+from holdfast.state import Captured, Registry
+from holdfast_api import ranks
+
+log = logging.getLogger("holdfast")
+
+
+class Saver:
+    """Plans once the layout is known (I9), captures when told to."""
+
+    def __init__(self, link: AgentLink, registry: Registry, progress: Progress, run: dict[str, str]) -> None:
+        self._link, self._registry, self._progress, self._run = link, registry, progress, run
+        self.chunk_bytes = 16 << 20
+        self._plan: SnapshotPlan | None = None
+        self._arena: Arena | None = None
+        self._writers: list[SlotWriter] = []
+        self._pool = copy_pool()
+        self._gone = ""
+        self._told = False
+        self.newest = 0
+        """The newest boundary captured, or restored."""
+
+    @property
+    def possible(self) -> bool:
+        return not self._gone
+
+    @property
+    def planned(self) -> bool:
+        return self._plan is not None
+
+    def take(self, message: ranks.SlotFree) -> None:
+        """Helper thread."""
+        if self._arena is not None:
+            self._arena.free(message.slot)
+
+    def lose(self, reason: str) -> None:
+        """Any thread: nothing more will be saved."""
+        if not self._told:
+            self._told = True
+            log.error("holdfast: NOTHING IS SAVED FROM NOW ON; training goes on. Reason: %s", reason)
+        self.abandon(reason)
+
+    def abandon(self, reason: str = "closed") -> None:
+        """As `lose`, where it is expected or said elsewhere."""
+        self._gone = self._gone or reason
+        if self._arena is not None:
+            self._arena.lose()
+
+    def plan(self) -> None:
+        """Tells the agent the layout, so that it prepares slots while training goes on; they are awaited at the first capture."""
+        if self.possible and self._plan is None:
+            try:
+                self._send_plan(self._registry.capture(self._progress, window_open=False))
+            except UnsupportedState as e:
+                self.lose(str(e))
+
+    def capture(self, kind: str, round: int = 0) -> None:
+        """Copies the state at the current boundary into a slot and hands it over. `kind` as in CapturedSlot. Waits for a free slot."""
+        if not self.possible:
+            return
+        try:
+            self._capture(kind, round)
+        except (LinkLost, UnsupportedState, OSError, ValueError) as e:
+            self.lose(str(e))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False)
+
+    def _capture(self, kind: str, round: int) -> None:
+        began = time.monotonic()
+        again = self._arena.holding(self._progress.boundary) if self._arena else None
+        if again is None:
+            captured = self._registry.capture(self._progress, window_open=not self._registry.updated)
+            document = document_bytes(captured.document)
+            if self._plan is None or not self._plan.fits(captured, document):
+                self._send_plan(captured)
+            arena = self._ready_arena()
+            slot = arena.acquire()
+            self._writers[slot].write(captured.leaves.tensors, document, self._pool)
+        else:  # a newer round wants the boundary at which this rank already stands
+            slot = again
+        assert self._arena is not None
+        self._arena.hand_over(slot, self._progress.boundary)
+        self.newest = self._progress.boundary
+        self._announce(slot, kind, round, time.monotonic() - began)
+
+    def _announce(self, slot: int, kind: str, round: int, seconds: float) -> None:
+        assert self._plan is not None
+        self._link.flush_passed()
+        self._link.send(
+            ranks.CapturedSlot(
+                slot=slot,
+                plan=self._plan.number,
+                boundary=self._progress.boundary,
+                kind=kind,
+                round=round,
+                copy_seconds=seconds,
+                updates=self._progress.updates,
+                epoch=self._progress.epoch,
+                samples=self._progress.samples,
+                metrics=dict(self._progress.metrics),
+                run=self._run,
+            )
+        )
+
+    def _send_plan(self, captured: Captured) -> None:
+        """Replaces the plan: the agent first gives back the slots of the old one."""
+        if self._arena is not None:
+            self._arena.wait_until_all_free()
+        number = self._plan.number + 1 if self._plan else 1
+        plan = SnapshotPlan.of(number, captured, self.chunk_bytes)
+        self._plan, self._arena, self._writers = plan, None, []
+        self._link.send(ranks.Plan(plan=number, image_bytes=plan.layout.image_bytes, tensors=plan.layout.entries))
+
+    def _ready_arena(self) -> Arena:
+        if self._arena is not None:
+            return self._arena
+        assert self._plan is not None
+        while True:
+            answer: ranks.Slots | ranks.Refused = self._link.expect(ranks.Slots, ranks.Refused)
+            if isinstance(answer, ranks.Refused):
+                raise UnsupportedState(f"the agent refuses to save this job: {answer.message}")
+            if answer.plan == self._plan.number:
+                break
+        if answer.slot_bytes < self._plan.layout.image_bytes or not answer.paths:
+            raise ValueError(
+                f"the agent offers {len(answer.paths)} slots of {answer.slot_bytes} bytes for an image of {self._plan.layout.image_bytes}"
+            )
+        arena = Arena(answer.plan, answer.paths, answer.slot_bytes)
+        self._writers = [SlotWriter(self._plan, s.memory) for s in arena.slots]
+        self._arena = arena
+        return arena

@@ -1,0 +1,146 @@
+"""What a rank's state consists of: the registered parts, the loaders' positions, the random generators, the counters.
+
+`Registry.capture` makes of them one JSON document and a set of named tensors; `Registry.load` is its opposite. Nothing here knows of images,
+slots or agents.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from holdfast import rng, tree
+from holdfast.errors import CheckpointDamaged, RestoreError
+from holdfast.loader import Position
+from holdfast.parts import Leaves, ModulePart, OptimizerPart, Part, is_loader, part_for
+from holdfast.progress import Progress
+from holdfast_api import codec
+from holdfast_api.errors import ContractError
+
+SCHEMA = 1
+ALLOWANCES = ("sample-order",)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One rank's state at a boundary, not copied yet: `tensors` are the live ones."""
+
+    document: dict[str, Any]
+    leaves: Leaves
+
+
+class Registry:
+    """The registered parts by name. Main thread only."""
+
+    def __init__(self, targets: dict[str, Any]) -> None:
+        """Raises TypeError or ValueError for what cannot be registered, UnsupportedState for what this release refuses."""
+        self.parts: dict[str, Part] = {}
+        self.positions: dict[str, Position] = {}
+        self._unclaimed: dict[str, Any] = {}
+        self.updated = False
+        """An optimizer has stepped since the last boundary: no accumulation window is open. Without a torch optimizer it stays False, and
+        whatever gradients there are at a boundary count as open: too much is saved rather than too little."""
+        self._ever_stepped: set[int] = set()
+        for name, target in targets.items():
+            if name == "holdfast" or name.startswith("batches"):
+                raise ValueError(f"the name {name!r} is reserved; register it under another")
+            if target is not None:
+                self._register(name, target)
+        self.modules = {n: p for n, p in self.parts.items() if isinstance(p, ModulePart)}
+        self.optimizers = {n: p for n, p in self.parts.items() if isinstance(p, OptimizerPart)}
+        self._watch_optimizers()
+
+    @property
+    def planned(self) -> bool:
+        """Every optimizer has its state or has shown that it keeps none, so that the layout will stay (I9)."""
+        optimizers = [p.optimizer for p in self.optimizers.values()]
+        return all(len(o.state) > 0 or id(o) in self._ever_stepped for o in optimizers)
+
+    def position(self, loader: Any) -> Position:
+        """The position of `loader`, a new one if it was not registered: those are told apart by the order of their first use."""
+        for position in self.positions.values():
+            if position.loader is loader:
+                return position
+        name = f"batches.{sum(n.startswith('batches.') for n in self.positions)}"
+        position = self.positions[name] = Position(loader)
+        if name in self._unclaimed:
+            position.load(self._unclaimed.pop(name))
+        return position
+
+    def capture(self, progress: Progress, *, window_open: bool) -> Captured:
+        """Lists everything; copies nothing but the small state. `window_open`: gradients belong to the state (I2). Raises UnsupportedState."""
+        leaves = Leaves()
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "progress": {"boundary": progress.boundary, "updates": progress.updates},
+            "parts": {name: part.capture(leaves) for name, part in self.parts.items()},
+            "gradients": {n: p.capture_gradients(leaves) for n, p in self.modules.items()} if window_open else {},
+            "rng": tree.encode(rng.capture(), "rng", leaves.tensors),
+        }
+        positions = {n: p.state() for n, p in self.positions.items()} | self._unclaimed
+        document["positions"] = tree.encode(positions, "positions", leaves.tensors)
+        return Captured(document, leaves)
+
+    def compare(self, document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Raises RestoreError that lists everything that does not fit, both ways; touches nothing."""
+        if document.get("schema") != SCHEMA:
+            raise RestoreError(
+                f"the state in the checkpoint has schema {document.get('schema')!r}, this release reads {SCHEMA}"
+            )
+        saved = document["parts"]
+        problems = []
+        if saved.keys() != self.parts.keys():
+            only_here, only_there = sorted(self.parts.keys() - saved.keys()), sorted(saved.keys() - self.parts.keys())
+            problems.append(
+                f"registered here but not in the checkpoint: {only_here}; in the checkpoint but not registered: {only_there}"
+            )
+        for name in saved.keys() & self.parts.keys():
+            problems += self.parts[name].compare(saved[name], tensors)
+        if problems:
+            raise RestoreError("the checkpoint does not fit this program:\n  " + "\n  ".join(problems))
+
+    def load(self, document: dict[str, Any], tensors: Mapping[str, torch.Tensor], progress: Progress) -> dict[str, Any]:
+        """Copies everything into the registered objects, counters included. Returns the random generators' state, which the caller puts back last."""
+        for name, part in self.parts.items():
+            part.load(document["parts"][name], tensors)
+        for name, module in self.modules.items():
+            module.load_gradients(document["gradients"].get(name, {}), tensors)
+        positions = tree.decode(document["positions"], tensors)
+        for name, position in self.positions.items():
+            if name in positions:
+                position.load(positions.pop(name))
+        self._unclaimed = positions
+        progress.boundary, progress.updates = document["progress"]["boundary"], document["progress"]["updates"]
+        generators: dict[str, Any] = tree.decode(document["rng"], tensors)
+        return generators
+
+    def _register(self, name: str, target: Any) -> None:
+        part = part_for(name, target)
+        if part is not None:
+            self.parts[name] = part
+        if is_loader(target):
+            self.positions[name] = Position(target)
+
+    def _watch_optimizers(self) -> None:
+        held = {id(p) for part in self.modules.values() for p in part.module.parameters()}
+        for part in self.optimizers.values():
+            part.held = held
+            part.optimizer.register_step_post_hook(self._stepped)
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self.updated = True
+        self._ever_stepped.add(id(optimizer))
+
+
+def read_document(text: bytes) -> dict[str, Any]:
+    """The JSON state of an image; raises CheckpointDamaged."""
+    try:
+        document = codec.parse(text, max_bytes=1 << 30)
+        for key in ("progress", "parts", "gradients", "rng", "positions"):
+            if not isinstance(document[key], dict):
+                raise CheckpointDamaged(f"the state in the image has no object {key!r}")
+        int(document["progress"]["boundary"]), int(document["progress"]["updates"])
+    except (ContractError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointDamaged(f"the state in the image is not readable: {e}") from e
+    return document  # type: ignore[no-any-return]

@@ -1,0 +1,119 @@
+"""Ranks of a DistributedDataParallel job as real processes: started from a server that has torch imported, so that four of them start in a second."""
+
+import json
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from holdfast_api import names
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+# The first optimizer step imports torch._dynamo: seconds, unless it is there already.
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "holdfast", "numpy"])
+
+
+@dataclass(frozen=True)
+class Job:
+    """`socket` empty: no agent. `settle` False: DDP builds its buckets as it likes."""
+
+    world: int
+    directory: Path
+    socket: str = ""
+    settle: bool = True
+    steps: int = 12
+    accumulate: int = 1
+    step_seconds: float = 0.0
+    bucket_cap_mb: float | None = None
+    as_views: bool = False
+
+
+def start(job: Job) -> list[BaseProcess]:
+    """The ranks, started. They write `<directory>/<rank>.json` at the end."""
+    job.directory.mkdir(parents=True)
+    ranks = [_CONTEXT.Process(target=_rank_main, args=(job, rank)) for rank in range(job.world)]
+    for rank in ranks:
+        rank.start()
+    return ranks
+
+
+def finished(job: Job, ranks: list[BaseProcess]) -> list[dict[str, Any]]:
+    """Waits for the end; what each rank wrote."""
+    for rank in ranks:
+        rank.join(120)
+        assert rank.exitcode == 0, f"exit code {rank.exitcode}"
+    return [json.loads((job.directory / f"{r}.json").read_text()) for r in range(job.world)]
+
+
+def kill(ranks: list[BaseProcess]) -> None:
+    for rank in ranks:
+        rank.kill()
+    for rank in ranks:
+        rank.join(60)
+
+
+def _rank_main(job: Job, rank: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.world)}
+    if job.socket:
+        os.environ[names.ENV_SOCKET] = job.socket
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(job.directory / "store"), job.world)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=job.world)
+    import holdfast
+    import holdfast.checkpointer
+
+    if not job.settle:
+        holdfast.checkpointer.settle_buckets = lambda targets: []  # type: ignore[assignment]
+    (job.directory / f"{rank}.json").write_text(json.dumps(_train(job, rank, holdfast)))
+    torch.distributed.destroy_process_group()
+
+
+def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
+    torch.manual_seed(11)
+    layers = [
+        nn.Linear(64, 256),
+        nn.BatchNorm1d(256),
+        nn.Tanh(),
+        nn.Dropout(0.2),
+        nn.Linear(256, 333),
+        nn.Linear(333, 64),
+    ]
+    model = nn.parallel.DistributedDataParallel(
+        nn.Sequential(*layers), bucket_cap_mb=job.bucket_cap_mb, gradient_as_bucket_view=job.as_views
+    )
+    torch.manual_seed(100 + rank)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    data = torch.utils.data.TensorDataset(torch.arange(24 * job.world), torch.randn(24 * job.world, 64).sin())
+    sampler = torch.utils.data.DistributedSampler(data, seed=5)
+    loader = torch.utils.data.DataLoader(data, batch_size=4, sampler=sampler)
+    ckpt = holdfast.Checkpointer(
+        model=model, optimizer=optimizer, loader=loader, data=torch.Generator().manual_seed(rank)
+    )
+    first = ckpt.restore() + 1
+    losses, samples = {}, []
+    for index, x in ckpt.batches(loader, epochs=None):
+        number = ckpt.boundary + 1
+        samples += index.tolist()
+        step_now = number % job.accumulate == 0
+        model.require_backward_grad_sync = step_now  # what no_sync() sets
+        loss = (model(x + 0.1 * torch.randn(x.shape)) - x).square().mean()
+        loss.backward()
+        if step_now:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses[number] = loss.item().hex()
+        time.sleep(job.step_seconds)
+        ckpt.step(loss=loss)
+        if ckpt.boundary == job.steps:
+            break
+    ckpt.finish()
+    weights = [
+        t.detach().contiguous().view(torch.uint8).numpy().tobytes().hex() for t in model.state_dict().values() if t.ndim
+    ]
+    return {"first": first, "losses": losses, "samples": samples, "weights": weights, "rng": torch.rand(4).tolist()}
