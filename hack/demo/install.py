@@ -3,6 +3,7 @@
 Shared by the demo and the cluster tests, so that both run what people run.
 """
 
+import hashlib
 import json
 import subprocess
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Bucket:
 def install_chart(kube: Kube, helm: Path, *values: str, timeout: int = 120) -> None:
     """`helm upgrade --install` of charts/holdfast from this checkout, waiting until the operator is ready."""
     settings = [f"image.repository={OPERATOR_IMAGE}", "image.tag=dev", "image.pullPolicy=IfNotPresent", *values]
+    # The tag stays "dev" whatever is in the image: without this a new build would not replace the running operator.
+    settings.append(f"podAnnotations.holdfast\\.dev/build=b{source_digest()}")
     command = [
         str(helm), "upgrade", "--install", "holdfast", str(TOP / "charts/holdfast"), "--kubeconfig", str(kube.kubeconfig),
         "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", f"{timeout}s",
@@ -44,6 +47,20 @@ def install_chart(kube: Kube, helm: Path, *values: str, timeout: int = 120) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout + 60, check=False)
     if done.returncode:
         raise HelmFailed(done.stderr.strip() or done.stdout.strip())
+
+
+def source_digest() -> str:
+    """Changes when anything changes that goes into the operator's image."""
+    digest = hashlib.sha256()
+    files = [
+        TOP / "Dockerfile",
+        TOP / "requirements-operator.lock",
+        *sorted(TOP.glob("api/**/*.py")),
+        *sorted(TOP.glob("operator/**/*.py")),
+    ]
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def prepare_namespace(kube: Kube, namespace: str, bucket: Bucket, *, secret: str = "training-bucket") -> None:
