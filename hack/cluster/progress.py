@@ -3,6 +3,7 @@
 On a terminal the lines are redrawn in place; elsewhere (a log, a continuous integration run) a line comes now and then.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -67,8 +68,10 @@ class Board:
     def _redraw(self, steps: Sequence[Step]) -> None:
         if self._drawn:
             self._out.write(f"\x1b[{self._drawn}A")
+        # A line that wraps would take two rows, and the next drawing would start too low.
+        width = shutil.get_terminal_size().columns - 1
         for step in steps:
-            self._out.write(f"\x1b[2K{step.line()}\n")
+            self._out.write(f"\x1b[2K{step.line()[:width]}\n")
         self._out.flush()
         self._drawn = len(steps)
 

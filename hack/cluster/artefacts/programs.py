@@ -33,7 +33,7 @@ def kube() -> Artefact:
     return Artefact(
         name="kube",
         what=f"Kubernetes {version.removeprefix('v')}, etcd and CoreDNS from source",
-        usual_seconds=260,
+        usual_seconds=420,
         made_from=(KUBE_SOURCE, version_flags(version)),
         make=_make_kube,
     )
@@ -80,11 +80,11 @@ def _make_pause(workshop: Workshop, directory: Path) -> None:
 
 
 def versitygw() -> Artefact:
-    return _installed("versitygw", VERSITYGW, "the S3 server versitygw from source", 110)
+    return _installed("versitygw", VERSITYGW, "the S3 server versitygw from source", 120)
 
 
 def helm() -> Artefact:
-    return _installed("helm", HELM, "Helm from source", 120)
+    return _installed("helm", HELM, "Helm from source", 150)
 
 
 def _installed(name: str, package: str, what: str, usual_seconds: int) -> Artefact:
