@@ -13,6 +13,7 @@ from typing import Any
 from hack.demo.kube import Kube, wait_for
 
 TOP = Path(__file__).resolve().parents[2]
+EXAMPLE = TOP / "examples/01-bytes-gpt/train.py"
 SYSTEM = "holdfast-system"
 OPERATOR_IMAGE = "localhost/holdfast-operator"
 TRAINER_IMAGE = "localhost/holdfast-trainer:dev"
@@ -63,15 +64,15 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def prepare_namespace(kube: Kube, namespace: str, bucket: Bucket, *, secret: str = "training-bucket") -> None:
-    """A namespace with the bucket's Secret and the example's script in a ConfigMap."""
+def prepare_namespace(kube: Kube, namespace: str, bucket: Bucket, *, script: Path = EXAMPLE) -> None:
+    """A namespace with the bucket's Secret and a training script in a ConfigMap."""
     meta = {"namespace": namespace}
     kube.apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
         {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": secret, **meta},
+            "metadata": {"name": "training-bucket", **meta},
             "stringData": {
                 "AWS_ACCESS_KEY_ID": bucket.access_key,
                 "AWS_SECRET_ACCESS_KEY": bucket.secret_key,
@@ -83,7 +84,7 @@ def prepare_namespace(kube: Kube, namespace: str, bucket: Bucket, *, secret: str
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": "train-script", **meta},
-            "data": {"train.py": (TOP / "examples/01-bytes-gpt/train.py").read_text()},
+            "data": {"train.py": script.read_text()},
         },
     )
     wait_for(

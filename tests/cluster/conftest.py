@@ -167,11 +167,7 @@ class Lab:
 @pytest.fixture
 def lab(kube: Kube, cluster: Any, bucket: install.Bucket, installed: None) -> Iterator[Lab]:
     namespace = f"t-{uuid.uuid4().hex[:8]}"
-    install.prepare_namespace(kube, namespace, bucket)
-    script = Path(__file__).with_name("small_train.py").read_text()
-    kube.apply({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "train-script", "namespace": namespace}, "data": {"train.py": script},
-    })  # fmt: skip
+    install.prepare_namespace(kube, namespace, bucket, script=Path(__file__).with_name("small_train.py"))
     yield Lab(kube, cluster, bucket, namespace)
     kube.run("delete", "namespace", namespace, "--wait=false")
     time.sleep(0.1)

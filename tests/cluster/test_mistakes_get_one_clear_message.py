@@ -76,6 +76,6 @@ def test_a_script_that_crashes_at_once_ends_the_job_with_its_last_words(lab: Any
 
 def test_an_image_without_the_agent_says_which_line_to_add(lab: Any) -> None:
     manifest = lab.manifest()
-    manifest["spec"]["template"]["spec"]["containers"][0]["image"] = lab.cluster.base_image
+    manifest["spec"]["template"]["spec"]["containers"][0]["image"] = "localhost/holdfast-base:1"
     lab.kube.apply(manifest)
     assert "pip install" in lab.job("small").wait_condition(text="holdfast[agent]")["message"]
