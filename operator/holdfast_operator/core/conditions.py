@@ -47,6 +47,14 @@ def update(
     return status if new == status.conditions else status.model_copy(update={"conditions": new})
 
 
+def observed(status: TrainingJobStatus, generation: int) -> TrainingJobStatus:
+    """A job at its end: what its conditions say stays, whatever becomes of its pods; a newer spec changes nothing and is acknowledged."""
+    if status.observed_generation == generation:
+        return status
+    same = tuple(c.model_copy(update={"observed_generation": generation}) for c in status.conditions)
+    return status.model_copy(update={"observed_generation": generation, "conditions": same})
+
+
 def _kept(before: Condition | None, new: _Now, generation: int, now: datetime) -> Condition:
     since = before.last_transition_time if before is not None and before.status == new.status else now
     return Condition(
@@ -68,7 +76,7 @@ def _all(
     else:
         yield _Now(suspend.CONDITION, "False", "NotSuspended")
     yield _storage(seen, status, trouble)
-    yield _checkpoint(status, trouble)
+    yield _checkpoint(seen, status, trouble)
     yield _succeeded(status)
 
 
@@ -149,16 +157,25 @@ def _storage(seen: Observed, status: TrainingJobStatus, trouble: Trouble | None)
     return _Now("StorageReady", "Unknown", "NotProbed", "no agent has reached the store yet")
 
 
-def _checkpoint(status: TrainingJobStatus, trouble: Trouble | None) -> _Now:
+def _checkpoint(seen: Observed, status: TrainingJobStatus, trouble: Trouble | None) -> _Now:
     if trouble is not None and trouble.reason == BlockedReason.NO_USABLE_CHECKPOINT.value:
         return _Now("CheckpointUsable", "False", trouble.reason, trouble.message)
     newest = status.last_checkpoint
+    unused = _library_not_used(seen, status)
+    if newest is None and unused:
+        return _Now("CheckpointUsable", "False", BlockedReason.LIBRARY_NOT_USED.value, unused)
     if newest is None:
         return _Now("CheckpointUsable", "False", "NoneYet", "no checkpoint has been committed yet")
     refused = f"; refused: {', '.join(status.quarantined[-4:])}" if status.quarantined else ""
     return _Now(
         "CheckpointUsable", "True", "Committed", f"{newest.name} at step {newest.step} ({newest.cause}){refused}"
     )
+
+
+def _library_not_used(seen: Observed, status: TrainingJobStatus) -> str:
+    """What an agent says whose script never called the library; it says so also of a script that has ended well."""
+    blocked = (w.report.blocked for w in members(seen, status.attempt) if w.report is not None)
+    return next((b.message for b in blocked if b is not None and b.reason is BlockedReason.LIBRARY_NOT_USED), "")
 
 
 def _succeeded(status: TrainingJobStatus) -> _Now:

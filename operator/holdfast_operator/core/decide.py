@@ -41,7 +41,7 @@ def decide(seen: Observed, now: datetime) -> Decision:
     if trouble.spec_problem(seen):
         return _finished_round(seen, seen.status, (), None, now)
     if seen.status.phase in phases.TERMINAL:
-        return _finished_round(seen, seen.status, _clean_up(seen), None, now)
+        return Decision(conditions.observed(seen.status, seen.job.generation), _clean_up(seen))
     status = progress.adopt(seen, seen.status, now)
     if finish.has_finished(seen, status):
         return _finished_round(seen, _close(seen, status, Phase.SUCCEEDED, now), (), None, now)
@@ -142,7 +142,7 @@ def _finished_round(
     now: datetime,
 ) -> Decision:
     status = status.model_copy(update={"observed_generation": seen.job.generation})
-    found = trouble.find(seen, status, now) if status.phase not in phases.TERMINAL else None
+    found = trouble.find(seen, status) if status.phase not in phases.TERMINAL else None
     status = conditions.update(seen, status, found, verdict, now)
     told = events.between(seen.status, status)
     return Decision(status, (*actions, *told), wake.next_look(seen, status, now))

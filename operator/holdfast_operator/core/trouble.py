@@ -6,7 +6,6 @@ the scheduler says.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase
@@ -26,7 +25,7 @@ class Trouble:
     """False: it may pass by itself (no room in the cluster, an image that is slow to come)."""
 
 
-def find(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trouble | None:
+def find(seen: Observed, status: TrainingJobStatus) -> Trouble | None:
     """The first trouble, in order; None if nothing stands in the way."""
     sources: tuple[Callable[[], Iterator[Trouble]], ...] = (
         lambda: _of_spec(seen),

@@ -75,6 +75,8 @@ class AgentClient:
         wait = min(5.0, 0.25 * 2.0 ** min(failures - 1, 5))
         self._sent[key] = _Sent(digest, time.monotonic() + wait, failures)
         self.failed()
+        if failures in (1, 8):  # while a container starts, nobody listens yet
+            log.info("agent %s has not taken in %s yet", send.pod.name, path)
         return wait
 
     async def ask(self, job_uid: str, attempt: int, pod: PodAddress) -> bool:
@@ -103,7 +105,7 @@ class AgentClient:
                 answer = await response.content.read(MAX_ANSWER_BYTES)
                 return self._take_in(response.status, answer, job_uid, pod)
         except (TimeoutError, aiohttp.ClientError, OSError) as e:
-            log.info("agent %s does not answer %s: %s", pod.name, path, type(e).__name__)
+            log.debug("agent %s does not answer %s: %s", pod.name, path, type(e).__name__)
             return False
 
     def _take_in(self, status: int, answer: bytes, job_uid: str, pod: PodAddress) -> bool:

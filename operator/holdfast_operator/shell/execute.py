@@ -134,7 +134,7 @@ class Executor:
         return False
 
     def _refused(self, what: str, error: ApiError, memory: JobMemory) -> None:
-        if error.passing or error.status == 409:
+        if error.passing or error.status == 409 or error.namespace_ends:
             log.warning("%s: %s", what, error)
             return
         kind = RefusalKind.INVALID if error.status in (400, 422) else RefusalKind.FORBIDDEN
@@ -171,6 +171,6 @@ class Executor:
         try:
             await call
         except ApiError as e:
-            log.warning("%s", e)
+            log.log(logging.DEBUG if e.namespace_ends else logging.WARNING, "%s", e)
             return False
         return True

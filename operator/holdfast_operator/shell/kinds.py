@@ -1,6 +1,8 @@
 """kopf serves our own kind (G6): it lists and watches TrainingJobs and tells us of each; nothing else. It adds no finalizer and no annotation (D7)."""
 
 import asyncio
+import socket
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -47,8 +49,12 @@ def settings() -> kopf.OperatorSettings:
     return s
 
 
+class Stopped(Exception):
+    """kopf has been told to stop: it takes SIGTERM and SIGINT for itself once it runs."""
+
+
 async def run(reg: kopf.OperatorRegistry, watch_namespace: str, ready: asyncio.Event) -> None:
-    """For ever; ends by cancellation."""
+    """For ever; ends by cancellation or with Stopped."""
     await kopf.operator(
         registry=reg,
         settings=settings(),
@@ -56,4 +62,7 @@ async def run(reg: kopf.OperatorRegistry, watch_namespace: str, ready: asyncio.E
         clusterwide=not watch_namespace,
         namespaces=[watch_namespace] if watch_namespace else [],
         ready_flag=ready,
+        # Given, because kopf would make one of the user's name, and in a container that user has none.
+        identity=typing.cast(Any, f"{names.MANAGED_BY}@{socket.gethostname()}"),
     )
+    raise Stopped

@@ -39,6 +39,11 @@ class ApiError(Exception):
         """Worth trying again as it is."""
         return self.status in (0, 429) or self.status >= 500
 
+    @property
+    def namespace_ends(self) -> bool:
+        """Nothing can be made any more, and nothing need be."""
+        return self.status == 403 and "because it is being terminated" in self.message
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
