@@ -23,8 +23,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         "an older one was taken",
     ),
     "HoldfastResumeSlow": (
-        {RESUME + '{cause="spot", le="60"}': "0x120", RESUME + '{cause="spot", le="600"}': "0x30 4x90", RESUME + '{cause="spot", le="+Inf"}': "0x30 4x90"},
-        {RESUME + '{cause="spot", le="60"}': "0x30 4x90", RESUME + '{cause="spot", le="600"}': "0x30 4x90", RESUME + '{cause="spot", le="+Inf"}': "0x30 4x90"},
+        {RESUME + '{phase="total", cause="spot", le="60"}': "0x120", RESUME + '{phase="total", cause="spot", le="600"}': "0x30 4x90", RESUME + '{phase="total", cause="spot", le="+Inf"}': "0x30 4x90"},
+        {RESUME + '{phase="total", cause="spot", le="60"}': "0x30 4x90", RESUME + '{phase="total", cause="spot", le="600"}': "0x30 4x90", RESUME + '{phase="total", cause="spot", le="+Inf"}': "0x30 4x90"},
         "slow to resume after spot",
     ),
     "HoldfastJobsFailed": (

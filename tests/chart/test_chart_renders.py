@@ -21,7 +21,7 @@ MONITORS = (
 MODES: dict[str, tuple[str, ...]] = {
     "as it comes": (),
     "one namespace": ("watchNamespace=team-a",),
-    "two replicas": ("replicas=2",),
+    "switched off": ("replicas=0",),
     "without the definition": ("crds.enabled=false",),
     "definition goes with the release": ("crds.keep=false",),
     "with everything of Prometheus": MONITORS,
@@ -77,6 +77,7 @@ def test_no_secret_is_rendered(render: Any) -> None:
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
         ("image.digest=latest", "/image/digest"),
         ("replicas=some", "/replicas"),
+        ("replicas=2", "/replicas"),
         ("watchNamespace=Team_A", "/watchNamespace"),
         ("serviceAccount.create=false", "serviceAccount.name is needed where serviceAccount.create is false"),
     ],
@@ -141,9 +142,10 @@ def test_the_service_leads_to_ports_that_the_pod_has(render: Any) -> None:
     assert all(port["port"] == names[port["targetPort"]] for port in service["ports"])
 
 
-def test_a_disruption_budget_only_where_it_leaves_one_replica(render: Any) -> None:
-    assert "PodDisruptionBudget" not in kinds(render())
-    assert one(render("replicas=2"), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+def test_the_operator_is_started_elsewhere_soon_after_its_node_is_lost(render: Any) -> None:
+    tolerations = one(render("tolerations[0].key=spot"), "Deployment")["spec"]["template"]["spec"]["tolerations"]
+    seconds = {t["key"]: t.get("tolerationSeconds") for t in tolerations}
+    assert seconds == {"node.kubernetes.io/not-ready": 15, "node.kubernetes.io/unreachable": 15, "spot": None}
 
 
 def test_monitors_only_where_asked_for(render: Any) -> None:
