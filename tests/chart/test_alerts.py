@@ -10,8 +10,14 @@ import yaml
 pytestmark = pytest.mark.cluster  # for helm and promtool; no cluster is touched
 
 AGE = 'holdfast_checkpoint_age_seconds{namespace="team-a", job="gpt"}'
-RESUME = "holdfast_time_to_resume_seconds_bucket"
 WELL = {"holdfast_leader": "1x120"}
+
+
+def resumes(*, within_60: str, within_600: str) -> dict[str, str]:
+    """The buckets of a histogram of times to resume."""
+    name = 'holdfast_time_to_resume_seconds_bucket{phase="total", cause="spot", le="%s"}'
+    return {name % "60": within_60, name % "600": within_600, name % "+Inf": within_600}
+
 
 # alert -> (series that make it fire, series that do not, words of its text)
 CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
@@ -23,8 +29,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         "an older one was taken",
     ),
     "HoldfastResumeSlow": (
-        {RESUME + '{phase="total", cause="spot", le="60"}': "0x120", RESUME + '{phase="total", cause="spot", le="600"}': "0x30 4x90", RESUME + '{phase="total", cause="spot", le="+Inf"}': "0x30 4x90"},
-        {RESUME + '{phase="total", cause="spot", le="60"}': "0x30 4x90", RESUME + '{phase="total", cause="spot", le="600"}': "0x30 4x90", RESUME + '{phase="total", cause="spot", le="+Inf"}': "0x30 4x90"},
+        resumes(within_60="0x120", within_600="0x30 4x90"),
+        resumes(within_60="0x30 4x90", within_600="0x30 4x90"),
         "slow to resume after spot",
     ),
     "HoldfastJobsFailed": (
