@@ -38,7 +38,7 @@ FINISH_SECONDS = 3600.0
 LAST_CAPTURE_SECONDS = 5.0
 STEP_WEIGHT = 0.2
 """Of the newest step in the moving average."""
-NEVER_USED = "nothing was saved: the script ended without ever calling holdfast (see docs/agent.md)"
+NEVER_USED = "nothing was saved: the script ended without ever calling holdfast"
 
 
 class Attempt:
@@ -364,7 +364,7 @@ class Attempt:
                 Blocked(
                     BlockedReason.LIBRARY_NOT_USED,
                     f"the script has run for {UNUSED_SECONDS:.0f} s without calling holdfast.Checkpointer: it trains, but nothing is saved; "
-                    "add the five lines of docs/agent.md to it",
+                    "add the five lines that docs/ shows",
                 )
             )
 

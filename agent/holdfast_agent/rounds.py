@@ -94,7 +94,12 @@ class Rounds:
                 self._running.evacuate, self._running.cause = True, cause
             return self._running
         seconds = self._shared.settings.config.notice_seconds if evacuate else ROUND_SECONDS
-        running = Round(cause, evacuate, Deadline.of(deadline, otherwise_seconds=seconds), max(self._least, self._gates.next_round()))
+        running = Round(
+            cause,
+            evacuate,
+            Deadline.of(deadline, otherwise_seconds=seconds),
+            max(self._least, self._gates.next_round()),
+        )
         if evacuate and self._shared.record.sealed:
             running.ended.set()  # said twice: it is over already
             return running

@@ -136,6 +136,20 @@ class Pod:
         except OSError:
             return False
 
+    def signature(
+        self, method: str, path: str, body: bytes, *, attempt: int, role=signing.Role.OPERATOR, **envelope
+    ) -> str:
+        """`envelope` replaces parts of what is signed."""
+        key = signing.derive_key(MASTER, self.gang.job_uid, role)
+        fields = {
+            "method": method,
+            "path": path,
+            "receiver_pod_uid": self.uid,
+            "attempt": attempt,
+            "job_uid": self.gang.job_uid,
+        } | envelope
+        return signing.sign(key, signing.Envelope(**fields), body, now=time.time(), nonce=secrets.token_bytes(16))
+
     def request(
         self,
         method: str,
@@ -148,11 +162,7 @@ class Pod:
         **envelope,
     ):
         """(status, body). Signed for this pod unless `header` is given."""
-        key = signing.derive_key(MASTER, self.gang.job_uid, role)
-        fields = {"receiver_pod_uid": self.uid, "attempt": attempt, "job_uid": self.gang.job_uid} | envelope
-        signed = signing.sign(
-            key, signing.Envelope(method, path, **fields), body, now=time.time(), nonce=secrets.token_bytes(16)
-        )
+        signed = self.signature(method, path, body, attempt=attempt, role=role, **envelope)
         headers = {signing.HEADER: signed if header is None else header, signing.HEADER_ATTEMPT: str(attempt)}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", data=body or None, headers=headers, method=method
@@ -299,6 +309,13 @@ class Gang:
             lambda: any(b >= boundary for _, b, _ in self.commits()),
             f"a commit at {boundary}; there are {self.commits()}; " + "".join(p.words() for p in self.pods.values()),
         )
+
+    def socket_of_ranks(self, worker: int = 0) -> str:
+        """As a rank of that worker finds it in its environment."""
+        agent = self.pods[worker].process.pid
+        rank = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()[0]
+        environ = dict(item.partition("=")[::2] for item in Path(f"/proc/{rank}/environ").read_text().split("\0"))
+        return environ[names.ENV_SOCKET]
 
     def wait_for_boundary(self, boundary: int) -> None:
         for pod in self.pods.values():
