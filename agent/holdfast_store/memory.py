@@ -59,7 +59,7 @@ class MemoryBucket:
         self._objects: dict[str, bytes] = {}
         self._undo: list[tuple[str, bytes | None]] = []
         self._lock = threading.RLock()
-        self._before_call = before_call
+        self.before_call = before_call
 
     @property
     def uri(self) -> str:
@@ -172,8 +172,8 @@ class MemoryBucket:
     @contextlib.contextmanager
     def _call(self, operation: str, key: str) -> Iterator["set[Effect]"]:
         """One operation under the lock, with the faults that strike it."""
-        if self._before_call:
-            self._before_call(operation, key)
+        if self.before_call:
+            self.before_call(operation, key)
         effects = self._strikes(operation, key)
         for effect, error in _FAILS.items():
             if effect in effects:

@@ -75,7 +75,13 @@ class Persistent:
             patience = min(patience, self._deadline - time.monotonic())
         if patience <= 0:
             return operation()
-        for attempt in stamina.retry_context(on=Unavailable, attempts=None, timeout=patience):
+        # A pause is never a large part of what is left: the last one must not run far past the deadline.
+        pauses = {
+            "wait_initial": min(0.1, patience / 20),
+            "wait_max": min(5.0, patience / 5),
+            "wait_jitter": min(0.5, patience / 10),
+        }
+        for attempt in stamina.retry_context(on=Unavailable, attempts=None, timeout=patience, **pauses):
             with attempt:
                 return operation()
         raise AssertionError("stamina ends with a result or an error")

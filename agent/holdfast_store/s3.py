@@ -99,7 +99,7 @@ class S3Bucket:
         except botocore.exceptions.NoCredentialsError as e:
             raise Denied(NO_CREDENTIALS) from e
         except (botocore.exceptions.BotoCoreError, OSError) as e:
-            raise Unavailable(f"{self.settings.where}: {e}") from e
+            raise self._refusal("", read_text(str(e))) from e
         self._checked.set()
 
     def create(self, key: str, data: Buffer) -> None:
@@ -124,8 +124,9 @@ class S3Bucket:
         self._fill(key, self._open(check_key(key)), view)
 
     def head(self, key: str) -> ObjectInfo:
+        check_key(key)
         try:
-            return ObjectInfo(key, obstore.head(self._store, check_key(key))["size"])
+            return ObjectInfo(key, obstore.head(self._store, key)["size"])
         except FileNotFoundError:
             # A HEAD has no body, so its 404 cannot say what is missing. A GET can.
             return ObjectInfo(key, self._open(key).meta["size"])
@@ -133,16 +134,18 @@ class S3Bucket:
             raise self._wrapped(key, e) from e
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        check_prefix(prefix)
         try:
-            for page in obstore.list(self._store, check_prefix(prefix) or None, chunk_size=1000):
+            for page in obstore.list(self._store, prefix or None, chunk_size=1000):
                 for found in page:
                     yield ObjectInfo(found["path"], found["size"])
         except _ERRORS as e:
             raise self._wrapped(prefix, e) from e
 
     def list_level(self, prefix: str) -> Level:
+        check_prefix(prefix)
         try:
-            found = obstore.list_with_delimiter(self._store, check_prefix(prefix) or None)
+            found = obstore.list_with_delimiter(self._store, prefix or None)
         except _ERRORS as e:
             raise self._wrapped(prefix, e) from e
         folders = sorted(name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"])

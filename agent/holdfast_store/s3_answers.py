@@ -13,6 +13,9 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9._-]{1,80})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,400})")
 
+BAD_CERTIFICATE = "BadCertificate"
+"""Not a server's word: no conversation took place."""
+
 _DENIED = {
     "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired",
     "SignatureDoesNotMatch", "NotSignedUp", "XAdminUserNotFound", "InvalidSecurity", "Forbidden", "UnauthorizedAccess",
@@ -27,7 +30,8 @@ _REGION = {
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted"}
 _CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
 _FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "EntityTooLarge", "ServiceQuotaExceeded"}
-_TRANSIENT_4XX = {
+_PASSING = (0, 404, 408, 425, 429, 500)
+_TRANSIENT = {
     "RequestTimeout",
     "BadDigest",
     "XAmzContentChecksumMismatch",
@@ -55,6 +59,8 @@ class Answer:
 def read_text(text: str) -> Answer:
     """The answer inside an obstore error, whose message holds status and body."""
     status, code, message = _STATUS.search(text), _CODE.search(text), _MESSAGE.search(text)
+    if not status and "certificate" in text.lower():
+        return Answer(code=BAD_CERTIFICATE)
     if not status:
         return Answer(message=_tidy(text.split("Debug source")[0])[-300:])
     return Answer(int(status[1]), code[1] if code else "", _tidy(message[1]) if message else "")
@@ -72,17 +78,21 @@ def classify(answer: Answer, *, key: str, where: str) -> StoreError:
         return Misconfigured(
             f"wrong region or endpoint ({where}; {answer}): set spec.checkpoint.storage.region to the bucket's own"
         )
+    if code == BAD_CERTIFICATE:
+        return Misconfigured(
+            f"the server's certificate is not trusted ({where}): put its authority into a file and name it in AWS_CA_BUNDLE"
+        )
     if code in _CLOCK:
         return Misconfigured(f"the clock of this machine is wrong ({where}; {answer})")
+    if code in _FULL or status == 507:
+        return Full(about)
     if code in _DENIED or status in (401, 403):
         return Denied(
             f"access denied ({about}): check the keys of the secret in spec.checkpoint.storage.secretName and the bucket's policy"
         )
-    if code in _FULL or status == 507:
-        return Full(about)
     if status == 412 and code not in _CONFLICT:
         return AlreadyExists(about)
-    if code in _CONFLICT or code in _TRANSIENT_4XX or status in (0, 404, 408, 409, 425, 429) or status >= 500:
+    if code in _CONFLICT or code in _TRANSIENT or status in _PASSING or (status == 409 and not code) or status >= 502:
         # 404 without NoSuchKey is nothing that may be believed; it might be a gateway that has not found its server yet.
         return Unavailable(about)
     return Misconfigured(f"the server refuses the request ({about})")

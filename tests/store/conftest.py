@@ -1,0 +1,42 @@
+"""Backends for the tests of the store: every behaviour is shown on a directory, in memory and on a real S3 server."""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from s3_server import S3Server, binary_or_outcome, running
+from worlds import World
+
+from holdfast_api.config import StorageConfig
+from holdfast_store.bucket import Bucket, open_bucket
+from holdfast_store.memory import MemoryBucket
+
+_number = itertools.count()
+BACKENDS = ["file", "memory", pytest.param("s3", marks=pytest.mark.s3)]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with running(binary_or_outcome(), tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(params=BACKENDS)
+def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Bucket:
+    """An empty bucket. On S3: a prefix of its own."""
+    if request.param == "memory":
+        return MemoryBucket()
+    if request.param == "file":
+        return open_bucket(StorageConfig(tmp_path.as_uri()), {})
+    server: S3Server = request.getfixturevalue("s3_server")
+    return open_bucket(server.config(f"tests/{next(_number)}"), server.environ, retry_seconds=5)
+
+
+@pytest.fixture
+def world(bucket: Bucket) -> World:
+    return World(bucket)

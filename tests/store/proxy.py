@@ -1,0 +1,60 @@
+"""A TCP proxy for tests: shows what a client sends, and cuts a connection after so many bytes of a request."""
+
+import contextlib
+import socket
+import threading
+from urllib.parse import urlsplit
+
+
+class Proxy:
+    """Stands before `endpoint`. `cut_after`: close both sides after so many bytes from the client; None lets all pass.
+
+    `swallow_answers`: the request arrives, the answer is thrown away and the connection closed.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        parts = urlsplit(endpoint)
+        self._target = (str(parts.hostname), int(parts.port or 0))
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self.cut_after: int | None = None
+        self.swallow_answers = 0
+        self.heads: list[bytes] = []
+        """The first piece of each thing that a client has sent: request line and headers."""
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def requests(self, method: str) -> list[bytes]:
+        return [head for head in self.heads if head.startswith(method.encode() + b" ")]
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            upstream = socket.create_connection(self._target)
+            for a, b, forward in ((client, upstream, True), (upstream, client, False)):
+                threading.Thread(target=self._pump, args=(a, b, forward), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, forward: bool) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if forward and data.split(b" ", 1)[0] in (b"PUT", b"GET", b"POST", b"HEAD", b"DELETE"):
+                    self.heads.append(data.split(b"\r\n\r\n")[0])
+                if forward and self.cut_after is not None and passed + len(data) > self.cut_after:
+                    sink.sendall(data[: self.cut_after - passed])
+                    break
+                if not forward and self.swallow_answers:
+                    self.swallow_answers -= 1
+                    break
+                sink.sendall(data)
+                passed += len(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()

@@ -1,0 +1,106 @@
+"""Builds the jobs that tests of the store start from, through the store's own code: `World(bucket).claimed(1).saved(1, 1, b"aaaabbbb")`."""
+
+from datetime import UTC, datetime
+
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import (
+    CheckpointKind,
+    Chunk,
+    Claim,
+    CommitRecord,
+    ParentRef,
+    Progress,
+    RankEntry,
+    RankManifest,
+)
+from holdfast_api.messages import Cause, RestoreOrder
+from holdfast_store.bucket import Bucket
+from holdfast_store.chunks import hash_chunks, ranges
+from holdfast_store.job import JobStore
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+CHUNK = 4
+
+
+def ref(attempt: int, save: int) -> CheckpointRef:
+    return CheckpointRef(attempt, save)
+
+
+class World:
+    """One job in a bucket. Chunks have four bytes, so that images can be read: b"aaaabbbb" is two chunks."""
+
+    def __init__(self, bucket: Bucket, uid: str = "uid-1") -> None:
+        self.uid = uid
+        self.store = JobStore(bucket, "ns", "job", uid)
+
+    def a_claim(
+        self, attempt: int, parent: CheckpointRef | None = None, *, incarnation: str = "", parent_uid: str = ""
+    ) -> Claim:
+        above = ParentRef(parent_uid or self.uid, parent.attempt, parent.save) if parent else None
+        return Claim(self.uid, attempt, incarnation or f"life-{attempt}", (), above, NOW)
+
+    def claimed(self, attempt: int, parent: CheckpointRef | None = None, *, parent_uid: str = "") -> "World":
+        self.store.claim(self.a_claim(attempt, parent, parent_uid=parent_uid))
+        return self
+
+    def saved(
+        self, attempt: int, save: int, image: bytes | list[bytes] = b"aaaabbbb", *, base: CheckpointRef | None = None
+    ) -> "World":
+        self.store.commit(self.prepared(attempt, save, image, base=base))
+        return self
+
+    def prepared(
+        self,
+        attempt: int,
+        save: int,
+        image: bytes | list[bytes] = b"aaaabbbb",
+        *,
+        base: CheckpointRef | None = None,
+        kind: CheckpointKind = CheckpointKind.FULL,
+    ) -> CommitRecord:
+        """Writes chunks and manifests; returns the record that only has to be committed."""
+        reuse = self.store.reusable(self.store.read_commit(base)[0]) if base else {}
+        images = [image] if isinstance(image, bytes) else image
+        entries: list[RankEntry] = []
+        places: set[CheckpointRef] = set()
+        for rank, content in enumerate(images):
+            manifest = self.manifest(attempt, save, rank, len(images), content, reuse)
+            places |= {c.at for c in manifest.chunks}
+            entries.append(self.store.create_manifest(manifest))
+        return CommitRecord(
+            self.uid, "ns", "job", attempt, save, kind, Cause.PERIODIC, NOW, Progress(save), tuple(entries), base,
+            tuple(sorted(places - {ref(attempt, save)})),
+        )  # fmt: skip
+
+    def manifest(
+        self, attempt: int, save: int, rank: int, ranks: int, content: bytes, reuse: dict[str, CheckpointRef]
+    ) -> RankManifest:
+        view, chunks = memoryview(content), []
+        for (digest, length), (start, _) in zip(
+            hash_chunks(view, CHUNK, threads=1), ranges(len(content), CHUNK), strict=True
+        ):
+            at = reuse.get(digest)
+            if at is None:
+                at = ref(attempt, save)
+                self.store.put_chunk(at, digest, view[start : start + length])
+            chunks.append(Chunk(digest, length, at))
+        return RankManifest(self.uid, attempt, save, rank, ranks, save, len(content), CHUNK, tuple(chunks))
+
+    def candidates(self, attempt: int, order: RestoreOrder | None = None, *, world_size: int = 1) -> list[str]:
+        found = self.store.resolve(order or RestoreOrder(), attempt, world_size=world_size)
+        return [str(c.record.ref) for c in found.candidates]
+
+    def image(self, checkpoint: CheckpointRef, rank: int = 0) -> bytes:
+        """What a restore would load: every byte verified."""
+        record, _ = self.store.read_commit(checkpoint)
+        manifest = self.store.read_manifest(record, rank)
+        data, at = bytearray(manifest.image_bytes), 0
+        for chunk in manifest.chunks:
+            self.store.get_chunk_into(chunk, memoryview(data)[at : at + chunk.length])
+            at += chunk.length
+        return bytes(data)
+
+    def keys(self, part: str = "") -> list[str]:
+        """Every key of the job that contains `part`, without the job's prefix."""
+        found = (info.key.removeprefix(self.store.prefix) for info in self.store.bucket.list(self.store.prefix))
+        return sorted(key for key in found if part in key)
