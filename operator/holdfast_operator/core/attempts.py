@@ -41,7 +41,7 @@ def start_next(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trai
     """Records the next attempt once every worker has a usable pod (A1, A2). The old attempt must be over."""
     assert interruptions.is_over(status)
     pods = _usable_pods(seen, status)
-    if pods is None or (status.retry_at is not None and now < status.retry_at):
+    if pods is None:
         return status
     if status.attempts_used >= layout.MAX_NUMBER:
         return status
@@ -56,7 +56,6 @@ def start_next(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trai
             "attempts_used": number,
             "workers": tuple(w for w in status.workers if w.pod_uid in uids),
             "notices": notices.carried_over(status, survivors),
-            "retry_at": None,
         }
     )
 

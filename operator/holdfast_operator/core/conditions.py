@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast_api.messages import BlockedReason
-from holdfast_operator.core import finish, interruptions, suspend
+from holdfast_operator.core import failures, finish, interruptions, suspend
 from holdfast_operator.core.membership import members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.trouble import Trouble
@@ -43,7 +43,9 @@ def update(
 ) -> TrainingJobStatus:
     """All conditions anew; a transition time changes only with the condition's status."""
     before = {c.type: c for c in status.conditions}
-    new = tuple(_kept(before.get(c.type), c, seen.job.generation, now) for c in _all(seen, status, trouble, verdict))
+    new = tuple(
+        _kept(before.get(c.type), c, seen.job.generation, now) for c in _all(seen, status, trouble, verdict, now)
+    )
     return status if new == status.conditions else status.model_copy(update={"conditions": new})
 
 
@@ -68,9 +70,9 @@ def _kept(before: Condition | None, new: _Now, generation: int, now: datetime) -
 
 
 def _all(
-    seen: Observed, status: TrainingJobStatus, trouble: Trouble | None, verdict: finish.Verdict | None
+    seen: Observed, status: TrainingJobStatus, trouble: Trouble | None, verdict: finish.Verdict | None, now: datetime
 ) -> Iterator[_Now]:
-    yield from _summary(seen, status, trouble, verdict)
+    yield from _summary(seen, status, trouble, verdict, now)
     if seen.spec.suspend:
         yield _Now(suspend.CONDITION, "True", "Suspended", "spec.suspend is true")
     else:
@@ -81,7 +83,7 @@ def _all(
 
 
 def _summary(
-    seen: Observed, status: TrainingJobStatus, trouble: Trouble | None, verdict: finish.Verdict | None
+    seen: Observed, status: TrainingJobStatus, trouble: Trouble | None, verdict: finish.Verdict | None, now: datetime
 ) -> Iterator[_Now]:
     match status.phase:
         case Phase.SUCCEEDED:
@@ -101,7 +103,7 @@ def _summary(
             number = status.attempt.number if status.attempt else 0
             yield from _three("True", "False", "False", "Running", f"attempt {number} trains")
         case _:
-            yield from _three("False", "True", "False", *_on_the_way(seen, status))
+            yield from _three("False", "True", "False", *_on_the_way(seen, status, now))
 
 
 def _three(ready: str, reconciling: str, stalled: str, reason: str, message: str) -> Iterator[_Now]:
@@ -120,7 +122,7 @@ def _failed(status: TrainingJobStatus, verdict: finish.Verdict | None) -> Iterat
     yield from _three("False", "False", "True", reason, message)
 
 
-def _on_the_way(seen: Observed, status: TrainingJobStatus) -> tuple[str, str]:
+def _on_the_way(seen: Observed, status: TrainingJobStatus, now: datetime) -> tuple[str, str]:
     open_entries = interruptions.unrecovered(status)
     about = f": {finish.describe(open_entries[-1])}" if open_entries else ""
     if seen.spec.suspend:
@@ -128,7 +130,9 @@ def _on_the_way(seen: Observed, status: TrainingJobStatus) -> tuple[str, str]:
     if status.phase is Phase.EVACUATING:
         return "Evacuating", f"saving before the worker goes{about}"
     if status.retry_at is not None and interruptions.is_over(status):
-        return "BackingOff", f"the next attempt starts at {status.retry_at:%H:%M:%S} UTC{about}"
+        failure = failures.find(status, members(seen, status.attempt), now) or failures.of_start(seen, status, now)
+        words = f"; {failure.message}" if failure is not None else about
+        return "BackingOff", f"the next attempt starts at {status.retry_at:%H:%M:%S} UTC{words}"
     where = _where(seen, status)
     reason = "Recovering" if open_entries else "Starting"
     return reason, f"{where}{about}"

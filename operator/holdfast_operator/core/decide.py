@@ -15,6 +15,7 @@ from holdfast_operator.core import (
     conditions,
     evacuate,
     events,
+    failures,
     finish,
     interruptions,
     notices,
@@ -50,6 +51,8 @@ def decide(seen: Observed, now: datetime) -> Decision:
     status = notices.update(seen, status, now)
     status = interruptions.update(seen, status, now)
     status, verdict = finish.count_end(seen, seen.status, status, now)
+    if verdict is None:
+        status, verdict = finish.count_start_failure(seen, status, now)
     if verdict is not None:
         return _finished_round(seen, status.model_copy(update={"phase": Phase.FAILED}), (), verdict, now)
     status = resume.update(seen, status, now)
@@ -76,7 +79,7 @@ def _while_no_step(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
     """Starting or recovering: pods for every worker, then the attempt, then the claim, then wait for the first step."""
     if interruptions.is_over(status):
         if status.retry_at is None or now >= status.retry_at:
-            status = replace.plan(seen, status, now)
+            status = replace.plan(seen, status, now).model_copy(update={"retry_at": None})
             status = attempts.start_next(seen, status, now)
     else:
         status = attempts.allow_claim(seen, status, now)
@@ -103,8 +106,9 @@ def _while_running(seen: Observed, status: TrainingJobStatus) -> Step:
 
 
 def _while_evacuating(seen: Observed, status: TrainingJobStatus, now: datetime) -> Step:
-    """Agents save; the replacement is made meanwhile, away from the doomed node (F5)."""
-    status = replace.plan(seen, status, now)
+    """Agents save; the replacement is made meanwhile, away from the doomed node (F5). One that fails is counted when the attempt is over."""
+    if failures.of_start(seen, status, now) is None:
+        status = replace.plan(seen, status, now)
     actions = (
         *evacuate.orders(seen, status),
         *attempts.orders(seen, status),

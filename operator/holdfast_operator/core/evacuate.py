@@ -44,10 +44,11 @@ def silence_ends(seen: Observed, status: TrainingJobStatus, who: MemberSeen) -> 
     if not found:
         return None
     noticed_at = min(n.noticed_at for n in found)
-    if who.heard_at > noticed_at:
+    if who.last_heard is not None and who.last_heard > noticed_at:
         return None
     deadline = min(deadline_of(n, seen.spec.notices.default_deadline_seconds) for n in found)
-    return noticed_at + min(ANSWER_WITHIN, (deadline - noticed_at) / 3)
+    # An operator that has just started gives the agent the same time to answer.
+    return max(noticed_at, seen.watching_since) + min(ANSWER_WITHIN, (deadline - noticed_at) / 3)
 
 
 def as_notice(notice: NoticeStatus) -> Notice:

@@ -4,8 +4,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from holdfast_api.messages import AgentPhase, Exit
-from holdfast_operator.core.membership import MemberSeen, describe_worker, exit_of
-from holdfast_operator.core.observed import PodSeen
+from holdfast_operator.core.membership import (
+    MemberSeen,
+    describe_worker,
+    exit_of,
+    exit_with,
+    is_member,
+    newest_plans,
+    pod_of,
+)
+from holdfast_operator.core.observed import Observed, PodSeen
 from holdfast_operator.crd.v1alpha1 import Budgets, Counts, TrainingJobStatus
 
 MAX_BACKOFF_SECONDS = 300
@@ -32,6 +40,22 @@ def find(status: TrainingJobStatus, whos: tuple[MemberSeen, ...], now: datetime)
     return next((f for f in found if f is not None), None)
 
 
+def of_start(seen: Observed, status: TrainingJobStatus, now: datetime) -> Failure | None:
+    """A planned pod that ended before it became a member of an attempt, by its own fault."""
+    for worker, entry in sorted(newest_plans(status).items()):
+        pod = pod_of(seen, worker, entry.serial)
+        if pod is None or is_member(status, pod.uid) or not pod.terminal or pod.deleting or pod.reason:
+            continue
+        name = describe_worker(worker, pod.node)
+        how = exit_with(pod)
+        if how is Exit.CONFIGURATION_WRONG:
+            words = _words_of_pod(pod) or "the agent refuses its configuration"
+            return Failure(worker, pod.node, now, "ConfigurationWrong", f"{name}: {words}", final=True)
+        if how is None or how in (Exit.FINISHED, Exit.TRAINER_FAILED):
+            return _by_exit_code(worker, pod, name, now)
+    return None
+
+
 def counted(counts: Counts, *, progressed: bool) -> Counts:
     """One more. `progressed`: the attempt had made a durable checkpoint, which starts the row anew."""
     row = 1 if progressed else counts.failures_in_a_row + 1
@@ -55,24 +79,28 @@ def _failure(status: TrainingJobStatus, who: MemberSeen, now: datetime) -> Failu
     if how is not None:
         return None
     if who.pod is not None and who.pod.terminal:
-        return _by_exit_code(who, who.pod, name, now)
+        return _by_exit_code(who.member.worker, who.pod, name, now)
     if _agent_restarted(status, who):
         return _fail(who, now, "AgentRestarted", f"{name}: the agent was killed and has been restarted in place (G2)")
     return None
 
 
-def _by_exit_code(who: MemberSeen, pod: PodSeen, name: str, now: datetime) -> Failure:
+def _by_exit_code(worker: int, pod: PodSeen, name: str, now: datetime) -> Failure:
     at = min(pod.finished_at or now, now)
+
+    def fail(reason: str, message: str) -> Failure:
+        return Failure(worker, pod.node, at, reason, message)
+
     if start_error(pod):
-        return _fail(who, at, "AgentMissing", f"{name}: {agent_missing(pod)}")
+        return fail("AgentMissing", f"{name}: {agent_missing(pod)}")
     if pod.exit_reason == "OOMKilled":
         message = (
             f"{name}: out of memory (OOMKilled). The pod's memory limit must hold the training process and the checkpoint "
             "memory of its ranks: raise resources.limits.memory of the trainer container, or set spec.checkpoint.memoryMiB"
         )
-        return _fail(who, at, "OutOfMemory", message)
+        return fail("OutOfMemory", message)
     what = f"exit code {pod.exit_code}" if pod.exit_code is not None else (pod.reason or "no exit code")
-    return _fail(who, at, "WorkerFailed", f"{name}: the pod failed with {what}: {_words_of_pod(pod)}".rstrip(": "))
+    return fail("WorkerFailed", f"{name}: the pod failed with {what}: {_words_of_pod(pod)}".rstrip(": "))
 
 
 def start_error(pod: PodSeen) -> bool:

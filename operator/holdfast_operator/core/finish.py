@@ -47,6 +47,16 @@ def count_end(
     return status.model_copy(update={"counts": counts}), verdict
 
 
+def count_start_failure(
+    seen: Observed, status: TrainingJobStatus, now: datetime
+) -> tuple[TrainingJobStatus, Verdict | None]:
+    """Counts a pod that failed before it could take part, and sets the back-off. A back-off that is set says that it has been counted."""
+    if status.retry_at is not None or not interruptions.is_over(status):
+        return status, None
+    failure = failures.of_start(seen, status, now)
+    return (status, None) if failure is None else _count(seen, status, failure, now, progressed=False)
+
+
 def _count_failure(
     seen: Observed, status: TrainingJobStatus, now: datetime
 ) -> tuple[TrainingJobStatus, Verdict | None]:
@@ -54,6 +64,12 @@ def _count_failure(
     assert status.attempt is not None
     number = status.attempt.number
     progressed = any(c.name.startswith(f"{number}/") for c in status.checkpoints)
+    return _count(seen, status, failure, now, progressed=progressed)
+
+
+def _count(
+    seen: Observed, status: TrainingJobStatus, failure: failures.Failure | None, now: datetime, *, progressed: bool
+) -> tuple[TrainingJobStatus, Verdict | None]:
     counts = failures.counted(status.counts, progressed=progressed)
     status = status.model_copy(update={"counts": counts, "retry_at": failures.retry_at(counts, seen.spec.budgets, now)})
     message = failure.message if failure else "a worker failed"

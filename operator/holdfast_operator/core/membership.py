@@ -26,6 +26,9 @@ class MemberSeen:
     report: AgentReport | None
     """The same, if it is of this attempt."""
     heard_at: datetime
+    """Silence counts from here: the last word, or when this operator began to listen."""
+    last_heard: datetime | None
+    """The last word, if there was one."""
 
     @property
     def address(self) -> PodAddress | None:
@@ -65,6 +68,7 @@ def _join(seen: Observed, attempt: AttemptStatus, member: MemberStatus) -> Membe
         node=seen.nodes.get(member.node or (pod.node if pod else "")),
         latest=latest,
         report=latest if latest is not None and latest.attempt == attempt.number else None,
+        last_heard=heard.at if heard else None,
         heard_at=max(heard.at, seen.watching_since) if heard else max(seen.watching_since, attempt.created_at),
     )
 
@@ -106,9 +110,12 @@ def exit_of(who: MemberSeen) -> Exit | None:
     """How the agent ended: by its report, else by its exit code."""
     if who.report is not None and who.report.exit is not None:
         return who.report.exit
-    if who.pod is None or who.pod.exit_code is None:
-        return None
-    return next((e for e, code in names.EXIT_CODES.items() if code == who.pod.exit_code), None)
+    return exit_with(who.pod) if who.pod is not None else None
+
+
+def exit_with(pod: PodSeen) -> Exit | None:
+    """What the container's exit code means; None while it runs and for a code that is not one of the agent's."""
+    return next((e for e, code in names.EXIT_CODES.items() if code == pod.exit_code), None)
 
 
 def boundary_of(whos: Iterable[MemberSeen]) -> int:

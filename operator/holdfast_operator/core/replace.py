@@ -12,6 +12,8 @@ from holdfast_operator.core.signals import is_doomed, node_signals
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus, WorkerStatus
 
 MAX_AVOID = 64
+RESTRAINT = timedelta(seconds=2)
+"""A pod that could not become a member is replaced no sooner after it was planned."""
 STALE_AVOIDANCE = timedelta(seconds=5)
 """How long a pod may find no node before the list of nodes that it avoids is made anew."""
 
@@ -63,7 +65,8 @@ def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, no
     if pod is None:
         return not entry.pod_uid  # planned and not made yet; a pod that was seen and is gone is lost (A2)
     if _is_done(seen, pod):
-        return False
+        # One that is refused by its node over and over must not become a storm of pods.
+        return not is_member(status, pod.uid) and now - entry.since < RESTRAINT
     return not _avoids_for_nothing(seen, status, entry, pod, now)
 
 

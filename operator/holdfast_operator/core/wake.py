@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from holdfast_operator.core import evacuate, interruptions
 from holdfast_operator.core.membership import members, silent_from
 from holdfast_operator.core.observed import Observed
-from holdfast_operator.core.replace import STALE_AVOIDANCE
+from holdfast_operator.core.replace import RESTRAINT, STALE_AVOIDANCE
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
 
 REFUSED_AGAIN = timedelta(seconds=10)
@@ -33,6 +33,7 @@ def _moments(seen: Observed, status: TrainingJobStatus) -> Iterator[datetime | N
         yield since + lost_after if since is not None else None
         yield evacuate.silence_ends(seen, status, who)
     for plan in status.workers:
+        yield plan.since + RESTRAINT
         yield plan.since + STALE_AVOIDANCE
     for refusal in seen.refusals:
         yield refusal.at + REFUSED_AGAIN

@@ -14,6 +14,7 @@ from holdfast_operator.core.actions import Action, CreatePod, DeletePod, EmitEve
 from holdfast_operator.core.observed import JobMeta, Observed, Refusal, RefusalKind
 from holdfast_operator.core.pods import PodContext, worker_pod
 from holdfast_operator.core.wake import REFUSED_AGAIN
+from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
 from holdfast_operator.shell.agents import AgentClient
 from holdfast_operator.shell.kube import ApiError, Kube
 
@@ -28,6 +29,17 @@ class JobMemory:
     refusals: dict[str, Refusal] = field(default_factory=dict)
     children_at: float = 0.0
     """Monotonic time at which Service, Secret and NetworkPolicy were last known to exist."""
+
+    generation: int = 0
+
+    def forget_stale(self, job: JobMeta, status: TrainingJobStatus) -> None:
+        """What was refused for an earlier spec, or for a pod that is planned no more, is no trouble any more."""
+        if job.generation != self.generation:
+            self.generation = job.generation
+            self.refusals.clear()
+        planned = {f"pod {names.pod_name(job.name, job.uid, w.worker, w.serial)}" for w in status.workers}
+        for what in [w for w in self.refusals if w.startswith("pod ") and w not in planned]:
+            del self.refusals[what]
 
     def children_exist(self) -> bool:
         return self.children_at > 0 and time.monotonic() - self.children_at < CHILDREN_FRESH_SECONDS

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from holdfast_api import names
 from holdfast_operator.core.actions import CreatePod, DeletePod, PodAddress, SendNotice
 from holdfast_operator.core.decide import decide
-from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
-from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
+from holdfast_operator.core.observed import JobMeta, NodeSeen, Observed, PodSeen
+from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobSpec, TrainingJobStatus
 from holdfast_operator.shell import translate
 from holdfast_operator.shell.agents import AgentClient
 from holdfast_operator.shell.execute import Executor, JobMemory
@@ -26,6 +26,7 @@ from holdfast_operator.shell.reportbook import ReportBook
 
 log = logging.getLogger("holdfast.jobs")
 Object = dict[str, Any]
+Reading = tuple[JobMeta, TrainingJobSpec | None, TrainingJobStatus | None, str]
 
 RESYNC_SECONDS = 30.0
 STEP_SECONDS = 10.0
@@ -67,6 +68,7 @@ class JobLoop:
         self._step_written = 0.0
         self._event_seen: float | None = None
         self._again: float | None = None
+        self._read: tuple[Object, Reading] | None = None
         self.task = asyncio.create_task(
             self._run(), name=f"job {item['metadata']['namespace']}/{item['metadata']['name']}"
         )
@@ -132,11 +134,18 @@ class JobLoop:
         ahead = (decision.wake_at - now).total_seconds() if decision.wake_at else RESYNC_SECONDS
         return max(0.0, min(ahead, retry if retry is not None else RESYNC_SECONDS, RESYNC_SECONDS))
 
+    def reading(self) -> Reading:
+        """The object as values, read once per version."""
+        if self._read is None or self._read[0] is not self._item:
+            self._read = (self._item, translate.job(self._item))
+        return self._read[1]
+
     def _observe(self) -> Observed | None:
-        meta, spec, status, error = translate.job(self._item)
+        meta, spec, status, error = self.reading()
         if status is None:
             log.error("%s is left alone: %s", self.task.get_name(), error)
             return None
+        self._memory.forget_stale(meta, status)
         pods = self._shared.world.pods_of(meta.uid)
         uids = {p.uid for p in pods} | ({m.pod_uid for m in status.attempt.members} if status.attempt else set())
         return Observed(
@@ -215,7 +224,7 @@ class Jobs:
     def statuses(self) -> list[tuple[str, str, TrainingJobStatus]]:
         found = []
         for loop in self._loops.values():
-            meta, _, status, _ = translate.job(loop.item)
+            meta, _, status, _ = loop.reading()
             if status is not None:
                 found.append((meta.namespace, meta.name, status))
         return found
