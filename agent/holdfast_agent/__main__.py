@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from holdfast_agent import laptop, settings
@@ -10,8 +11,10 @@ from holdfast_agent.errors import ConfigurationWrong
 from holdfast_agent.run import Agent
 from holdfast_agent.run import main as run_agent
 from holdfast_api import __version__
+from holdfast_api.errors import ContractError
 from holdfast_api.messages import Exit
 from holdfast_api.names import EXIT_CODES
+from holdfast_store.errors import StoreError
 
 DEFAULT_EVERY_SECONDS = 600
 
@@ -59,17 +62,17 @@ def main(argv: list[str] | None = None) -> int:
                 "no command: write it after --, for example `holdfast-agent run -- python train.py`"
             )
         return run_agent(_local(options, command) if options.local else _in_pod(command))
-    except ConfigurationWrong as e:
+    except (ConfigurationWrong, ContractError, StoreError) as e:
         print(f"holdfast-agent: {e}", file=sys.stderr)
         return EXIT_CODES[Exit.CONFIGURATION_WRONG]
 
 
-def _in_pod(command: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _in_pod(command: tuple[str, ...]) -> Callable[[], Agent]:
     ready = settings.from_environment(settings.process_environment(), command)
     return lambda: Agent(ready)
 
 
-def _local(options: argparse.Namespace, command: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[], Agent]:
     if options.workers != 1:
         raise ConfigurationWrong(
             f"--workers is {options.workers}: without Kubernetes one machine is used; use --processes for several processes"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast_agent import memory
+from holdfast_agent.errors import ConfigurationWrong
 from holdfast_api.layout import CheckpointRef
 
 HINTS = "slots.json"
@@ -35,7 +36,10 @@ class Arena:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as e:
+            raise ConfigurationWrong(f"the memory volume {folder} cannot be used: {e.strerror}") from e
         self._lock = threading.Lock()
         self._hints: dict[tuple[int, int], Hint] = self._read_hints()
 

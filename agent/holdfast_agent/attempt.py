@@ -35,6 +35,8 @@ UNUSED_SECONDS = 60.0
 FAILED_SECONDS = 5.0
 """How long the agent stays after a trainer's failure, for a save that runs, the report, or the next attempt."""
 FINISH_SECONDS = 3600.0
+IDLE_FINISH_SECONDS = 120.0
+"""Ranks are done and nothing is being written: the others will not come (unequal numbers of boundaries, E3)."""
 LAST_CAPTURE_SECONDS = 5.0
 STEP_WEIGHT = 0.2
 """Of the newest step in the moving average."""
@@ -310,12 +312,21 @@ class Attempt:
         return self.shared.record.evacuating or self.shared.record.sealed
 
     async def _failed(self, process: Process, code: int) -> None:
-        s = self.shared
-        s.record.failed = True
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        s.record.exit_detail = f"rank {process.rank} ended with {how}\n{process.last_words}"[:2300]
-        s.record.changed()
         log.error("rank %d ended with %s", process.rank, how)
+        await self._fail(f"rank {process.rank} ended with {how}\n{process.last_words}"[:2300])
+
+    def fail(self, detail: str) -> None:
+        """A new attempt is needed, for a reason that is not a rank's end."""
+        log.error("the attempt has failed: %s", detail)
+        self._tasks.append(asyncio.ensure_future(self._fail(detail)))
+
+    async def _fail(self, detail: str) -> None:
+        s = self.shared
+        if s.record.failed:
+            return
+        s.record.failed, s.record.exit_detail = True, detail
+        s.record.changed()
         self._launcher.kill(s.crew.processes)
         limit = Deadline.after(FAILED_SECONDS)
         await asyncio.sleep(1)
@@ -342,11 +353,23 @@ class Attempt:
         if not held and s.is_lead:
             # The library captures the last boundary by itself; if it did not, a round asks for it.
             await self.rounds.request(Cause.FINAL, evacuate=False, deadline=None).ended.wait()
-        await s.changes.until(lambda: s.last_boundary >= end or self._given_up(end), Deadline.after(FINISH_SECONDS))
+        await self._until_saved(end)
         if s.last_boundary < end:
             log.error("the last boundary %d could not be saved; the newest checkpoint is at %d", end, s.last_boundary)
         for rank in s.crew:
             rank.send(wire.FinishAllowed())
+
+    async def _until_saved(self, end: int) -> None:
+        """Or given up, or nobody works on it any more."""
+        s = self.shared
+        limit = Deadline.after(FINISH_SECONDS)
+        while not limit.passed:
+            if await s.changes.until(
+                lambda: s.last_boundary >= end or self._given_up(end), Deadline.after(IDLE_FINISH_SECONDS)
+            ):
+                return
+            if not self.writing.busy and not self.saves.pending:
+                return
 
     def _given_up(self, boundary: int) -> bool:
         return self.writing.given_up(boundary) or (

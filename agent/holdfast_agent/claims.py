@@ -207,9 +207,8 @@ class Claims:
                     return self._choice is not choice
                 if answer.rejection is not None:
                     if not answer.rejection.of_checkpoint:
-                        raise NeedsPerson(
-                            BlockedReason.NO_USABLE_CHECKPOINT, f"worker {worker}: {answer.rejection.reason}"
-                        )
+                        s.fail(f"worker {worker}: {answer.rejection.reason}")
+                        return True
                     self.rejected(answer.rejection)
             if self._choice is not choice:
                 return False

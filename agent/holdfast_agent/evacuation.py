@@ -6,7 +6,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import Any
 
 from holdfast_agent import notices, plan
 from holdfast_agent.clock import Deadline, now
@@ -84,6 +85,8 @@ class Evacuation:
     def sealed(self, message: peers.Committed) -> None:
         """The coordinator says that the evacuation is over; the ranks stay at the gate."""
         s = self._shared
+        if s.record.sealed:
+            return  # said twice
         s.sealed_new = message.info is not None
         s.record.sealed = True
         s.record.stage(Stage.SEALED)
@@ -147,8 +150,8 @@ class Evacuation:
     def _prepare(self, merged: notices.Merged) -> None:
         """A notice that does not act yet is worth one save (F2). The lead asks for it."""
         new = set(merged.preparing) - self._prepared
-        self._prepared |= new
         if new and not merged.acting and self._shared.is_lead and self._shared.record.loaded:
+            self._prepared |= new
             self._rounds.request(merged.cause, evacuate=False, deadline=None)
 
     async def _withdraw(self) -> None:
@@ -237,7 +240,7 @@ class Evacuation:
             for n in self._shared.record.notices.values()
         )
 
-    def _later(self, coroutine) -> None:  # type: ignore[no-untyped-def]
+    def _later(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -249,7 +252,7 @@ def coordinators(workers: Iterable[int], doomed: Iterable[int]) -> list[int]:
     return sorted(workers, key=lambda w: (w in going, w))
 
 
-async def _quietly(awaitable) -> None:  # type: ignore[no-untyped-def]
+async def _quietly(awaitable: Awaitable[Any]) -> None:
     try:
         await awaitable
     except AgentError as e:

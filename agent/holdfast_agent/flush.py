@@ -7,10 +7,11 @@ the commit record, written by the coordinator (saves.py).
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 from holdfast_agent.arena import Mapped
 from holdfast_agent.clock import now
@@ -24,6 +25,7 @@ from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +91,26 @@ class Sender:
         return Chunk(name, len(view), self._job.ref)
 
 
-async def write(job: Job, store: JobStore, node: LocalTier | None, threads: Threads, stop: Stop) -> Written:
-    """Raises StoreError or SaveGivenUp. When it returns or raises, no thread reads the slots any more (but see `wait_for_node`)."""
+async def write(
+    job: Job,
+    store: JobStore,
+    node: LocalTier | None,
+    threads: Threads,
+    stop: Stop,
+    *,
+    node_free: asyncio.Task[None] | None = None,
+) -> Written:
+    """Raises StoreError or SaveGivenUp. When it returns or raises, no thread reads the slots any more (but see `wait_for_node`).
+
+    `node_free`: what still tidies the node's directory; the node's part begins after it.
+    """
     sender = Sender(job, store, stop)
     mapped: list[Mapped] = []
     on_node: asyncio.Task[datetime | None] | None = None
     try:
         for part in job.parts:
             mapped.append(Mapped(part.path, part.image_bytes, write=False))
-        on_node = asyncio.ensure_future(_to_node(job, node, mapped, threads, stop))
+        on_node = asyncio.ensure_future(_to_node(job, node, mapped, threads, stop, node_free))
         manifests = await _gather(
             [_send_part(job, p, m, sender, threads) for p, m in zip(job.parts, mapped, strict=True)], stop
         )
@@ -142,11 +155,18 @@ async def _send_part(job: Job, part: Part, mapped: Mapped, sender: Sender, threa
 
 
 async def _to_node(
-    job: Job, node: LocalTier | None, mapped: list[Mapped], threads: Threads, stop: Stop
+    job: Job,
+    node: LocalTier | None,
+    mapped: list[Mapped],
+    threads: Threads,
+    stop: Stop,
+    free: asyncio.Task[None] | None,
 ) -> datetime | None:
     """When all images are durable on the node; None if there is no node tier or it failed: the store is what counts (fault scenarios 12, 13)."""
     if node is None:
         return None
+    if free is not None:
+        await asyncio.wait([free])
 
     def all_parts() -> datetime | None:
         for part, m in zip(job.parts, mapped, strict=True):
@@ -182,11 +202,11 @@ async def _node_result(
         return None
 
 
-def _creating(store: JobStore, manifest: RankManifest):  # type: ignore[no-untyped-def]
+def _creating(store: JobStore, manifest: RankManifest) -> Callable[[], RankEntry]:
     return lambda: store.create_manifest(manifest)
 
 
-async def _gather(coroutines, stop: Stop):  # type: ignore[no-untyped-def]
+async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]], stop: Stop) -> list[T]:
     """All results, or the first failure after all have ended: nobody may still read a slot when the caller frees it."""
     tasks = [asyncio.ensure_future(c) for c in coroutines]
     try:

@@ -23,6 +23,7 @@ ROUND_SECONDS = 600.0
 """Deadline of a round that training survives, if none is given."""
 LEASE_MARGIN_SECONDS = 10.0
 OPEN_SECONDS = 15.0
+TRIES = 3
 
 
 @dataclass(eq=False, slots=True)
@@ -215,10 +216,23 @@ class Rounds:
         return await self._make(running, boundary)
 
     async def _make(self, running: Round, boundary: int) -> CheckpointInfo:
-        deadline = Deadline.after(self._fit(running).commit_seconds) if running.evacuate else running.deadline
-        return await self._saves.make(
-            boundary, running.cause, deadline=deadline, emergency=running.evacuate, sealed=lambda: running.evacuate
-        )
+        """An emergency is worth another try while there is time: credentials are renewed, a connection comes back."""
+        for left in reversed(range(TRIES if running.evacuate else 1)):
+            fits = self._fit(running)
+            deadline = Deadline.after(fits.commit_seconds) if running.evacuate else running.deadline
+            try:
+                return await self._saves.make(
+                    boundary,
+                    running.cause,
+                    deadline=deadline,
+                    emergency=running.evacuate,
+                    sealed=lambda: running.evacuate,
+                )
+            except SaveGivenUp:
+                if not left or not self._fit(running).worth_it or self._shared.record.superseded_by:
+                    raise
+                await asyncio.sleep(min(1.0, self._fit(running).commit_seconds / 4))
+        raise AssertionError("unreachable")
 
     async def _open(self, running: Round) -> None:
         s = self._shared

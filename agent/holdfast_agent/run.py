@@ -14,6 +14,7 @@ from holdfast_agent import laptop, membership, signals, storage
 from holdfast_agent.arena import Arena
 from holdfast_agent.attempt import Attempt
 from holdfast_agent.crew import Changes, Crew
+from holdfast_agent.errors import ProtocolBroken
 from holdfast_agent.gatekeeper import Gatekeeper
 from holdfast_agent.launcher import Launcher
 from holdfast_agent.metrics import Metrics
@@ -42,6 +43,8 @@ STORE_RETRY_SECONDS = 10.0
 LAST_REPORT_SECONDS = 3.0
 """For the last report; with SIGTERM behind it less (plan.EXIT_MARGIN_SECONDS has room for it)."""
 LAST_REPORT_AT_DEADLINE_SECONDS = 0.5
+ANSWER_SECONDS = 0.05
+"""A peer that has just said how a save ended gets its answer, and does not ask again for nothing."""
 
 
 class Agent:
@@ -141,8 +144,13 @@ class Agent:
             if order.attempt == self._joined and self._attempt is None:
                 # This pod ran it in an earlier life of the agent: an attempt starts its ranks once (A1).
                 raise WrongAttempt
-            if self._attempt is not None:
-                await self._attempt.close()
+            if not any(
+                (m.worker, m.pod_uid) == (self._settings.config.worker, self._settings.pod_uid) for m in order.members
+            ):
+                raise WrongAttempt  # of another pod (A2)
+            leaving, self._attempt = self._attempt, None
+            if leaving is not None:
+                await leaving.close()
             membership.remember(self._memory, order)
             self._joined = order.attempt
             self._record.begin(order.attempt)
@@ -184,11 +192,13 @@ class Agent:
         return self._attempt.admit(hello) if self._attempt is not None else "there is no attempt"
 
     def joined(self, link: RankLink) -> None:
-        assert self._attempt is not None
+        if self._attempt is None:
+            raise ProtocolBroken("the attempt has ended")
         self._attempt.joined(link)
 
     def said(self, link: RankLink, message: wire.FromRank) -> Any:
-        assert self._attempt is not None
+        if self._attempt is None:
+            raise ProtocolBroken("the attempt has ended")
         return self._attempt.said(link, message)
 
     def left(self, link: RankLink) -> None:
@@ -209,6 +219,7 @@ class Agent:
             crew=Crew(self._settings.ranks),
             changes=self._changes,
             end=self.end,
+            fail=lambda detail: attempt.fail(detail),
             supersede=self._superseded,
             store=self._store,
         )
@@ -275,10 +286,11 @@ class Agent:
         hurried = self._attempt is not None and self._attempt.evacuation.terminated
         await self._reporter.finish(LAST_REPORT_AT_DEADLINE_SECONDS if hurried else LAST_REPORT_SECONDS)
         if self._settings.laptop:
-            assert self._attempt is not None
-            await self._attempt.close()
+            if self._attempt is not None:
+                await self._attempt.close()
             if self._record.exit in (Exit.FINISHED, Exit.PREEMPTED_SEALED):
                 self._arena.clear()
+        await asyncio.sleep(ANSWER_SECONDS)
         await self._ranks.close()
 
 

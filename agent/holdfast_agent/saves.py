@@ -120,7 +120,9 @@ class Saves:
             self.started_at = time.monotonic()
             try:
                 record, text = await self._commit(save, boundary, cause, emergency, deadline)
-            except (StoreError, SaveGivenUp) as e:
+            except Exception as e:
+                if not isinstance(e, StoreError | SaveGivenUp):
+                    log.exception("save %d failed unexpectedly", save)  # a bug ends this save, not the saving
                 s.metrics.saves.labels(cause.value, "given-up").inc()
                 self._note(save, e)
                 if isinstance(e, Superseded):

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from holdfast_agent import flush, slots
 from holdfast_agent.clock import Deadline
@@ -49,7 +50,8 @@ class Writing:
         self._shared = shared
         self._sealed = sealed
         self._flushes: dict[int, Flush] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._node_work: asyncio.Task[None] | None = None
+        """Removes older images of the node; the next image is written after it."""
 
     # ---- orders
 
@@ -99,8 +101,11 @@ class Writing:
 
     @property
     def busy(self) -> bool:
-        """A save is not over."""
-        return any(not f.over for f in self._flushes.values() if f.order.save == max(self._flushes))
+        """The newest save is not over, and its coordinator still has time to say so."""
+        if not self._flushes:
+            return False
+        newest = self._flushes[max(self._flushes)]
+        return not newest.over and not Deadline.of(newest.order.deadline, otherwise_seconds=PERIODIC_SECONDS).passed
 
     def given_up(self, boundary: int) -> bool:
         """The coordinator has said that the newest save of this boundary ended without a commit, and will not be tried again."""
@@ -111,9 +116,9 @@ class Writing:
         """Nobody reads a slot afterwards."""
         for running in self._flushes.values():
             running.stop.set("the attempt is over")
-        for task in self._background:
-            task.cancel()
-        waiting = [f.task for f in self._flushes.values() if not f.task.done()]
+        waiting: list[asyncio.Task[Any]] = [f.task for f in self._flushes.values() if not f.task.done()]
+        if self._node_work is not None and not self._node_work.done():
+            waiting.append(self._node_work)
         if waiting:
             await asyncio.wait(waiting, timeout=10)
 
@@ -152,7 +157,7 @@ class Writing:
         started = time.monotonic()
         try:
             store = s.store.until(stop.at)
-            written = await flush.write(self._job(order), store, s.node, s.threads, stop)
+            written = await flush.write(self._job(order), store, s.node, s.threads, stop, node_free=self._node_work)
         except (StoreError, AgentError, OSError, ContractError) as e:
             log.warning("save %d of attempt %d is not written: %s", order.save, order.attempt, e)
             return peers.Flushed(s.attempt, order.save, (), error=f"{type(e).__name__}: {e}"[:1000])
@@ -243,13 +248,15 @@ class Writing:
             s.metrics.logical_bytes.inc(ended.written.bytes_logical)
             s.metrics.sent_bytes.inc(ended.written.bytes_sent)
         if s.node is not None:
-            task = asyncio.ensure_future(self._on_node(record.ref, message.record))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._node_work = asyncio.ensure_future(self._on_node(record.ref, message.record, self._node_work))
 
-    async def _on_node(self, ref: CheckpointRef, text: str) -> None:
+    async def _on_node(self, ref: CheckpointRef, text: str, before: asyncio.Task[None] | None) -> None:
         """The node keeps the newest committed checkpoint; a full disk costs the node's copy and nothing else."""
         assert self._shared.node is not None
+        if before is not None:
+            await asyncio.wait([before])
+        if any(f.order.save > ref.save and not f.task.done() for f in self._flushes.values()):
+            return  # a newer image is being written; the end of that save cleans up
         try:
             await self._shared.threads.call(self._shared.node.write_commit, ref, text)
             await self._shared.threads.call(self._shared.node.prune, {ref})

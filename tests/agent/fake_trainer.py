@@ -105,7 +105,9 @@ class FakeTrainer:
 
     def restore(self):
         self.send(ranks.RestoreWanted())
-        failures = self.o.fail_load
+        failures = self.o.fail_load or int(self.o.fail_load_rank == self.rank)
+        if self.o.fail_load_rank >= 0 and failures:
+            time.sleep(0.5)  # the other rank is done by then
         while True:
             m = self.expect(ranks.RestoreReady, ranks.StartFresh)
             if isinstance(m, ranks.StartFresh):
@@ -225,6 +227,7 @@ def main():
     parser.add_argument("--crash-at", type=int, default=-1)
     parser.add_argument("--exit-code", type=int, default=5)
     parser.add_argument("--fail-load", type=int, default=0)
+    parser.add_argument("--fail-load-rank", type=int, default=-1)
     parser.add_argument("--environment", default="")
     parser.add_argument("--silent", action="store_true", help="never speaks to the agent")
     options = parser.parse_args()
