@@ -19,10 +19,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns aligned; numbers to the right."""
     cells = [[str(c) for c in header], *[[str(c) for c in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    numeric = [
-        bool(rows) and all(not isinstance(row[i], str) or row[i][:1].isdigit() for row in rows)
-        for i in range(len(header))
-    ]
+    numeric = [all(row[i][:1].isdigit() for row in cells[1:]) for i in range(len(header))]
     lines = []
     for n, row in enumerate(cells):
         lines.append(

@@ -88,8 +88,10 @@ class Story:
         self.say(f"bucket s3://{BUCKET} on a real S3 server (versitygw) at {s3.endpoint}; namespace {NAMESPACE}")
 
     def _prometheus(self) -> None:
-        config = self.cluster.state / "prometheus-demo.json"
-        config.write_text(json.dumps(metrics.scrape_config(self.cluster.kubeconfig)))
+        targets, config = self.cluster.state / "targets.json", self.cluster.state / "prometheus-demo.json"
+        self.discovery = metrics.Discovery(self.kube, targets)
+        self.discovery.start()
+        config.write_text(json.dumps(metrics.scrape_config(targets)))
         self.prometheus = self.cluster.prometheus(config)
         self.say(f"Prometheus at {self.prometheus}")
 
