@@ -6,7 +6,7 @@ checkpoint. A commit record carries a digest of its own bytes, which is checked 
 
 import re
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from holdfast_api import codec, layout
 from holdfast_api.errors import ContractError, WrongSchema
@@ -105,13 +105,21 @@ class Records:
 
 def parse(cls: type[T], key: str, data: bytes, *, max_bytes: int = codec.MAX_MESSAGE_BYTES) -> T:
     try:
-        return codec.from_json(cls, data, max_bytes=max_bytes)
-    except WrongSchema as e:
-        raise Misconfigured(
-            f"{key} was written by another release: {e}. Use the image of that release or a newer one"
-        ) from e
+        return _from_plain(cls, key, codec.parse(data, max_bytes=max_bytes))
     except ContractError as e:
         raise Corrupt(key, str(e)) from e
+
+
+def _from_plain(cls: type[T], key: str, plain: Any) -> T:
+    try:
+        return codec.from_plain(cls, plain)
+    except WrongSchema as e:
+        schema = plain.get("schema")
+        if type(schema) is int and schema > getattr(cls, "SCHEMA", 0):
+            raise Misconfigured(
+                f"{key} is of a newer format ({e}): use the image of the release that wrote it, or a newer one"
+            ) from e
+        raise
 
 
 def commit_text(record: CommitRecord) -> bytes:
@@ -121,14 +129,24 @@ def commit_text(record: CommitRecord) -> bytes:
 
 
 def parse_commit(key: str, data: bytes) -> CommitRecord:
-    """Reads a commit record and proves it against its own digest."""
-    record = parse(CommitRecord, key, data, max_bytes=MAX_MANIFEST_BYTES)
-    before, found, after = data.rpartition(b'"check":"' + record.check.encode() + b'"')
-    if not record.check or not found or digest(before + b'"check":""' + after) != record.check:
-        raise Corrupt(key, "the record does not fit the digest that it carries")
+    """Reads a commit record and proves it against its own digest, which every format of it has: only then its format is looked at."""
+    try:
+        plain = codec.parse(data, max_bytes=MAX_MANIFEST_BYTES)
+        check = plain.get("check") if isinstance(plain, dict) else None
+        if not isinstance(check, str) or not _proves(check, data):
+            raise Corrupt(key, "the record does not fit the digest that it carries")
+        record = _from_plain(CommitRecord, key, plain)
+    except ContractError as e:
+        raise Corrupt(key, str(e)) from e
     if not record.ranks or [e.rank for e in record.ranks] != list(range(len(record.ranks))):
         raise Corrupt(key, "the ranks are not 0 to n-1 in order")
     return record
+
+
+def _proves(check: str, data: bytes) -> bool:
+    """Whether `check` is the digest of `data` with the value of its last "check" emptied."""
+    before, found, after = data.rpartition(b'"check":"' + check.encode() + b'"')
+    return bool(check and found) and digest(before + b'"check":""' + after) == check
 
 
 def check_manifest(key: str, manifest: RankManifest, record: CommitRecord, entry: RankEntry) -> RankManifest:

@@ -100,7 +100,7 @@ class World:
             at += chunk.length
         return bytes(data)
 
-    def keys(self, part: str = "") -> list[str]:
+    def stored(self, part: str = "") -> list[str]:
         """Every key of the job that contains `part`, without the job's prefix."""
         found = (info.key.removeprefix(self.store.prefix) for info in self.store.bucket.list(self.store.prefix))
         return sorted(key for key in found if part in key)
