@@ -169,7 +169,13 @@ class JobWorld:
         sequence = before.report.sequence + 1 if before else 1
         values = {"attempt": self.status.attempt.number, **known, **fields}
         report = AgentReport(
-            job_uid=self.meta.uid, worker=worker, pod_uid=uid, sent_at=self.now, sequence=sequence, phase=phase, **values
+            job_uid=self.meta.uid,
+            worker=worker,
+            pod_uid=uid,
+            sent_at=self.now,
+            sequence=sequence,
+            phase=phase,
+            **values,
         )
         self.heard[uid] = Heard(report, self.now)
         return self

@@ -43,7 +43,11 @@ class Store:
         """Commits of the newest claim, then of its parent's attempt up to the parent, and so on (A7)."""
         attempt, limit = max(self.claims, default=0), 10**9
         while attempt:
-            found = [c for c in self.commits if c.attempt == attempt and c.save <= limit and (c.attempt, c.save) not in excluded]
+            found = [
+                c
+                for c in self.commits
+                if c.attempt == attempt and c.save <= limit and (c.attempt, c.save) not in excluded
+            ]
             if found:
                 return max(found, key=lambda c: c.save)
             parent = self.claims[attempt]
@@ -124,7 +128,9 @@ class SimulatedCluster:
         pod = self.pods.get(uid)
         if pod is not None and not pod.deleting:
             grace = 10
-            self.pods[uid] = replace(pod, deletion_deadline=self.now + timedelta(seconds=grace), deletion_grace_seconds=grace)
+            self.pods[uid] = replace(
+                pod, deletion_deadline=self.now + timedelta(seconds=grace), deletion_grace_seconds=grace
+            )
 
     def crash(self, uid: str) -> None:
         agent = self.agents.get(uid)
@@ -186,7 +192,7 @@ class SimulatedCluster:
             status=self.status,
             pods=tuple(sorted(self.pods.values(), key=lambda p: (p.worker, p.serial))),
             nodes=dict(self.nodes),
-            heard={u: h for u, h in self.heard.items()},
+            heard=dict(self.heard),
             watching_since=self.started_at,
         )
 
@@ -210,7 +216,12 @@ class SimulatedCluster:
         self.named.add((action.worker, action.serial))
         uid = f"uid-{action.worker}-{action.serial}"
         self.pods[uid] = PodSeen(
-            name=name, uid=uid, worker=action.worker, serial=action.serial, created_at=self.now, message=",".join(action.avoid_nodes)
+            name=name,
+            uid=uid,
+            worker=action.worker,
+            serial=action.serial,
+            created_at=self.now,
+            message=",".join(action.avoid_nodes),
         )
 
     def _deliver(self, action: act.Send) -> None:
@@ -324,7 +335,10 @@ class SimulatedCluster:
             excluded = {(r.attempt, r.save) for r in agent.order.restore.excluded}
             parent = self.store.newest_on_lineage(excluded)
             self.store.claims[number] = ClaimInfo(
-                number, f"i{number}", self.now, *((parent.attempt, parent.save, parent.boundary) if parent else (0, 0, 0))
+                number,
+                f"i{number}",
+                self.now,
+                *((parent.attempt, parent.save, parent.boundary) if parent else (0, 0, 0)),
             )
         if number in self.store.claims:
             agent.phase = AgentPhase.RESTORING
@@ -393,7 +407,12 @@ class SimulatedCluster:
 
     def _hear(self) -> None:
         for agent in self.agents.values():
-            if self.live(agent) and agent.exit is None and not agent.mute and self.rng.random() >= max(self.faults, 0.2):
+            if (
+                self.live(agent)
+                and agent.exit is None
+                and not agent.mute
+                and self.rng.random() >= max(self.faults, 0.2)
+            ):
                 self._report(agent)
 
     def _report(self, agent: Agent) -> None:
@@ -427,7 +446,9 @@ class SimulatedCluster:
         for a in decision.actions:
             if isinstance(a, act.SendAttempt) and (known is None or a.order.attempt != known.number):
                 self.wrong.append(f"attempt {a.order.attempt} is told before it is written")
-            if isinstance(a, act.CreatePod) and (a.worker, a.serial) not in {(w.worker, w.serial) for w in seen.status.workers}:
+            if isinstance(a, act.CreatePod) and (a.worker, a.serial) not in {
+                (w.worker, w.serial) for w in seen.status.workers
+            }:
                 self.wrong.append("a pod is created before it is written")
             if isinstance(a, act.DeletePod):
                 self._check_delete(seen, a)
@@ -439,7 +460,9 @@ class SimulatedCluster:
             return
         trains = agent.phase in (AgentPhase.TRAINING, AgentPhase.EVACUATING) and agent.exit is None
         current = agent.order is not None and agent.order.attempt == attempt.number
-        noticed = any(n.acting and not n.withdrawn and not n.revocable and n.worker == agent.worker for n in seen.status.notices)
+        noticed = any(
+            n.acting and not n.withdrawn and not n.revocable and n.worker == agent.worker for n in seen.status.notices
+        )
         if trains and current and not noticed:
             self.wrong.append(f"pod {action.name} is deleted while it trains: {action.why}")
 
@@ -450,7 +473,9 @@ class SimulatedCluster:
             if old and self.live(a) and a.exit is None and a.phase in (AgentPhase.TRAINING, AgentPhase.EVACUATING):
                 deadline = a.deadline(self.spec.notices.default_deadline_seconds)
                 if deadline is not None and self.now < deadline and not a.mute:
-                    self.wrong.append(f"attempt {number} claims while worker {a.worker} of {a.order.attempt} can still commit")
+                    self.wrong.append(
+                        f"attempt {number} claims while worker {a.worker} of {a.order.attempt} can still commit"
+                    )
 
     def _check_step(self, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
         if after.attempts_used < before.attempts_used or after.serials_used < before.serials_used:

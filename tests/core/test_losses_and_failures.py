@@ -1,0 +1,155 @@
+"""What ends an attempt without notice, whose fault it was, and what it costs: preemptions and failures have budgets of their own."""
+
+from typing import Any
+
+import pytest
+from job_worlds import JobWorld, a_job, checkpoint, condition, of_type, seconds
+
+from holdfast_api.messages import AgentPhase, Exit
+from holdfast_operator.core.actions import CreatePod
+from holdfast_operator.crd.v1alpha1 import Phase
+
+
+def running(**spec: Any) -> JobWorld:
+    return a_job(**spec).with_pods().training()
+
+
+def test_a_node_that_is_not_ready_while_its_agent_is_heard_of_is_no_loss() -> None:
+    w = running().after(20).change_node("n1", ready=False, ready_since=running().now).all_report(AgentPhase.TRAINING)
+    w.round()
+    assert w.status.phase is Phase.RUNNING
+
+
+def test_a_silent_worker_on_a_node_that_is_not_ready_is_lost_after_the_set_time() -> None:
+    w = running()
+    w.after(60).change_node("n1", ready=False, ready_since=w.now)
+    w.reports(0, AgentPhase.TRAINING)
+    assert w.round().wake_at == w.now + seconds(5)
+    assert w.status.phase is Phase.RUNNING
+    w.after(5).round()
+    entry = w.status.preemptions[-1]
+    assert (w.status.phase, entry.cause, entry.workers, entry.nodes) == (Phase.RECOVERING, "node-lost", (1,), ("n1",))
+    assert w.status.counts.preemptions == 1
+
+
+def test_a_new_operator_does_not_take_its_own_ignorance_for_silence() -> None:
+    w = running().after(600)
+    w.heard.clear()
+    w.watching_since = w.now
+    w.change_node("n1", ready=False, ready_since=w.now - seconds(500)).round()
+    assert w.status.phase is Phase.RUNNING
+
+
+def test_a_pod_that_vanishes_is_lost_once_nothing_has_been_heard_for_the_set_time() -> None:
+    w = running().after(2).without_pod(1)
+    assert w.round().status.phase is Phase.RUNNING
+    assert w.after(4).round().status.preemptions[-1].cause == "deletion"
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"), [("Evicted", "node-pressure"), ("Terminated", "node-shutdown"), ("NodeLost", "node-lost")]
+)
+def test_what_the_kubelet_ended_is_a_preemption(reason: str, cause: str) -> None:
+    w = running().change_pod(1, phase="Failed", reason=reason, message="because")
+    w.round()
+    assert w.status.preemptions[-1].cause == cause
+    assert w.status.counts.failures == 0
+
+
+@pytest.mark.parametrize("how", [Exit.PREEMPTED_SEALED, Exit.PREEMPTED_NOTHING_NEW])
+def test_an_agent_that_was_told_to_go_by_somebody_else_is_a_preemption(how: Exit) -> None:
+    w = running().reports(1, AgentPhase.SEALED, exit=how)
+    w.round()
+    assert (w.status.preemptions[-1].cause, w.status.counts.failures) == ("sigterm", 0)
+
+
+def test_a_crashed_script_is_a_failure_with_back_off_that_doubles_and_the_words_it_died_with() -> None:
+    w = running()
+    waits = []
+    for number in (1, 2):
+        w.reports(1, AgentPhase.FAILED, exit_detail="ValueError: no such column").settled()
+        assert w.status.retry_at is not None
+        waits.append((w.status.retry_at - w.now).total_seconds())
+        assert "no such column" in condition(w.status, "Reconciling").message
+        w.after(waits[-1]).settled()
+        assert w.status.attempt is not None
+        assert w.status.attempt.number == number + 1
+        w.training(number=number + 1, step=40)
+    assert waits == [10, 20]
+
+
+def test_failures_in_a_row_without_a_new_checkpoint_end_the_job() -> None:
+    w = running(budgets={"failures": {"max": 2, "backoffSeconds": 0}})
+    for number in (1, 2):
+        w.reports(1, AgentPhase.FAILED, exit_detail="boom").settled()
+        if number == 1:
+            w.training(number=2)
+    assert w.status.phase is Phase.FAILED
+    stalled = condition(w.status, "Stalled")
+    assert (stalled.status, stalled.reason) == ("True", "TrainerFailed")
+    assert "boom" in stalled.message
+    assert "spec.budgets.failures.max" in stalled.message
+    assert w.after(60).round().status.conditions == w.status.conditions, "what ended the job stays to be read"
+
+
+def test_a_durable_checkpoint_starts_the_row_of_failures_anew() -> None:
+    w = running(budgets={"failures": {"max": 2, "backoffSeconds": 0}})
+    w.reports(1, AgentPhase.FAILED).settled()
+    w.training(number=2).reports(0, AgentPhase.TRAINING, checkpoints=(checkpoint("2/1", 50),))
+    w.reports(1, AgentPhase.FAILED).settled()
+    assert w.status.phase is not Phase.FAILED
+    assert (w.status.counts.failures, w.status.counts.failures_in_a_row) == (2, 1)
+
+
+def test_preemptions_do_not_spend_the_failure_budget_and_have_their_own() -> None:
+    w = running(budgets={"preemptions": {"max": 0}})
+    w.change_pod(1, phase="Failed", reason="Evicted").round()
+    assert (w.status.phase, w.status.counts.failures) == (Phase.FAILED, 0)
+    assert condition(w.status, "Stalled").reason == "PreemptionBudgetSpent"
+
+
+def test_a_wrong_configuration_ends_the_job_at_once() -> None:
+    w = running().reports(0, AgentPhase.FAILED, exit=Exit.CONFIGURATION_WRONG, exit_detail="chunk size").settled()
+    assert w.status.phase is Phase.FAILED
+    assert "chunk size" in condition(w.status, "Stalled").message
+
+
+def test_an_out_of_memory_kill_names_the_limit_to_raise() -> None:
+    w = running(budgets={"failures": {"max": 1}}).change_pod(1, phase="Failed", exit_code=137, exit_reason="OOMKilled")
+    w.settled()
+    assert "resources.limits.memory" in condition(w.status, "Stalled").message
+
+
+def test_an_image_without_the_agent_names_the_line_to_add_and_does_not_storm_the_cluster() -> None:
+    w = a_job().with_pods(
+        phase="Failed", exit_code=128, exit_reason="StartError", exit_message="exec: not found", ip=""
+    )
+    first = w.settled()
+    assert not of_type(first, CreatePod)
+    assert (w.status.counts.failures, w.status.counts.failures_in_a_row) == (1, 1)
+    assert "pip install 'holdfast[agent]'" in condition(w.status, "Stalled").message
+    assert not of_type(w.after(9).settled(), CreatePod)
+    assert len(of_type(w.after(2).settled(), CreatePod)) == 2
+    assert w.status.counts.failures == 1
+
+
+def test_one_failing_worker_fails_its_attempt_once_however_many_follow() -> None:
+    w = running().reports(0, AgentPhase.FAILED).reports(1, AgentPhase.FAILED)
+    w.settled()
+    assert w.status.counts.failures == 1
+
+
+def test_all_finished_is_success_and_nothing_is_deleted() -> None:
+    w = running().all_report(AgentPhase.FINISHED, exit=Exit.FINISHED)
+    for worker in (0, 1):
+        w.change_pod(worker, phase="Succeeded", exit_code=0)
+    decision = w.settled()
+    assert w.status.phase is Phase.SUCCEEDED
+    assert condition(w.status, "Ready").status == "True"
+    assert not [a for a in decision.actions if type(a).__name__ == "DeletePod"]
+    assert not w.after(100).round().actions
+
+
+def test_a_finished_worker_waits_for_the_others() -> None:
+    w = running().reports(1, AgentPhase.FINISHED, exit=Exit.FINISHED).change_pod(1, phase="Succeeded", exit_code=0)
+    assert w.settled().status.phase is Phase.RUNNING

@@ -1,0 +1,194 @@
+"""Time to resume adds up and is measured once; retention keeps what must be kept and deletes only when it may (C5, D1, D3, I9)."""
+
+from datetime import timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+from job_worlds import T0, a_job, checkpoint, claim, condition, of_type, seconds
+
+from holdfast_api import names
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.messages import AgentPhase, Rejection, Stage
+from holdfast_operator.core import events, resume, retention
+from holdfast_operator.core.actions import SendAttempt, SendCheckpoint, SendCollect
+from holdfast_operator.crd.v1alpha1 import Phase
+
+SPOT = "aws-node-termination-handler/spot-itn"
+moment = st.one_of(st.none(), st.timedeltas(timedelta(seconds=-50), timedelta(seconds=500)).map(lambda d: T0 + d))
+
+
+@given(ends=st.tuples(*[moment] * 6), total=st.timedeltas(timedelta(0), timedelta(hours=2)))
+def test_phases_are_never_negative_and_add_up_whatever_the_clocks_say(ends: tuple, total: timedelta) -> None:
+    found = resume.durations(T0, ends, T0 + total)
+    assert [p.name for p in found] == list(resume.PHASES)
+    assert all(p.milliseconds >= 0 for p in found)
+    assert sum(p.milliseconds for p in found) == total // timedelta(milliseconds=1)
+
+
+def test_a_time_to_resume_is_split_at_the_moments_that_agents_report() -> None:
+    w = a_job().with_pods().training(step=40).tainted("n1", SPOT)
+    w.settled()
+    old = {Stage.QUIESCED.value: T0 + seconds(1), Stage.SEALED.value: T0 + seconds(3)}
+    w.with_pod(1, 2, "n2").after(3).all_report(AgentPhase.SEALED, boundary=41, stages=old).settled()
+    new = {s.value: T0 + seconds(t) for s, t in (
+        (Stage.ATTEMPT_ACCEPTED, 5), (Stage.CLAIMED, 6), (Stage.FETCHED, 8), (Stage.LOADED, 9), (Stage.FIRST_STEP, 9.5),
+    )}  # fmt: skip
+    w.after(7).all_report(AgentPhase.STARTING, stages={}).settled()
+    w.reports(0, AgentPhase.TRAINING, boundary=42, stages=new, claim=claim(2, "1/3", 41))
+    before = w.status
+    w.reports(1, AgentPhase.TRAINING, boundary=42, stages=new).settled()
+    entry = w.status.preemptions[-1]
+    assert [p.milliseconds for p in entry.phases] == [1000, 2000, 2000, 1000, 2000, 1000, 500]
+    assert (entry.total_milliseconds, w.status.last_resume_milliseconds) == (9500, 9500)
+    assert (entry.resumed_from, entry.resumed_step, entry.steps_lost) == ("1/3", 41, 0)
+    assert [p.attempt for p in events.newly_resumed(before, w.status)] == [1]
+    assert not events.newly_resumed(w.status, w.after(50).round().status), "a later write does not measure it again"
+
+
+def test_without_notice_it_begins_at_the_loss_and_counts_the_steps_done_again() -> None:
+    w = a_job().with_pods().training(step=47)
+    w.change_pod(1, phase="Failed", reason="Evicted", finished_at=T0 + seconds(2)).after(3).settled()
+    w.with_pod(1, 2, "n2").settled()
+    w.after(4).all_report(AgentPhase.STARTING, boundary=0, stages={}).settled()
+    done = {Stage.FIRST_STEP.value: T0 + seconds(10)}
+    w.after(5).reports(0, AgentPhase.TRAINING, boundary=41, stages=done, claim=claim(2, "1/2", 40))
+    w.reports(1, AgentPhase.TRAINING, boundary=41, stages=done).settled()
+    entry = w.status.preemptions[-1]
+    assert (entry.noticed_at, entry.total_milliseconds, entry.steps_lost) == (T0 + seconds(2), 8000, 7)
+
+
+def test_the_list_of_preemptions_is_bounded_and_keeps_the_newest() -> None:
+    w = a_job().with_pods().training()
+    for number in range(1, 14):
+        w.change_pod(1, number, phase="Failed", reason="Evicted").after(5).settled()
+        w.with_pod(1, number + 1, "n2").settled()
+        w.training(number=number + 1).settled()
+    assert [p.attempt for p in w.status.preemptions] == list(range(4, 14))
+    assert w.status.counts.preemptions == 13
+
+
+def test_the_newest_ones_and_the_proven_one_are_kept() -> None:
+    w = a_job(checkpoint={"storage": {"uri": "s3://b/p"}, "keep": {"last": 2}}).with_pods()
+    w.training(number=2, parent="1/2").with_checkpoints("1/1", "1/2", "1/3", "2/1", "2/2")
+    w.round()
+    assert [c.name for c in w.status.checkpoints] == ["1/2", "2/1", "2/2"]
+    assert (w.status.expiring, w.status.horizon) == (("1/1", "1/3"), "1/3")
+
+
+def test_nothing_is_given_up_or_deleted_between_an_attempts_creation_and_its_claim() -> None:
+    w = a_job(checkpoint={"storage": {"uri": "s3://b/p"}, "keep": {"last": 1}}).with_pods().attempt(2)
+    w.with_status(expiring=("1/1",)).with_checkpoints("1/2", "1/3")
+    decision = w.all_report(AgentPhase.STARTING).settled()
+    assert w.status.expiring == ("1/1",)
+    assert not of_type(decision, SendCollect)
+
+
+def test_deletions_are_ordered_from_the_lead_until_it_reports_them() -> None:
+    w = a_job().with_pods().training(number=2).with_status(expiring=("1/1", "1/2"), horizon="1/2")
+    (order,) = of_type(w.round(), SendCollect)
+    assert (order.pod.uid, order.order.expired) == ("uid-0-1", (CheckpointRef(1, 1), CheckpointRef(1, 2)))
+    w.reports(0, AgentPhase.TRAINING, expired=(CheckpointRef(1, 1),), kept=(CheckpointRef(1, 2),)).settled()
+    assert w.status.expiring == ()
+
+
+def test_what_was_deleted_does_not_come_back_from_an_old_report() -> None:
+    w = a_job().with_pods().training(number=2).with_status(horizon="2/3")
+    w.reports(0, AgentPhase.TRAINING, checkpoints=(checkpoint("2/2", 20), checkpoint("2/4", 40))).settled()
+    assert [c.name for c in w.status.checkpoints] == ["2/4"]
+
+
+def test_a_refused_checkpoint_is_quarantined_and_excluded_and_named() -> None:
+    w = a_job().with_pods().training().with_checkpoints("1/1", "1/2").tainted("n1", SPOT)
+    w.settled()
+    w.with_pod(1, 2, "n2").all_report(AgentPhase.SEALED).settled()
+    bad = Rejection(1, 2, "chunk 3 does not verify", True, w.now)
+    decision = (
+        w.all_report(AgentPhase.STARTING, boundary=0).reports(0, AgentPhase.STARTING, rejections=(bad,)).settled()
+    )
+    assert w.status.quarantined == ("1/2",)
+    assert [c.name for c in w.status.checkpoints] == ["1/1"]
+    assert w.status.preemptions[-1].fell_back == ("1/2: chunk 3 does not verify",)
+    assert of_type(decision, SendAttempt)[-1].order.restore.excluded == (CheckpointRef(1, 2),)
+    assert any(e.reason == "CheckpointRejected" for e in decision.actions if hasattr(e, "reason"))
+
+
+def test_a_failed_start_for_another_reason_quarantines_nothing() -> None:
+    w = a_job().with_pods().training().with_checkpoints("1/1")
+    w.reports(0, AgentPhase.TRAINING, rejections=(Rejection(1, 1, "keys differ", False, w.now),)).settled()
+    assert w.status.quarantined == ()
+
+
+def test_the_restore_order_says_what_is_excluded_and_what_is_kept_below_the_horizon() -> None:
+    w = (
+        a_job()
+        .with_pods()
+        .attempt(3)
+        .with_checkpoints("1/2", "2/5")
+        .with_status(horizon="2/3", quarantined=("1/1", "2/4"), expiring=("2/3",))
+    )
+    order = retention.restore_order(w.seen(), w.status)
+    assert order.horizon == CheckpointRef(2, 3)
+    assert order.retained == (CheckpointRef(1, 2),)
+    assert order.excluded == (CheckpointRef(2, 4),)
+
+
+def test_fresh_and_a_pin_count_until_an_attempt_has_claimed_under_them() -> None:
+    w = a_job(resumeFrom={"checkpoint": "1/4"}).with_pods().attempt(2)
+    assert retention.restore_order(w.seen(), w.status).pinned == CheckpointRef(1, 4)
+    w.all_report(AgentPhase.STARTING).settled()
+    w.reports(0, AgentPhase.RESTORING, claim=claim(2, "1/4", 40)).settled()
+    assert retention.restore_order(w.seen(), w.status).pinned is None
+    fresh = a_job(fresh=True).with_pods().attempt(1)
+    assert retention.restore_order(fresh.seen(), fresh.status).fresh
+    fresh.all_report(AgentPhase.STARTING).settled()
+    fresh.reports(0, AgentPhase.RESTORING, claim=claim(1)).settled()
+    assert not retention.restore_order(fresh.seen(), fresh.status).fresh
+
+
+def test_what_an_earlier_jobs_checkpoints_are_called_is_not_taken_for_ours() -> None:
+    w = a_job(resumeFrom={"uid": "other-uid"}).with_pods().attempt(1)
+    w.all_report(AgentPhase.STARTING).settled()
+    theirs = claim(1, "7/3", 90)
+    bad = Rejection(7, 4, "bad", True, w.now)
+    object.__setattr__(theirs, "parent_job_uid", "other-uid")
+    w.reports(0, AgentPhase.RESTORING, claim=theirs, rejections=(bad,), restored=checkpoint("7/3", 90)).settled()
+    assert w.status.attempt is not None
+    assert w.status.attempt.parent == "other-uid:7/3"
+    assert (w.status.quarantined, w.status.checkpoints) == ((), ())
+
+
+def test_a_pin_that_cannot_be_one_stops_the_job_with_the_field() -> None:
+    w = a_job(resumeFrom={"checkpoint": "0/1"})
+    w.round()
+    assert w.status.workers == ()
+    assert "spec.resumeFrom.checkpoint" in condition(w.status, "Stalled").message
+
+
+def test_an_annotation_asks_for_one_checkpoint_and_is_remembered_when_done() -> None:
+    w = a_job().with_pods().training().annotated(names.ANNOTATION_CHECKPOINT_NOW, "one")
+    (order,) = of_type(w.round(), SendCheckpoint)
+    assert (order.order.request_id, order.order.then_stop) == ("one", False)
+    w.reports(0, AgentPhase.TRAINING, done_requests=("one",)).settled()
+    assert w.status.checkpoint_request == "one"
+    assert not of_type(w.round(), SendCheckpoint)
+
+
+def test_a_paused_job_is_left_alone() -> None:
+    w = a_job().annotated(names.ANNOTATION_PAUSED, "paused")
+    assert (w.round().actions, w.status.phase) == ((), None)
+
+
+def test_a_suspended_job_saves_first_then_goes_and_starts_again_where_it_stood() -> None:
+    w = a_job().with_pods().training(step=44)
+    w.with_spec(suspend=True)
+    (order,) = of_type(w.round(), SendCheckpoint)
+    assert (order.order.then_stop, order.pod.uid) == (True, "uid-0-1")
+    w.all_report(AgentPhase.SEALED, checkpoints=(checkpoint("1/5", 44),), done_requests=(order.order.request_id,))
+    assert {a.uid for a in w.round().actions if hasattr(a, "why")} == {"uid-0-1", "uid-1-1"}
+    w.without_pod(0).without_pod(1).settled()
+    assert (w.status.phase, w.status.attempt, w.status.counts.preemptions) == (Phase.QUEUED, None, 0)
+    assert w.status.last_checkpoint is not None
+    assert w.status.last_checkpoint.name == "1/5"
+    w.with_spec(suspend=False)
+    w.settled()
+    assert {x.serial for x in w.status.workers} == {2}
