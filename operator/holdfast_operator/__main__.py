@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 from holdfast_operator.shell import settings as settings_module
 from holdfast_operator.shell.app import Operator
-from holdfast_operator.shell.kinds import Stopped
 from holdfast_operator.shell.kube import find_access
 from holdfast_operator.shell.settings import Settings
 
@@ -61,7 +60,7 @@ async def _run(operator: Operator) -> int:
         work.cancel()
     try:
         await work
-    except (asyncio.CancelledError, Stopped):
+    except asyncio.CancelledError:
         return 0
     except Exception as e:
         log.error("the operator ends: %s: %s", type(e).__name__, e, exc_info=log.isEnabledFor(logging.DEBUG))

@@ -14,6 +14,7 @@ from holdfast_operator.core.observed import NodeSeen, PodSeen
 from holdfast_operator.core.pods import PodContext
 from holdfast_operator.shell import keys, kinds, serving, translate
 from holdfast_operator.shell.agents import AgentClient
+from holdfast_operator.shell.background import Background
 from holdfast_operator.shell.execute import Executor
 from holdfast_operator.shell.jobs import Jobs, Shared
 from holdfast_operator.shell.kube import Access, ApiError, Kube, retry_wait
@@ -108,11 +109,21 @@ class Operator:
         )
         await agents.open()
         stack.push_async_callback(agents.close)
+        background = Background()
+        stack.push_async_callback(background.close)
         executor = Executor(
-            kube, agents, context, master, self._settings.namespace, self._settings.identity, self._pod_cache.put
+            kube=kube,
+            agents=agents,
+            context=context,
+            master=master,
+            operator_namespace=self._settings.namespace,
+            identity=self._settings.identity,
+            background=background,
+            pod_made=self._pod_cache.put,
         )
         self._shared = Shared(kube, self, self.book, agents, executor, self.metrics, datetime.now(UTC))
         self._jobs = Jobs(self._shared)
+        stack.push_async_callback(self._jobs.close)
         await self._serve_reports(stack, kube)
         self.active = True
         self.metrics.leader.set(1)
@@ -135,7 +146,7 @@ class Operator:
         await self._pod_cache.synced.wait()
         await self._node_cache.synced.wait()
         registry = kinds.registry(changed=self._jobs.offer, gone=self._jobs.remove)
-        await kinds.run(registry, self._settings.watch_namespace, asyncio.Event())
+        await kinds.run(registry, self._settings.watch_namespace)
 
     async def _tidy(self) -> None:
         while True:

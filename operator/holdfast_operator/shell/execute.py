@@ -16,6 +16,7 @@ from holdfast_operator.core.pods import PodContext, worker_pod
 from holdfast_operator.core.wake import REFUSED_AGAIN
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
 from holdfast_operator.shell.agents import AgentClient
+from holdfast_operator.shell.background import Background
 from holdfast_operator.shell.kube import ApiError, Kube
 
 log = logging.getLogger("holdfast.execute")
@@ -53,18 +54,23 @@ class Executor:
     master: bytes
     operator_namespace: str
     identity: str
+    background: Background
     pod_made: Callable[[dict[str, Any]], None]
     """A pod that was created or found: into the cache at once, or the next round would create it again."""
 
     async def run(self, seen: Observed, actions: tuple[Action, ...], memory: JobMemory) -> float | None:
-        """Orders go to all agents at the same time, API calls too; events come last. Returns when to come back (seconds), if something failed."""
+        """Orders go to all agents at the same time, API calls too; nobody waits for events. Returns when to come back (seconds), if something failed."""
         if any(isinstance(a, EnsureChildren) for a in actions) and not await self._ensure_children(seen.job, memory):
             actions = tuple(a for a in actions if not isinstance(a, CreatePod))
         work = [self._one(seen, a, memory) for a in actions if not isinstance(a, EnsureChildren | EmitEvent)]
         waits = [w for w in await asyncio.gather(*work) if w is not None]
-        for event in (a for a in actions if isinstance(a, EmitEvent)):
-            await self._attempt(self._event(seen.job, event))
+        if events := [a for a in actions if isinstance(a, EmitEvent)]:
+            self.background.start(self._tell(seen.job, events))
         return min(waits, default=None)
+
+    async def _tell(self, job: JobMeta, events: list[EmitEvent]) -> None:
+        for event in events:
+            await self._attempt(self._event(job, event))
 
     async def _one(self, seen: Observed, action: Action, memory: JobMemory) -> float | None:
         match action:

@@ -208,6 +208,13 @@ class Jobs:
         if loop is not None:
             loop.task.cancel()
 
+    async def close(self) -> None:
+        """Ends all loops; a round in progress is cut where it waits, which every round survives."""
+        tasks = [loop.task for loop in self._loops.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def wake(self, uid: str, *, node_or_pod: bool = False) -> None:
         if uid in self._loops:
             self._loops[uid].wake(node_or_pod=node_or_pod)
@@ -243,7 +250,7 @@ class Jobs:
             ]
             for uid, attempt, address in due[:200]:
                 asked[address.uid] = clock
-                _background(self._shared.agents.ask(uid, attempt, address))
+                self._shared.executor.background.start(self._shared.agents.ask(uid, attempt, address))
             if len(asked) > 20_000:
                 asked.clear()
 
@@ -260,16 +267,6 @@ class Jobs:
                 calm = quiet and node is not None and node.ready and not pod.deleting
                 found.append((attempt, PodAddress(pod.name, pod.uid, pod.ip), 15.0 if calm else 2.0))
         return found
-
-
-_tasks: set[asyncio.Task[Any]] = set()
-
-
-def _background(work: Any) -> None:
-    """Keeps a reference until it is done: the event loop holds tasks weakly."""
-    task = asyncio.ensure_future(work)
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
 
 
 def _age(book: ReportBook, pod_uid: str, now: datetime) -> float:

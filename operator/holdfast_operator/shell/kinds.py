@@ -1,7 +1,10 @@
 """kopf serves our own kind (G6): it lists and watches TrainingJobs and tells us of each; nothing else. It adds no finalizer and no annotation (D7)."""
 
 import asyncio
+import contextlib
+import copy
 import socket
+import threading
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +13,12 @@ import kopf
 
 from holdfast_api import names
 
+STOP_SECONDS = 5.0
+
 
 def registry(*, changed: Callable[[dict[str, Any]], None], gone: Callable[[str], None]) -> kopf.OperatorRegistry:
-    """Event handlers only: handlers of other sorts would make kopf write into the object. `changed` and `gone` run in kopf's loop, which is ours."""
+    """Event handlers only: handlers of other sorts would make kopf write into the object. Call it in the loop in which `changed` and `gone` are to run."""
+    loop = asyncio.get_running_loop()
     found = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=found)
@@ -21,12 +27,11 @@ def registry(*, changed: Callable[[dict[str, Any]], None], gone: Callable[[str],
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=found, id="trainingjob")
     async def on_event(event: Any, body: Any, **_: Any) -> None:
-        # The body is kopf's live view of the object; ours is a plain copy.
-        item = dict(event["object"])
+        item = copy.deepcopy(dict(event["object"]))  # kopf keeps its own, in another thread
         if event["type"] == "DELETED":
-            gone(item["metadata"]["uid"])
+            loop.call_soon_threadsafe(gone, item["metadata"]["uid"])
         else:
-            changed(item)
+            loop.call_soon_threadsafe(changed, item)
 
     return found
 
@@ -49,20 +54,47 @@ def settings() -> kopf.OperatorSettings:
     return s
 
 
-class Stopped(Exception):
-    """kopf has been told to stop: it takes SIGTERM and SIGINT for itself once it runs."""
+async def run(reg: kopf.OperatorRegistry, watch_namespace: str) -> None:
+    """For ever; ends by cancellation, or with RuntimeError if kopf ends by itself.
+
+    kopf has a thread and an event loop of its own: in ours it would take the signals, and cancel every task that it did not start when it stops.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[BaseException | None] = loop.create_future()
+    stop = threading.Event()
+
+    def tell(error: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_result(error)
+
+    def serve() -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(_operator(reg, watch_namespace, stop))
+        except BaseException as e:  # whatever ends kopf must end the process too
+            error = e
+        with contextlib.suppress(RuntimeError):  # our loop is closed already
+            loop.call_soon_threadsafe(tell, error)
+
+    threading.Thread(target=serve, name="kopf", daemon=True).start()
+    try:
+        error = await asyncio.shield(ended)
+        raise RuntimeError("kopf has ended") from error
+    finally:
+        stop.set()
+        if not ended.done():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended, STOP_SECONDS)
 
 
-async def run(reg: kopf.OperatorRegistry, watch_namespace: str, ready: asyncio.Event) -> None:
-    """For ever; ends by cancellation or with Stopped."""
+async def _operator(reg: kopf.OperatorRegistry, watch_namespace: str, stop: threading.Event) -> None:
     await kopf.operator(
         registry=reg,
         settings=settings(),
         standalone=True,
         clusterwide=not watch_namespace,
         namespaces=[watch_namespace] if watch_namespace else [],
-        ready_flag=ready,
+        stop_flag=stop,
         # Given, because kopf would make one of the user's name, and in a container that user has none.
         identity=typing.cast(Any, f"{names.MANAGED_BY}@{socket.gethostname()}"),
     )
-    raise Stopped
