@@ -71,6 +71,11 @@ class MemoryBucket:
         with self._lock:
             return dict(self._objects)
 
+    @property
+    def changes(self) -> int:
+        """How often an object was written or removed so far."""
+        return len(self._undo)
+
     def damage(self, key: str, data: bytes | None) -> None:
         """Replaces or removes an object behind everyone's back."""
         with self._lock:
