@@ -44,7 +44,7 @@ class AgentLink:
         self._mailbox: deque[ranks.FromAgent] = deque()
         self._broken = ""
         self._closing = False
-        self._passed: ranks.Passed | None = None
+        self._passed: Callable[[], ranks.Passed] | None = None
         self._passed_at = float("-inf")
         # A forked data-loader worker would keep the connection open after this process has died.
         os.register_at_fork(after_in_child=self._socket.close)
@@ -71,21 +71,20 @@ class AgentLink:
             return False
         return True
 
-    def send_passed(self, message: ranks.Passed) -> None:
-        """Main thread, at every boundary: at once if none was sent lately, else the reader thread sends the newest within PASSED_SECONDS."""
-        now = time.monotonic()
+    def send_passed(self, newest: Callable[[], ranks.Passed], now: float) -> None:
+        """Main thread, at every boundary: sent at once if none was lately, else the reader thread asks `newest` within PASSED_SECONDS."""
         if now - self._passed_at >= PASSED_SECONDS:
             self._passed, self._passed_at = None, now
-            self.send(message)
+            self.send(newest())
         else:
-            self._passed = message
+            self._passed = newest
 
     def flush_passed(self) -> None:
         """Sends what `send_passed` still holds back."""
         waiting, self._passed = self._passed, None
         if waiting is not None:
             self._passed_at = time.monotonic()
-            self.send(waiting)
+            self.send(waiting())
 
     def expect(self, *types: type[Any], timeout: float | None = None) -> Any:
         """Main thread: the next message of one of `types`. Raises LinkLost, or TimeoutError."""

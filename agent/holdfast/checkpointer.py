@@ -59,6 +59,7 @@ class Checkpointer:
         self._restored = self._finished = False
         self._generators: dict[str, Any] | None = None
         self._stepped_at: float | None = None
+        self._step_seconds = 0.0
         self._link, self._trouble = self._connect()
         self._saver = Saver(self._link, self._registry, self._progress, self._run) if self._link else None
         if self._link is not None:
@@ -152,8 +153,10 @@ class Checkpointer:
             return
         self._read_positions()
         now = time.monotonic()
-        seconds, self._stepped_at = now - (self._stepped_at or now), now
-        link.send_passed(ranks.Passed(boundary, seconds, self._progress.epoch, self._progress.metrics.copy()))
+        if self._stepped_at is not None:
+            self._step_seconds = now - self._stepped_at
+        self._stepped_at = now
+        link.send_passed(self._passed, now)
         if not saver.planned and self._registry.planned:
             saver.plan()
         round = gate.arrive(boundary)
@@ -170,6 +173,10 @@ class Checkpointer:
             saver.capture("round", round)
             round = self._gate.hold(round)
         self._stepped_at = time.monotonic()  # standing still is no step time
+
+    def _passed(self) -> ranks.Passed:
+        """Any thread: reads whole values only."""
+        return ranks.Passed(self.boundary, self._step_seconds, self._progress.epoch, self._progress.metrics.copy())
 
     def _read_positions(self) -> None:
         used = [p for p in self._registry.positions.values() if p.used]

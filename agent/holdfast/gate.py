@@ -83,7 +83,8 @@ def judge(state: GateState, now: float) -> Verdict:
     if not state.closed:
         return Verdict.PASS
     if state.captured:
-        return Verdict.WAIT
+        # Two coordinators may have used one number; the one that was obeyed last may want a later boundary.
+        return Verdict.PASS if state.target is not None and state.target > state.passed else Verdict.WAIT
     if now >= state.lease_ends:
         return Verdict.PASS
     if state.target is None:
@@ -134,7 +135,7 @@ class Gate:
             if not self._state.closed:  # the path of every step
                 self._state = replace(self._state, passed=boundary)
                 return None
-            self._state = replace(self._state, passed=boundary, at_boundary=True)
+            self._state = replace(self._state, passed=boundary, at_boundary=True, captured=False)
             return self._settle()
 
     def hold(self, round: int) -> int | None:

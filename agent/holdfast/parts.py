@@ -7,12 +7,14 @@ does not fit before anything is touched, so that a failed load leaves nothing ha
 import random
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from holdfast import rng, tree
+from holdfast.bits import clone_bits, copy_bits, copyable
 from holdfast.errors import UnsupportedState
 from holdfast.image import Tier
 
@@ -28,7 +30,7 @@ class Leaves:
         """The JSON tree of `value`; its tensors are added."""
         before = len(self.tensors)
         body = tree.encode(value, path, self.tensors)
-        for name in list(self.tensors)[before:]:
+        for name in islice(reversed(self.tensors), len(self.tensors) - before):
             self.tiers[name] = tier
         return body
 
@@ -95,17 +97,19 @@ class ModulePart:
         live = self.module.state_dict()  # keeps its own version metadata, which `load_state_dict` reads
         for key, body in saved["state"].items():
             value = tree.decode(body, tensors)
-            live[key] = (
-                value if isinstance(live[key], torch.Tensor) else _cloned(value)
-            )  # extra state may be kept as it is
-        self.module.load_state_dict(live, strict=True, assign=False)
+            if not isinstance(value, torch.Tensor) or not isinstance(live[key], torch.Tensor):
+                live[key] = _cloned(value)  # extra state may be kept as it is
+            elif copyable(value.dtype):
+                live[key] = value
+            else:
+                copy_bits(live.pop(key), value)
+        self.module.load_state_dict(live, strict=False, assign=False)  # `compare` has been stricter
         loose = self._loose_buffers()
         for key, body in saved["loose"].items():
             value = tree.decode(body, tensors)
-            if (
-                key in loose and loose[key].shape == value.shape
-            ):  # another length of a cache is no error: it is not in `state_dict`
-                loose[key].copy_(value)
+            # Another length of a cache is no error: torch leaves these out of `state_dict` for that.
+            if key in loose and not list(_same_form(key, loose[key], value)):
+                copy_bits(loose[key], value)
 
     def load_gradients(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         for key, parameter in self.module.named_parameters():
@@ -160,7 +164,7 @@ class OptimizerPart:
                     self.optimizer.state[parameter][key] = value.to(loaded.device)
         with torch.no_grad():
             for (_, parameter), body in zip(self._orphans(), saved["orphans"], strict=True):
-                parameter.copy_(tree.decode(body, tensors))
+                copy_bits(parameter, tree.decode(body, tensors))
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -249,7 +253,7 @@ def _same_form(path: str, live: torch.Tensor, saved: torch.Tensor) -> Iterator[s
 def _cloned(value: Any) -> Any:
     """The same tree with tensors of its own: objects may keep what they are given, and the image goes away."""
     if isinstance(value, torch.Tensor):
-        return value.clone()
+        return clone_bits(value)
     if isinstance(value, dict):
         return type(value)({k: _cloned(v) for k, v in value.items()})
     if type(value) in (list, tuple):

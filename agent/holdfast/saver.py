@@ -86,7 +86,7 @@ class Saver:
             captured = self._registry.capture(self._progress, window_open=not self._registry.updated)
             document = document_bytes(captured.document)
             if self._plan is None or not self._plan.fits(captured, document):
-                self._send_plan(captured)
+                self._send_plan(captured, wait=kind != "round")
             arena = self._ready_arena()
             slot = arena.acquire()
             self._writers[slot].write(captured.leaves.tensors, document, self._pool)
@@ -116,9 +116,9 @@ class Saver:
             )
         )
 
-    def _send_plan(self, captured: Captured) -> None:
-        """Replaces the plan: the agent first gives back the slots of the old one."""
-        if self._arena is not None:
+    def _send_plan(self, captured: Captured, *, wait: bool = True) -> None:
+        """Replaces the plan. The agent first finishes with the slots of the old one; in a round there is no time for that, and it abandons them (A8)."""
+        if self._arena is not None and wait:
             self._arena.wait_until_all_free()
         number = self._plan.number + 1 if self._plan else 1
         plan = SnapshotPlan.of(number, captured, self.chunk_bytes)

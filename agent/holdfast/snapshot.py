@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from holdfast.bits import copy_bits
 from holdfast.image import STATE_NAME, Item, Layout, lay_out, state_capacity
 from holdfast.parts import Leaves
 from holdfast.state import Captured
@@ -69,6 +70,7 @@ class SlotWriter:
         self._plan = plan
         self._memory = memory
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
+        self._address = self._bytes.data_ptr()
         memory[: len(plan.layout.header)] = plan.layout.header
         for offset, length in plan.layout.fillers:
             self._bytes[offset : offset + length].zero_()
@@ -80,12 +82,12 @@ class SlotWriter:
         """Copies everything. When it returns the slot is clean: copies from a device have completed as well (I3)."""
         raw: list[tuple[int, int, int]] = []
         for entry in self._entries:
-            source = tensors[entry.name]
-            target = self._bytes[entry.offset_bytes : entry.offset_bytes + entry.length_bytes]
+            source, at, length = tensors[entry.name], entry.offset_bytes, entry.length_bytes
             if source.device.type == "cpu" and source.is_contiguous() and not source.is_conj() and not source.is_neg():
-                raw += _pieces(target.data_ptr(), source.data_ptr(), entry.length_bytes)
+                raw += _pieces(self._address + at, source.data_ptr(), length)
             else:
-                _copy_typed(target, source)
+                # Strided, on a device, or lazily conjugated: torch resolves it into contiguous order.
+                copy_bits(self._bytes[at : at + length].view(source.dtype).view(source.shape), source)
         _copy_raw(raw, pool)
         offset, capacity = self._plan.layout.state_offset, self._plan.layout.state_bytes
         self._memory[offset : offset + capacity] = document.ljust(capacity)
@@ -107,11 +109,3 @@ def _copy_raw(pieces: list[tuple[int, int, int]], pool: ThreadPoolExecutor) -> N
             ctypes.memmove(*piece)
     else:
         list(pool.map(lambda p: ctypes.memmove(*p), pieces))
-
-
-def _copy_typed(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Strided, on a device, or lazily conjugated: torch resolves it into contiguous order."""
-    try:
-        target.view(source.dtype).view(source.shape).copy_(source)
-    except (NotImplementedError, RuntimeError):  # a dtype without copies of its own, such as the sub-byte ones
-        target.copy_(source.contiguous().view(-1).view(torch.uint8))

@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_agent import FakeAgent  # noqa: E402
+from fake_agent import FakeAgent
 
 torch.set_num_threads(1)
 

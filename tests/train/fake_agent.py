@@ -74,6 +74,9 @@ class FakeAgent:
 
     def __exit__(self, *_: object) -> None:
         self.die()
+        for thread in threading.enumerate():  # ranks of this process have heard it: what they log belongs to this test
+            if thread.name == "holdfast-agent-link":
+                thread.join(WAIT)
 
     def die(self) -> None:
         """Closes every connection, as the end of the process would."""

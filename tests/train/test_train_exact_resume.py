@@ -102,7 +102,7 @@ def test_no_sample_is_lost_or_repeated_over_many_random_kills(tmp_path: Path, mo
         last = max(uninterrupted(recipe, monkeypatch).batches_by_boundary)
         kills = sorted(rng.sample(range(1, last + 1), min(last, rng.randrange(1, 5))))
         got = with_kills(recipe, kills, tmp_path / str(trial))
-        want = Counter({i: recipe.epochs for i in range(recipe.samples)})
+        want = Counter(dict.fromkeys(range(recipe.samples), recipe.epochs))
         assert Counter(got.samples) == want, f"trial {trial}: {recipe}, killed after {kills}"
 
 

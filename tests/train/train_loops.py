@@ -68,7 +68,7 @@ class Recipe:
 def train(recipe: Recipe, *, kill_after: int | None = None, seed: int = 7) -> Result:
     """One start of the training program. Everything is built anew, as in a new process."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)
     torch.manual_seed(seed)
     model = Net()
     optimizer = recipe.optimizer(model.parameters())
@@ -87,7 +87,7 @@ def train(recipe: Recipe, *, kill_after: int | None = None, seed: int = 7) -> Re
     for indices, x in batches:
         result.samples += indices.tolist()
         if recipe.noise:
-            x = x + 0.01 * (random.random() + float(np.random.rand()) + torch.rand(()))  # noqa: NPY002
+            x = x + 0.01 * (random.random() + float(np.random.rand()) + torch.rand(()))
         loss = nn.functional.mse_loss(model(x), x) / recipe.accumulate
         scaler.scale(loss).backward()
         pending += 1
@@ -107,11 +107,11 @@ def train(recipe: Recipe, *, kill_after: int | None = None, seed: int = 7) -> Re
     ckpt.finish()
     result.digest = [t.clone() for t in model.state_dict().values()] + [
         v.clone() if isinstance(v, torch.Tensor) else v for s in optimizer.state.values() for v in s.values()
-    ] + [torch.rand(3), random.random(), float(np.random.rand())]  # fmt: skip  # noqa: NPY002
+    ] + [torch.rand(3), random.random(), float(np.random.rand())]  # fmt: skip
     return result
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):
     """Carries what a killed run had done, and keeps its Checkpointer from being collected before the test is through."""
 
     def __init__(self, result: Result, ckpt: holdfast.Checkpointer) -> None:

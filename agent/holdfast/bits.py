@@ -1,0 +1,30 @@
+"""Copies that keep every bit of every dtype, those included that torch stores but does not compute with (sub-byte integers)."""
+
+import functools
+
+import torch
+
+
+def copy_bits(target: torch.Tensor, source: torch.Tensor) -> None:
+    """`target` becomes equal to `source`: same shape and dtype, any strides and devices."""
+    if copyable(source.dtype):
+        target.copy_(source)
+    elif target.is_contiguous():
+        target.view(torch.uint8).copy_(source.contiguous().view(torch.uint8))
+    else:
+        raise ValueError(f"a strided tensor of {target.dtype} cannot be written by this release of torch")
+
+
+def clone_bits(source: torch.Tensor) -> torch.Tensor:
+    """A copy that shares no memory."""
+    return source.clone() if copyable(source.dtype) else source.view(torch.uint8).clone().view(source.dtype)
+
+
+@functools.cache
+def copyable(dtype: torch.dtype) -> bool:
+    """torch has a copy for it."""
+    try:
+        torch.empty(1, dtype=dtype).clone()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
