@@ -23,8 +23,10 @@ NAMESPACE = "demo"
 JOB, REFERENCE = "bytes-gpt", "bytes-gpt-reference"
 BUCKET = "training"
 TAINT = "aws-node-termination-handler/spot-itn"
-STEPS = 60
-NOTICE_AT = 22
+STEPS = 50
+SIZE = ("--batch", "4", "--context", "64")
+"""What two shared cores can do in half a second per step."""
+NOTICE_AT = 17
 """The notice comes once this step has been passed: between two periodic checkpoints (every 10 steps)."""
 NOTICE_SECONDS = 12
 """How long after the notice the node's power is cut. AWS gives 120 s; the demo is impatient."""
@@ -98,7 +100,7 @@ class Story:
     def _job(self, name: str) -> dict[str, Any]:
         return install.training_job(
             name, NAMESPACE, f"s3://{BUCKET}/demo", torch_path=self.cluster.torch_path_in_pod,
-            arguments=("--steps", str(self.steps)), spec={"fresh": True},
+            arguments=("--steps", str(self.steps), *SIZE), spec={"fresh": True},
         )  # fmt: skip
 
     def _reference(self) -> None:
