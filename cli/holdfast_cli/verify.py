@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import CommitRecord
 from holdfast_cli.shared import (
     EXIT_DAMAGED,
     EXIT_USAGE,
@@ -28,6 +29,7 @@ from holdfast_cli.shared import (
     stores_of,
     the_only,
 )
+from holdfast_store.errors import Absent
 from holdfast_store.job import JobStore
 from holdfast_store.overview import Standing, overview
 from holdfast_store.verify import Verification
@@ -52,7 +54,7 @@ def verify(
     wanted = _parse(checkpoint)
     with errors_end_the_program():
         store = the_only(stores_of(open_checked(uri, endpoint, region, retry_seconds), namespace, job, uid))
-        record, _ = store.read_commit(wanted or _newest(store))
+        record = _record(store, wanted or _newest(store))
         with _bar() as bar:
             task = bar.add_task(f"checkpoint {record.ref}", total=None)
             result = verify_bytes(
@@ -71,6 +73,16 @@ def _parse(text: str) -> CheckpointRef | None:
         return CheckpointRef.parse(text) if text else None
     except ValueError as e:
         fail(f"--checkpoint: {e}", EXIT_USAGE)
+
+
+def _record(store: JobStore, ref: CheckpointRef) -> CommitRecord:
+    try:
+        return store.read_commit(ref)[0]
+    except Absent:
+        fail(
+            f"checkpoint {ref} does not exist: it is expired, or was never committed; see `holdfast checkpoints --all`",
+            EXIT_DAMAGED,
+        )
 
 
 def _newest(store: JobStore) -> CheckpointRef:

@@ -1,0 +1,149 @@
+"""`holdfast checkpoints` and `holdfast verify`: what a person and a script get to see, and which exit code they can rely on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+from worlds import World, ref
+
+from holdfast_api import layout
+from holdfast_cli.__main__ import app
+from holdfast_store.chunks import digest
+from holdfast_store.file import FileBucket
+
+JOB = ["--namespace", "ns", "--job", "job"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(FileBucket(tmp_path)).claimed(1)
+    for save in (1, 2, 3):
+        world.saved(1, save, [b"aaaabbbb", b"cccc" * save])
+    world.store.expire(ref(1, 1), by_attempt=1, reason="retention")
+    return world
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_checkpoints_are_listed_newest_first(world: World, tmp_path: Path) -> None:
+    result = call("checkpoints", tmp_path.as_uri(), *JOB)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["CHECKPOINT", "STANDING", "STEP", "CAUSE", "CREATED", "SIZE", "STORED", "RANKS", "BASE"]
+    assert [line.split()[:4] for line in lines[1:]] == [
+        ["1/3", "usable", "3", "periodic"],
+        ["1/2", "usable", "2", "periodic"],
+    ]
+
+
+def test_expired_ones_are_shown_when_asked_for(world: World, tmp_path: Path) -> None:
+    result = call("checkpoints", tmp_path.as_uri(), *JOB, "--all")
+    assert ["1/1", "expired"] in [line.split()[:2] for line in result.stdout.splitlines()]
+
+
+def test_json_is_for_scripts(world: World, tmp_path: Path) -> None:
+    found = json.loads(call("checkpoints", tmp_path.as_uri(), *JOB, "-o", "json").stdout)
+    assert [(c["checkpoint"], c["standing"], c["step"], c["bytes"], c["ranks"]) for c in found] == [
+        ("1/3", "usable", 3, 20, 2),
+        ("1/2", "usable", 2, 16, 2),
+    ]
+
+
+def test_several_jobs_of_one_name_are_told_apart_by_uid(world: World, tmp_path: Path) -> None:
+    World(FileBucket(tmp_path), "uid-2").claimed(1).saved(1, 1)
+    assert "UID" in call("checkpoints", tmp_path.as_uri(), *JOB).stdout
+    refused = call("verify", tmp_path.as_uri(), *JOB)
+    assert refused.exit_code == 2
+    assert "--uid" in refused.stderr
+    assert "uid-1, uid-2" in refused.stderr
+    assert call("verify", tmp_path.as_uri(), *JOB, "--uid", "uid-2").exit_code == 0
+
+
+def test_a_checkpoint_that_is_intact_verifies(world: World, tmp_path: Path) -> None:
+    result = call("verify", tmp_path.as_uri(), *JOB)
+    assert result.exit_code == 0, result.output
+    assert "checkpoint 1/3: intact; 3 chunks, 12 B" in result.stdout
+
+
+def test_one_flipped_bit_is_found_and_named_with_exit_code_one(world: World, tmp_path: Path) -> None:
+    path = tmp_path / world.store.prefix / layout.chunk_key(ref(1, 2), digest(b"bbbb"))
+    path.write_bytes(b"bbbc")
+    result = call("verify", tmp_path.as_uri(), *JOB, "--checkpoint", "1/2")
+    assert result.exit_code == 1
+    assert digest(b"bbbb") in result.stdout
+    assert "DAMAGED" in result.stdout
+    plain = json.loads(call("verify", tmp_path.as_uri(), *JOB, "-c", "1/2", "-o", "json").stdout)
+    assert (plain["checkpoint"], plain["intact"], len(plain["problems"])) == ("1/2", False, 1)
+    assert call("verify", tmp_path.as_uri(), *JOB, "-c", "1/3").exit_code == 0
+
+
+def test_a_damaged_commit_record_is_listed_as_damaged(world: World, tmp_path: Path) -> None:
+    (tmp_path / world.store.prefix / layout.commit_key(ref(1, 2))).write_bytes(b"{}")
+    result = call("checkpoints", tmp_path.as_uri(), *JOB)
+    assert ["1/2", "damaged"] in [line.split()[:2] for line in result.stdout.splitlines()]
+    assert "digest" in result.stderr
+    assert call("verify", tmp_path.as_uri(), *JOB, "-c", "1/2").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["checkpoints", "{dir}/none", *JOB], 3, "mount the volume"),
+        (["checkpoints", "ftp://x", *JOB], 3, "s3://bucket/prefix"),
+        (["checkpoints", "{dir}", "--namespace", "ns", "--job", "other"], 1, "check URI, --namespace and --job"),
+        (["checkpoints", "{dir}", "--namespace", "../ns", "--job", "job"], 2, "not a Kubernetes name"),
+        (["checkpoints", "{dir}", "--namespace", "ns", "--job", "job", "--uid", "../x"], 2, "not a uid"),
+        (["verify", "{dir}", *JOB, "--checkpoint", "newest"], 2, "ATTEMPT/SAVE"),
+        (["verify", "{dir}", *JOB, "--checkpoint", "1/1"], 1, "expired"),
+        (["verify", "{dir}", *JOB, "--checkpoint", "7/1"], 1, "7"),
+        (["verify", "{dir}"], 2, "Missing option"),
+        (["checkpoints", "{dir}", *JOB, "-o", "yaml"], 2, "yaml"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_mistakes_get_one_clear_line_and_no_traceback(
+    world: World, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    result = call(*(a.replace("{dir}", tmp_path.as_uri()) for a in arguments))
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_a_server_that_is_away_ends_with_exit_code_three_after_the_given_patience() -> None:
+    environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "secret-canary"}
+    arguments = ["checkpoints", "s3://bucket/x", *JOB, "--endpoint", "http://127.0.0.1:1", "--retry-seconds", "0"]
+    result = CliRunner(env=environment).invoke(app, arguments)
+    assert result.exit_code == 3
+    assert "127.0.0.1:1" in result.stderr
+    assert "secret-canary" not in result.output
+
+
+def test_the_program_runs_as_a_module_and_names_its_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast_cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("holdfast ")
+
+
+def test_as_a_kubectl_plugin_it_calls_itself_so(tmp_path: Path) -> None:
+    plugin = tmp_path / "kubectl-holdfast"
+    plugin.write_text(f"#!{sys.executable}\nfrom holdfast_cli.__main__ import main\nmain()\n")
+    plugin.chmod(0o755)
+    done = subprocess.run([plugin, "--help"], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert "Usage: kubectl holdfast" in done.stdout
+
+
+def test_shells_are_offered_completion() -> None:
+    environment = os.environ | {"_HOLDFAST_COMPLETE": "complete_bash", "COMP_WORDS": "holdfast ver", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast_cli"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.stdout.split() == ["verify"]
