@@ -1,6 +1,7 @@
 """Each trouble has one reason and a message with field, value and remedy; nothing is told twice; the phases are those of the table."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from job_worlds import T0, JobWorld, a_job, condition, of_type, seconds
@@ -121,3 +122,9 @@ def test_an_untouched_status_is_starting() -> None:
 def test_the_next_look_is_the_first_moment_that_changes_something() -> None:
     w = a_job().with_pods().training().after(60).tainted("n1", "aws-node-termination-handler/spot-itn")
     assert w.round().wake_at == w.now + min(seconds(10), timedelta(seconds=2))
+
+
+def test_the_documentation_prints_the_phase_table_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
+    for row in phases.TABLE:
+        assert f"| {row.phase.value} | {row.entered} | {row.leaves} |" in page

@@ -1,6 +1,7 @@
 """Every announcement of the platform becomes the notice that it should be: cause, acting or preparing, deadline (F1, F2)."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -351,3 +352,9 @@ def test_notices_stay_within_their_bound_and_keep_the_same_ones() -> None:
     first = w.round().status.notices
     assert len(first) == 256
     assert w.after(5).round().status.notices == first
+
+
+def test_the_documentation_lists_every_source() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
+    missing = [r.name for r in signals.TABLE if f"{r.kind} `{r.name}" not in page]
+    assert not missing
