@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigurationWrong(
                 "no command: write it after --, for example `holdfast-agent run -- python train.py`"
             )
-        return run_agent(_local(options, command) if options.local else _in_pod(command))
+        run_agent(_local(options, command) if options.local else _in_pod(command))
     except (ConfigurationWrong, ContractError, StoreError) as e:
         print(f"holdfast-agent: {e}", file=sys.stderr)
         return EXIT_CODES[Exit.CONFIGURATION_WRONG]

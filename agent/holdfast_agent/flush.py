@@ -62,6 +62,8 @@ class Written:
     bytes_logical: int
     bytes_sent: int
     node_durable_at: datetime | None
+    on_node: asyncio.Task[datetime | None]
+    """Ends when the node's images are written, or could not be; in an emergency perhaps later than the flush."""
 
 
 class Sender:
@@ -99,10 +101,12 @@ async def write(
     stop: Stop,
     *,
     node_free: asyncio.Task[None] | None = None,
+    on_node_durable: Callable[[datetime], None] = lambda at: None,
 ) -> Written:
     """Raises StoreError or SaveGivenUp. When it returns or raises, no thread reads the slots any more (but see `wait_for_node`).
 
-    `node_free`: what still tidies the node's directory; the node's part begins after it.
+    `node_free`: what still tidies the node's directory; the node's part begins after it. `on_node_durable` is called when all images are on the
+    node, in an emergency perhaps after this has returned.
     """
     sender = Sender(job, store, stop)
     mapped: list[Mapped] = []
@@ -110,21 +114,24 @@ async def write(
     try:
         for part in job.parts:
             mapped.append(Mapped(part.path, part.image_bytes, write=False))
-        on_node = asyncio.ensure_future(_to_node(job, node, mapped, threads, stop, node_free))
+        on_node = asyncio.ensure_future(_to_node(job, node, mapped, threads, stop, node_free, on_node_durable))
         manifests = await _gather(
             [_send_part(job, p, m, sender, threads) for p, m in zip(job.parts, mapped, strict=True)], stop
         )
         entries = await _gather([threads.call(persist, stop, _creating(store, m)) for m in manifests], stop)
-        durable_at = await _node_result(job, node, manifests, on_node, threads)
+        durable_at = await on_node if job.wait_for_node or on_node.done() else None
     finally:
         if on_node is not None and not on_node.done() and job.wait_for_node:
             await asyncio.wait([on_node])
         if on_node is None or on_node.done():
-            for m in mapped:
-                m.close()
+            _close(mapped)
+        else:
+            on_node.add_done_callback(lambda _: _close(mapped))
     refers = {c.at for m in manifests for c in m.chunks} - {job.ref}
     logical = sum(p.image_bytes for p in job.parts)
-    return Written(tuple(manifests), tuple(entries), tuple(sorted(refers)), logical, sender.bytes_sent, durable_at)
+    return Written(
+        tuple(manifests), tuple(entries), tuple(sorted(refers)), logical, sender.bytes_sent, durable_at, on_node
+    )
 
 
 async def _send_part(job: Job, part: Part, mapped: Mapped, sender: Sender, threads: Threads) -> RankManifest:
@@ -161,6 +168,7 @@ async def _to_node(
     threads: Threads,
     stop: Stop,
     free: asyncio.Task[None] | None,
+    on_durable: Callable[[datetime], None],
 ) -> datetime | None:
     """When all images are durable on the node; None if there is no node tier or it failed: the store is what counts (fault scenarios 12, 13)."""
     if node is None:
@@ -176,30 +184,18 @@ async def _to_node(
         return now()
 
     try:
-        return await threads.call(all_parts)
+        at = await threads.call(all_parts)
+        if at is not None:
+            on_durable(at)
+        return at
     except (OSError, StoreError) as e:
         log.warning("save %s is not on the node: %s", job.ref, e)
         return None
 
 
-async def _node_result(
-    job: Job,
-    node: LocalTier | None,
-    manifests: list[RankManifest],
-    on_node: asyncio.Task[datetime | None],
-    threads: Threads,
-) -> datetime | None:
-    if node is None or not (job.wait_for_node or on_node.done()):
-        return None
-    if await on_node is None:
-        return None
-    try:
-        for manifest in manifests:
-            await threads.call(node.write_manifest, manifest)
-        return now()
-    except (OSError, StoreError) as e:
-        log.warning("the manifests of save %s are not on the node: %s", job.ref, e)
-        return None
+def _close(mapped: list[Mapped]) -> None:
+    for m in mapped:
+        m.close()
 
 
 def _creating(store: JobStore, manifest: RankManifest) -> Callable[[], RankEntry]:

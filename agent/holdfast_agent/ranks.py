@@ -112,7 +112,9 @@ class RankServer:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first = wire.from_line(await asyncio.wait_for(_line(reader), HELLO_SECONDS))
+        async with asyncio.timeout(HELLO_SECONDS):
+            line = await _line(reader)
+        first = wire.from_line(line)
         if not isinstance(first, wire.Hello):
             raise ProtocolBroken(f"the first line is {type(first).__name__}, not Hello")
         link = RankLink(first, writer)

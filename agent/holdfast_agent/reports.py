@@ -54,7 +54,8 @@ class Reporter:
     async def run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), AT_LEAST_EVERY_SECONDS)
+                async with asyncio.timeout(AT_LEAST_EVERY_SECONDS):
+                    await self._wake.wait()
             self._wake.clear()
             await self.send()
             await asyncio.sleep(AT_MOST_EVERY_SECONDS)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 
@@ -294,18 +294,15 @@ class Agent:
         await self._ranks.close()
 
 
-def main(make: Callable[[], Agent]) -> int:
-    """Runs an agent to its end. `make` is called inside the event loop."""
+def main(make: Callable[[], Agent]) -> NoReturn:
+    """Runs an agent to its end and ends the process. `make` is called inside the event loop. Raises what `make` raises."""
 
-    async def life() -> int:
-        return await make().run()
-
-    try:
-        with asyncio.Runner() as runner:
-            # asyncio's own Ctrl-C handling would cancel the main task; signals.py decides instead.
-            code = runner.run(life())
-    finally:
+    async def life() -> None:
+        code = await make().run()
         sys.stdout.flush()
         sys.stderr.flush()
-    # Threads that still talk to a dead store must not hold up the end.
-    os._exit(code)
+        # Here and not after the loop: neither a task that is slow to be cancelled nor a thread that talks to a dead store may hold up the end.
+        os._exit(code)
+
+    asyncio.run(life())
+    raise AssertionError("unreachable")

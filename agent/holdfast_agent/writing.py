@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
 
 from holdfast_agent import flush, slots
 from holdfast_agent.clock import Deadline
@@ -116,9 +116,9 @@ class Writing:
         """Nobody reads a slot afterwards."""
         for running in self._flushes.values():
             running.stop.set("the attempt is over")
-        waiting: list[asyncio.Task[Any]] = [f.task for f in self._flushes.values() if not f.task.done()]
-        if self._node_work is not None and not self._node_work.done():
-            waiting.append(self._node_work)
+        if self._node_work is not None:
+            self._node_work.cancel()  # the node's copy is not worth waiting for; what is torn does not verify
+        waiting = [f.task for f in self._flushes.values() if not f.task.done()]
         if waiting:
             await asyncio.wait(waiting, timeout=10)
 
@@ -155,9 +155,16 @@ class Writing:
         for h in readers:
             h.readers += 1
         started = time.monotonic()
+
+        def durable(at: datetime) -> None:
+            if order.emergency:
+                s.record.stage(Stage.LOCAL_DURABLE, at)
+
         try:
             store = s.store.until(stop.at)
-            written = await flush.write(self._job(order), store, s.node, s.threads, stop, node_free=self._node_work)
+            written = await flush.write(
+                self._job(order), store, s.node, s.threads, stop, node_free=self._node_work, on_node_durable=durable
+            )
         except (StoreError, AgentError, OSError, ContractError) as e:
             log.warning("save %d of attempt %d is not written: %s", order.save, order.attempt, e)
             return peers.Flushed(s.attempt, order.save, (), error=f"{type(e).__name__}: {e}"[:1000])
@@ -179,8 +186,6 @@ class Writing:
         for rank in s.crew:
             if rank.book is not None and (found := rank.book.at(order.boundary)):
                 s.arena.note(rank.number, found[0], s.settings.config.job_uid, ref)
-        if order.emergency and written.node_durable_at is not None:
-            s.record.stage(Stage.LOCAL_DURABLE, written.node_durable_at)
         # An older commit of our own that is under way ends before a newer save may (A8).
         await s.changes.until(lambda: not s.committing or s.highest_save == order.save, deadline)
         first = s.crew.held(order.boundary)
@@ -248,18 +253,23 @@ class Writing:
             s.metrics.logical_bytes.inc(ended.written.bytes_logical)
             s.metrics.sent_bytes.inc(ended.written.bytes_sent)
         if s.node is not None:
-            self._node_work = asyncio.ensure_future(self._on_node(record.ref, message.record, self._node_work))
+            self._node_work = asyncio.ensure_future(self._on_node(record.ref, message.record, ended, self._node_work))
 
-    async def _on_node(self, ref: CheckpointRef, text: str, before: asyncio.Task[None] | None) -> None:
+    async def _on_node(self, ref: CheckpointRef, text: str, ended: Flush, before: asyncio.Task[None] | None) -> None:
         """The node keeps the newest committed checkpoint; a full disk costs the node's copy and nothing else."""
-        assert self._shared.node is not None
-        if before is not None:
-            await asyncio.wait([before])
+        s = self._shared
+        assert s.node is not None
+        waiting = [t for t in (before, ended.written.on_node if ended.written else None) if t is not None]
+        if waiting:
+            await asyncio.wait(waiting)
         if any(f.order.save > ref.save and not f.task.done() for f in self._flushes.values()):
             return  # a newer image is being written; the end of that save cleans up
         try:
-            await self._shared.threads.call(self._shared.node.write_commit, ref, text)
-            await self._shared.threads.call(self._shared.node.prune, {ref})
+            if ended.written is not None and ended.written.on_node.result() is not None:
+                for manifest in ended.written.manifests:
+                    await s.threads.call(s.node.write_manifest, manifest)
+            await s.threads.call(s.node.write_commit, ref, text)
+            await s.threads.call(s.node.prune, {ref})
         except (OSError, StoreError) as e:
             log.warning("the node's copy of %s is not complete: %s", ref, e)
 

@@ -317,6 +317,12 @@ class Gang:
         environ = dict(item.partition("=")[::2] for item in Path(f"/proc/{rank}/environ").read_text().split("\0"))
         return environ[names.ENV_SOCKET]
 
+    def wait_for_stages(self, *stages: str) -> None:
+        for pod in self.pods.values():
+            eventually(
+                lambda p=pod: set(stages) <= p.report().stages.keys(), f"worker {pod.worker} has passed {stages}"
+            )
+
     def wait_for_boundary(self, boundary: int) -> None:
         for pod in self.pods.values():
             eventually(

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.messages import AgentPhase, Cause, Stage
+from holdfast_api.messages import AgentPhase, Cause
 
 
 def restored(gang) -> list[str]:
@@ -35,7 +35,7 @@ def test_after_a_notice_all_ranks_are_sealed_at_one_boundary_and_the_next_attemp
     assert sealed[2] == "spot"
     reports = [p.report() for p in g.pods.values()]
     assert {r.checkpoints[-1].boundary for r in reports} == {sealed[1]}
-    assert all({Stage.NOTICED, Stage.QUIESCED, Stage.SEALED, Stage.LOCAL_DURABLE} <= r.stages.keys() for r in reports)
+    g.wait_for_stages("noticed", "quiesced", "sealed", "local-durable")
 
     g.pods[1].kill(signal.SIGTERM)
     assert g.pods[1].wait() == 72

@@ -48,7 +48,7 @@ def restart(gang, **restore):
     return gang.begin(**restore)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_agents_killed_at_random_moments_resume_from_old_or_new_and_never_torn(gang, seed):
     """Fault scenarios 6, 7, 9: the fake trainer ends with 66 if its bytes are not those of one boundary."""
     rng = random.Random(seed)
