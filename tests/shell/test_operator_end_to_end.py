@@ -248,6 +248,21 @@ async def test_a_template_that_the_server_refuses_becomes_a_condition_in_its_wor
     assert words in stalled["message"]
 
 
+async def test_a_job_of_a_namespace_that_is_being_terminated_is_left_alone(stage: Stage) -> None:
+    words = "unable to create new content in namespace team because it is being terminated"
+    stage.api.refuse = lambda method, path: (
+        (403, "Forbidden", words) if method == "POST" and f"/{NS}/" in path else None
+    )
+    stage.api.put("trainingjobs", {"metadata": {"name": "small"}, "spec": SPEC}, NS)
+    await eventually("the plan", lambda: stage.status().get("workers"))
+    await asyncio.sleep(1)
+    version = stage.job()["metadata"]["resourceVersion"]
+    stage.api.change("nodes", "n1", "", taint)
+    await asyncio.sleep(1)
+    assert stage.job()["metadata"]["resourceVersion"] == version
+    assert not any(c["reason"] == "Refused" for c in stage.status()["conditions"])
+
+
 async def test_events_are_on_the_job_and_say_what_happened(stage: Stage) -> None:
     await to_running(stage)
     found = await eventually("events", lambda: [e for e in stage.api.all("events") if e["reason"] == "Running"])

@@ -21,6 +21,7 @@ from holdfast_operator.shell.kube import ApiError, Kube
 
 log = logging.getLogger("holdfast.execute")
 CHILDREN_FRESH_SECONDS = 60.0
+NAMESPACE_ENDS_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -32,6 +33,12 @@ class JobMemory:
     """Monotonic time at which Service, Secret and NetworkPolicy were last known to exist."""
 
     generation: int = 0
+    namespace_ends_at: float = 0.0
+    """Monotonic time at which the API server last said that the namespace is being terminated."""
+
+    def namespace_ends(self) -> bool:
+        """Then nothing is done for the job: its pods go before it does, and replacing them is refused."""
+        return self.namespace_ends_at > 0 and time.monotonic() - self.namespace_ends_at < NAMESPACE_ENDS_SECONDS
 
     def forget_stale(self, job: JobMeta, status: TrainingJobStatus) -> None:
         """What was refused for an earlier spec, or for a pod that is planned no more, is no trouble any more."""
@@ -152,7 +159,12 @@ class Executor:
         return False
 
     def _refused(self, what: str, error: ApiError, memory: JobMemory) -> None:
-        if error.passing or error.status == 409 or error.namespace_ends:
+        if error.namespace_ends:
+            if not memory.namespace_ends():
+                log.info("%s: its namespace is being terminated; the job is left alone", what)
+            memory.namespace_ends_at = time.monotonic()
+            return
+        if error.passing or error.status == 409:
             log.warning("%s: %s", what, error)
             return
         kind = RefusalKind.INVALID if error.status in (400, 422) else RefusalKind.FORBIDDEN

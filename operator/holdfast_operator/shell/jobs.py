@@ -116,7 +116,7 @@ class JobLoop:
     async def _round(self) -> float | None:
         """Seconds until the next look, None for the usual resync."""
         began = time.monotonic()
-        seen = self._observe()
+        seen = None if self._memory.namespace_ends() else self._observe()
         if seen is None:
             return RESYNC_SECONDS
         now = datetime.now(UTC)
