@@ -75,6 +75,7 @@ class S3Bucket:
         self._session = session
         self._ca_path = ca_path
         self._checked = threading.Event()
+        self._making = threading.Lock()
         self._store = _obstore(settings, self._provider, ca)
 
     @classmethod
@@ -187,17 +188,14 @@ class S3Bucket:
     def administration(self) -> Any:
         """A boto3 client for questions about the bucket; made anew because it is used a few times in a process's life."""
         s = self.settings
-        return self._session.client(
-            "s3",
-            endpoint_url=s.endpoint or None,
-            verify=self._ca_path,
-            config=botocore.config.Config(
-                connect_timeout=s.connect_seconds,
-                read_timeout=30,
-                retries={"total_max_attempts": 1},
-                s3={"addressing_style": "path" if s.endpoint else "auto"},
-            ),
+        config = botocore.config.Config(
+            connect_timeout=s.connect_seconds,
+            read_timeout=30,
+            retries={"total_max_attempts": 1},
+            s3={"addressing_style": "path" if s.endpoint else "auto"},
         )
+        with self._making:  # a session, unlike a client, is not for several threads
+            return self._session.client("s3", endpoint_url=s.endpoint or None, verify=self._ca_path, config=config)
 
     def _put(self, key: str, data: Buffer, mode: Any) -> None:
         view = memoryview(data).cast("B")
