@@ -224,6 +224,7 @@ class Attempt:
         s.metrics.stall_seconds.labels(
             message.kind if message.kind in ("periodic", "round", "final") else "other"
         ).observe(message.copy_seconds)
+        self.gates.captured(rank)
         if message.kind != "round" and s.crew.held(message.boundary):
             offer = peers.SaveOffer(s.attempt, s.settings.config.worker, message.boundary)
             self._tasks.append(asyncio.ensure_future(self._tell_lead(offer)))

@@ -34,6 +34,8 @@ class Gates:
         self._lease = Deadline.after(0)
         self._asked_until = Deadline.after(0)
         self._released: tuple[int, str] = (0, "")
+        self._target = 0
+        self._sacrifices: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
 
     # ---- orders
@@ -60,9 +62,10 @@ class Gates:
         if name != self.greatest:
             raise PeerRefused("this round was not closed here")
         if self._released != name:
-            self._released = name
+            self._released, self._target = name, order.target
             for rank in self._shared.crew:
-                await self._let_run(rank, order)
+                await self._make_room(rank)
+                rank.send(wire.ReleaseGate(order.round, order.target))
         soon = Deadline.after(LATER_SECONDS)
         soon.tighten(order.deadline)
         if not await self._shared.changes.until(lambda: self._arrived(order.target) is not None, soon):
@@ -80,6 +83,12 @@ class Gates:
             self.open_all()
 
     # ---- also for the agent itself
+
+    def captured(self, rank: Rank) -> None:
+        """On its way to the target a rank passes periodic boundaries; one of them may have taken the slot that the target needs."""
+        task = asyncio.ensure_future(self._make_room(rank))
+        self._sacrifices.add(task)
+        task.add_done_callback(self._sacrifices.discard)
 
     def open_all(self) -> None:
         """Training goes on."""
@@ -125,12 +134,13 @@ class Gates:
                     done[str(rank.number)] = rank.vote.boundary
         return peers.GateVotes(votes, done, self._shared.highest_save, self._shared.crew.clean)
 
-    async def _let_run(self, rank: Rank, order: peers.ReleaseGates) -> None:
-        if rank.book is not None and not rank.holds(order.target):
-            boundary = slots.sacrificed_for_round(rank.book)
-            if boundary is not None:
-                await self._sacrifice(rank, boundary)
-        rank.send(wire.ReleaseGate(order.round, order.target))
+    async def _make_room(self, rank: Rank) -> None:
+        """While the ranks run to a target, each has a slot free for it."""
+        if not self.closed or self._released != self.greatest or rank.book is None or rank.holds(self._target):
+            return
+        boundary = slots.sacrificed_for_round(rank.book)
+        if boundary is not None:
+            await self._sacrifice(rank, boundary)
 
     async def _sacrifice(self, rank: Rank, boundary: int) -> None:
         """A8: the older save gives its slot to the newer one."""

@@ -165,7 +165,7 @@ class Rounds:
             raise
         except (AgentError, ValueError) as e:
             log.warning("round %d: %s", running.number, e)
-            return await self._fall_back(running, votes, str(e))
+            return await self._fall_back(running, str(e))
         if boundary <= s.last_boundary:
             return s.last  # what the ranks hold is durable already
         return await self._make(running, boundary)
@@ -206,8 +206,9 @@ class Rounds:
             raise SaveGivenUp(f"ranks ended at different boundaries: {sorted(reached)}")
         return int(reached.pop())
 
-    async def _fall_back(self, running: Round, votes: list[peers.GateVotes], reason: str) -> CheckpointInfo | None:
-        """E3. Something is lost whatever is saved now, so the answer never counts as complete."""
+    async def _fall_back(self, running: Round, reason: str) -> CheckpointInfo | None:
+        """E3: what all ranks hold now; asked again, because slots were given up on the way to the target."""
+        votes = await self._close(running, self._fit(running))
         complete = len(votes) == len(self._shared.order.members)
         boundary = fallback_of((v.clean for v in votes), self._shared.last_boundary) if complete else None
         if boundary is None:

@@ -159,3 +159,14 @@ def test_unchanged_chunks_are_not_sent_again_and_the_commit_names_its_base(gang)
 
 def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_rounds_among_frequent_periodic_saves_always_find_a_slot_to_capture_into(gang):
+    """A periodic boundary on the way to the target takes the slot that was free when the target was chosen."""
+    g = gang(processes=2, config={"every_steps": 2}).start().begin()
+    g.wait_for_commit(4)
+    for number in range(12):
+        g.checkpoint(f"request {number}")
+        g.wait_for_request(f"request {number}")
+    assert "falls back" not in g.pods[0].words()
+    assert "made no checkpoint" not in g.pods[0].words()
