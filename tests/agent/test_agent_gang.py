@@ -161,12 +161,15 @@ def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
-def test_rounds_among_frequent_periodic_saves_always_find_a_slot_to_capture_into(gang):
-    """A periodic boundary on the way to the target takes the slot that was free when the target was chosen."""
-    g = gang(processes=2, config={"every_steps": 2}).start().begin()
-    g.wait_for_commit(4)
-    for number in range(12):
-        g.checkpoint(f"request {number}")
-        g.wait_for_request(f"request {number}")
+def test_an_evacuation_among_frequent_periodic_saves_always_finds_a_slot_to_capture_into(gang):
+    """A periodic boundary on the way to the target takes the slot that was free when the target was chosen, and its save has been stopped."""
+    trainer = ("100000", "--step-seconds", "0.01")
+    g = gang(workers=1, processes=4, config={"every_steps": 1}, trainer=trainer).start().begin()
+    for number in range(8):
+        g.wait_for_boundary(g.pods[0].report().boundary + 3)
+        g.notice(0, source=f"taint:{number}", seconds=10)
+        g.wait_for_phase(AgentPhase.SEALED)
+        g.notice(0, source=f"taint:{number}", withdrawn=True)
+        g.wait_for_phase(AgentPhase.TRAINING)
     assert "falls back" not in g.pods[0].words()
     assert "made no checkpoint" not in g.pods[0].words()
