@@ -288,8 +288,7 @@ class Agent:
         if self._settings.laptop:
             if self._attempt is not None:
                 await self._attempt.close()
-            if self._record.exit in (Exit.FINISHED, Exit.PREEMPTED_SEALED):
-                self._arena.clear()
+            self._arena.clear()
         await asyncio.sleep(ANSWER_SECONDS)
         await self._ranks.close()
 
