@@ -9,7 +9,8 @@ PHASES = {
     "start": "sealed until all agents of the new attempt have accepted it",
     "claim": "accepted until the new attempt has claimed what it continues",
     "fetch": "claimed until every byte is in memory and verified",
-    "load": "verified until it is in the tensors of every rank",
+    "import": "what Python, torch and the process group still need after that",
+    "load": "until it is in the tensors of every rank",
     "first-step": "loaded until the first new step",
 }
 """Phases of a time to resume, in order, with what they mean."""

@@ -8,7 +8,7 @@ from job_worlds import T0, a_job, checkpoint, claim, condition, of_type, seconds
 
 from holdfast_api import names
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.messages import AgentPhase, Rejection, Stage
+from holdfast_api.messages import AgentPhase, Cause, CheckpointInfo, Rejection, Stage
 from holdfast_operator.core import events, resume, retention
 from holdfast_operator.core.actions import SendAttempt, SendCheckpoint, SendCollect
 from holdfast_operator.crd.v1alpha1 import Phase
@@ -17,7 +17,7 @@ SPOT = "aws-node-termination-handler/spot-itn"
 moment = st.one_of(st.none(), st.timedeltas(timedelta(seconds=-50), timedelta(seconds=500)).map(lambda d: T0 + d))
 
 
-@given(ends=st.tuples(*[moment] * 6), total=st.timedeltas(timedelta(0), timedelta(hours=2)))
+@given(ends=st.tuples(*[moment] * (len(resume.PHASES) - 1)), total=st.timedeltas(timedelta(0), timedelta(hours=2)))
 def test_phases_are_never_negative_and_add_up_whatever_the_clocks_say(ends: tuple, total: timedelta) -> None:
     found = resume.durations(T0, ends, T0 + total)
     assert [p.name for p in found] == list(resume.PHASES)
@@ -31,18 +31,34 @@ def test_a_time_to_resume_is_split_at_the_moments_that_agents_report() -> None:
     old = {Stage.QUIESCED.value: T0 + seconds(1), Stage.SEALED.value: T0 + seconds(3)}
     w.with_pod(1, 2, "n2").after(3).all_report(AgentPhase.SEALED, boundary=41, stages=old).settled()
     new = {s.value: T0 + seconds(t) for s, t in (
-        (Stage.ATTEMPT_ACCEPTED, 5), (Stage.CLAIMED, 6), (Stage.FETCHED, 8), (Stage.LOADED, 9), (Stage.FIRST_STEP, 9.5),
+        (Stage.ATTEMPT_ACCEPTED, 5), (Stage.CLAIMED, 6), (Stage.FETCHED, 8), (Stage.LIBRARY_READY, 8.25), (Stage.LOADED, 9),
+        (Stage.FIRST_STEP, 9.5),
     )}  # fmt: skip
     w.after(7).all_report(AgentPhase.STARTING, stages={}).settled()
     w.reports(0, AgentPhase.TRAINING, boundary=42, stages=new, claim=claim(2, "1/3", 41))
     before = w.status
     w.reports(1, AgentPhase.TRAINING, boundary=42, stages=new).settled()
     entry = w.status.preemptions[-1]
-    assert [p.milliseconds for p in entry.phases] == [1000, 2000, 2000, 1000, 2000, 1000, 500]
+    assert [p.milliseconds for p in entry.phases] == [1000, 2000, 2000, 1000, 2000, 250, 750, 500]
     assert (entry.total_milliseconds, w.status.last_resume_milliseconds) == (9500, 9500)
     assert (entry.resumed_from, entry.resumed_step, entry.steps_lost) == ("1/3", 41, 0)
     assert [p.attempt for p in events.newly_resumed(before, w.status)] == [1]
     assert not events.newly_resumed(w.status, w.after(50).round().status), "a later write does not measure it again"
+
+
+def test_what_is_reported_as_resumed_from_is_what_was_loaded_and_not_what_was_claimed() -> None:
+    """The claimed checkpoint proved damaged while it was fetched, so the one before was loaded (C3)."""
+    w = a_job().with_pods().training(step=40).tainted("n1", SPOT)
+    w.settled()
+    w.with_pod(1, 2, "n2").after(3).all_report(AgentPhase.SEALED, boundary=41, stages={}).settled()
+    w.after(7).all_report(AgentPhase.STARTING, stages={}).settled()
+    older = CheckpointInfo(1, 2, 30, Cause.PERIODIC, T0)
+    done = {Stage.FIRST_STEP.value: T0 + seconds(10)}
+    w.reports(0, AgentPhase.TRAINING, boundary=31, stages=done, claim=claim(2, "1/3", 41), restored=older)
+    w.reports(1, AgentPhase.TRAINING, boundary=31, stages=done, restored=older).settled()
+    entry = w.status.preemptions[-1]
+    assert (entry.resumed_from, entry.resumed_step) == ("1/2", 30)
+    assert entry.steps_lost == entry.step_at_notice - 30
 
 
 def test_without_notice_it_begins_at_the_loss_and_counts_the_steps_done_again() -> None:

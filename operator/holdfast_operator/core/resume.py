@@ -12,9 +12,10 @@ from holdfast_operator.core.membership import MemberSeen, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import AttemptStatus, PhaseDuration, PreemptionStatus, TrainingJobStatus
 
-PHASES = ("quiesce", "flush", "start", "claim", "fetch", "load", "first-step")
+PHASES = ("quiesce", "flush", "start", "claim", "fetch", "import", "load", "first-step")
 """quiesce: notice to all ranks stopped at one boundary; flush: until the commit; start: until all agents have accepted the new attempt; claim; fetch: until
-every byte is verified in memory; load: until every rank holds its state (imports included, as far as they are slower than the fetch); first-step."""
+every byte is verified in memory; import: what Python, torch, the model and the process group still need after that; load: until every rank holds its
+state; first-step."""
 
 
 def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
@@ -52,19 +53,32 @@ def _closed(entry: PreemptionStatus, attempt: AttemptStatus, whos: tuple[MemberS
         _last(whos, Stage.ATTEMPT_ACCEPTED) or attempt.accepted_at,
         _last(whos, Stage.CLAIMED) or attempt.claimed_at,
         _last(whos, Stage.FETCHED),
+        _last(whos, Stage.LIBRARY_READY),
         _last(whos, Stage.LOADED),
     )
     phases = durations(entry.noticed_at, ends, end)
+    resumed_from, resumed_step = _resumed_from(attempt, whos)
     return entry.model_copy(
         update={
             "resumed_at": end,
-            "resumed_from": attempt.parent,
-            "resumed_step": attempt.parent_step,
-            "steps_lost": max(0, entry.step_at_notice - attempt.parent_step),
+            "resumed_from": resumed_from,
+            "resumed_step": resumed_step,
+            "steps_lost": max(0, entry.step_at_notice - resumed_step),
             "phases": phases,
             "total_milliseconds": sum(p.milliseconds for p in phases),
         }
     )
+
+
+def _resumed_from(attempt: AttemptStatus, whos: tuple[MemberSeen, ...]) -> tuple[str, int]:
+    """What the ranks have really loaded: older than what was claimed if that proved damaged while it was fetched (C3)."""
+    loaded = [w.report.restored for w in whos if w.report is not None and w.report.restored is not None]
+    if not loaded or not attempt.parent_step:
+        return attempt.parent, attempt.parent_step
+    oldest = min(loaded, key=lambda c: c.boundary)
+    if oldest.boundary == attempt.parent_step:
+        return attempt.parent, attempt.parent_step
+    return f"{oldest.attempt}/{oldest.save}", oldest.boundary
 
 
 def _last(whos: tuple[MemberSeen, ...], stage: Stage) -> datetime | None:
