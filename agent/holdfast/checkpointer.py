@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader
 
 import holdfast_api
 from holdfast.agent_link import AgentLink
@@ -56,7 +57,7 @@ class Checkpointer:
         self._gate = Gate()
         self._run: dict[str, str] = {}
         self._every = 0
-        self._restored = self._finished = False
+        self._restored = self._stepped = self._finished = False
         self._generators: dict[str, Any] | None = None
         self._stepped_at: float | None = None
         self._step_seconds = 0.0
@@ -117,6 +118,9 @@ class Checkpointer:
         self._must_be_restored("step()")
         progress.boundary += 1
         progress.updates += registry.updated or not registry.optimizers
+        if not self._stepped:
+            self._stepped = True
+            self._warn_of_unread_loaders()
         if metrics:
             progress.note_metrics(metrics)
         if self._saver is not None:
@@ -130,9 +134,13 @@ class Checkpointer:
         if self._finished:
             return
         self._finished = True
-        saver, link = self._saver, self._link
-        if saver is None or link is None:
-            return
+        if self._saver is not None and self._link is not None:
+            self._say_goodbye(self._saver, self._link)
+        # Workers that wait for another epoch end when nobody holds the loader; freed by the garbage collector they take seconds (torch).
+        self._registry.positions.clear()
+        self._targets = {}
+
+    def _say_goodbye(self, saver: Saver, link: AgentLink) -> None:
         self._read_positions()
         voted = self._gate.finish()
         if voted is not None:
@@ -177,6 +185,15 @@ class Checkpointer:
     def _passed(self) -> ranks.Passed:
         """Any thread: reads whole values only."""
         return ranks.Passed(self.boundary, self._step_seconds, self._progress.epoch, self._progress.metrics.copy())
+
+    def _warn_of_unread_loaders(self) -> None:
+        for name, position in self._registry.positions.items():
+            if isinstance(position.loader, DataLoader) and not position.used and name not in self._registry.parts:
+                log.warning(
+                    "holdfast: the position in %s is NOT SAVED, because it is not read through ckpt.batches(%s, epochs=...)",
+                    name,
+                    name,
+                )
 
     def _read_positions(self) -> None:
         used = [p for p in self._registry.positions.values() if p.used]
@@ -302,7 +319,8 @@ class Checkpointer:
 
 def _versions() -> dict[str, str]:
     numpy = sys.modules.get("numpy")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    # Asking for the name starts CUDA on the current device, which the script may not have chosen yet.
+    device = torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.machine()
     return {
         "holdfast": holdfast_api.__version__,
         "torch": str(torch.__version__),

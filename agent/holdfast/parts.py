@@ -89,16 +89,16 @@ class ModulePart:
                 f"the checkpoint has {_listed(extra)} that the model lacks"
             )
         for key in live.keys() & found.keys():
-            value = tree.decode(found[key], tensors)
+            value = tree.decode(found[key], tensors, place=False)
             if isinstance(value, torch.Tensor) and isinstance(live[key], torch.Tensor):
                 yield from _same_form(f"{self.name}.{key}", live[key], value)
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         live = self.module.state_dict()  # keeps its own version metadata, which `load_state_dict` reads
         for key, body in saved["state"].items():
-            value = tree.decode(body, tensors)
+            value = tree.decode(body, tensors, place=False)  # the copy into the parameter moves it
             if not isinstance(value, torch.Tensor) or not isinstance(live[key], torch.Tensor):
-                live[key] = _cloned(value)  # extra state may be kept as it is
+                live[key] = _cloned(tree.decode(body, tensors))  # extra state may be kept as it is
             elif copyable(value.dtype):
                 live[key] = value
             else:
@@ -106,7 +106,7 @@ class ModulePart:
         self.module.load_state_dict(live, strict=False, assign=False)  # `compare` has been stricter
         loose = self._loose_buffers()
         for key, body in saved["loose"].items():
-            value = tree.decode(body, tensors)
+            value = tree.decode(body, tensors, place=False)
             # Another length of a cache is no error: torch leaves these out of `state_dict` for that.
             if key in loose and not list(_same_form(key, loose[key], value)):
                 copy_bits(loose[key], value)
@@ -114,7 +114,7 @@ class ModulePart:
     def load_gradients(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         for key, parameter in self.module.named_parameters():
             if key in saved:
-                parameter.grad = tree.decode(saved[key], tensors).to(parameter.device, copy=True)
+                parameter.grad = tree.decode(saved[key], tensors, place=False).to(parameter.device, copy=True)
 
     def _loose_buffers(self) -> dict[str, torch.Tensor]:
         loose = {}
@@ -144,17 +144,17 @@ class OptimizerPart:
 
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         live = [len(g["params"]) for g in self.optimizer.param_groups]
-        found = [len(g["params"]) for g in tree.decode(saved["state"], tensors)["param_groups"]]
+        found = [len(g["params"]) for g in tree.decode(saved["state"], tensors, place=False)["param_groups"]]
         if live != found:
             yield f"{self.name}: the optimizer has parameter groups of {live} tensors, the checkpoint of {found}"
         orphans = self._orphans()
         if len(orphans) != len(saved["orphans"]):
             yield f"{self.name}: {len(orphans)} tensors of the optimizer are in no registered module, in the checkpoint {len(saved['orphans'])}"
         for (i, parameter), body in zip(orphans, saved["orphans"], strict=False):
-            yield from _same_form(f"{self.name}.orphan.{i}", parameter, tree.decode(body, tensors))
+            yield from _same_form(f"{self.name}.orphan.{i}", parameter, tree.decode(body, tensors, place=False))
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-        state = _cloned(tree.decode(saved["state"], tensors))
+        state = _cloned(tree.decode(saved["state"], tensors, place=False))  # torch moves it to the parameters
         self.optimizer.load_state_dict(state)
         # torch casts state to the parameter's dtype: 32-bit state of a 16-bit parameter would lose bits.
         for index, parameter in enumerate(self._parameters()):
@@ -164,7 +164,7 @@ class OptimizerPart:
                     self.optimizer.state[parameter][key] = value.to(loaded.device)
         with torch.no_grad():
             for (_, parameter), body in zip(self._orphans(), saved["orphans"], strict=True):
-                copy_bits(parameter, tree.decode(body, tensors))
+                copy_bits(parameter, tree.decode(body, tensors, place=False))
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -80,6 +80,8 @@ class SlotWriter:
 
     def write(self, tensors: dict[str, torch.Tensor], document: bytes, pool: ThreadPoolExecutor) -> None:
         """Copies everything. When it returns the slot is clean: copies from a device have completed as well (I3)."""
+        if any(t.device.type == "cuda" for t in tensors.values()):
+            torch.cuda.synchronize()  # whatever streams the update used (I3)
         raw: list[tuple[int, int, int]] = []
         for entry in self._entries:
             source, at, length = tensors[entry.name], entry.offset_bytes, entry.length_bytes

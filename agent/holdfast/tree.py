@@ -32,10 +32,10 @@ def encode(value: Any, path: str, out: Tensors) -> Any:
     return _encode(value, path, out, 0)
 
 
-def decode(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What `encode` was given. Tensors are those of `tensors`, moved to the device kind they lay on. Raises CheckpointDamaged."""
+def decode(tree: Any, tensors: Mapping[str, torch.Tensor], *, place: bool = True) -> Any:
+    """What `encode` was given. Tensors are those of `tensors`; with `place` moved to the device kind they lay on. Raises CheckpointDamaged."""
     try:
-        return _decode(tree, tensors)
+        return _decode(tree, tensors, place)
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, RecursionError) as e:
         raise CheckpointDamaged(f"the saved state cannot be decoded: {type(e).__name__}: {e}") from e
 
@@ -135,23 +135,23 @@ _MAPPINGS: dict[type, str] = {
 }
 
 
-def _decode(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _decode(tree: Any, tensors: Mapping[str, torch.Tensor], place: bool) -> Any:
     if isinstance(tree, list):
-        return [_decode(v, tensors) for v in tree]
+        return [_decode(v, tensors, place) for v in tree]
     if not isinstance(tree, dict):
         return tree
     tag = next((k for k in tree if k.startswith("$")), None)
     if tag is None:
-        return {k: _decode(v, tensors) for k, v in tree.items()}
+        return {k: _decode(v, tensors, place) for k, v in tree.items()}
     if tag == "$tensor":
         tensor = tensors[tree[tag]]
-        return tensor.to(tree["device"]) if "device" in tree else tensor
+        return tensor.to(tree["device"]) if place and "device" in tree else tensor
     if tag == "$ndarray":
         return tensors[tree[tag]].numpy()
     if tag not in _DECODERS:
         raise ValueError(f"unknown tag {tag!r}")
     body = tree[tag]
-    return _DECODERS[tag]([_decode(v, tensors) for v in body] if isinstance(body, list) else body)
+    return _DECODERS[tag]([_decode(v, tensors, place) for v in body] if isinstance(body, list) else body)
 
 
 def _npscalar(body: list[Any]) -> Any:

@@ -64,6 +64,7 @@ class FakeAgent:
         self.captured: list[tuple[int, ranks.CapturedSlot]] = []
         self.votes: dict[tuple[int, int], ranks.Vote] = {}
         self._changed = threading.Condition()
+        self._ever: list[Connection] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
         self._listener.listen(16)
@@ -83,7 +84,7 @@ class FakeAgent:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for connection in list(self.connections.values()):
+        for connection in list(self._ever):
             with suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_RDWR)
             connection.socket.close()
@@ -140,7 +141,8 @@ class FakeAgent:
         with suppress(OSError):
             while True:
                 peer, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(Connection(peer),), daemon=True).start()
+                self._ever.append(Connection(peer))
+                threading.Thread(target=self._serve, args=(self._ever[-1],), daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
         with suppress(OSError, ValueError), connection.socket.makefile("rb") as lines:

@@ -59,7 +59,6 @@ def differences(want: list[dict[str, Any]], got: list[dict[str, Any]]) -> list[s
 
 
 VARIANTS = {
-    "default buckets": {},
     "small buckets": {"bucket_cap_mb": 0.1},
     "gradients as views of buckets": {"bucket_cap_mb": 0.1, "as_views": True},
     "a round inside an accumulation window": {"accumulate": 3},

@@ -1,15 +1,16 @@
-"""Example 01, executed as its README says: under a real agent on one machine, stopped by SIGTERM, started again, compared bit by bit."""
+"""Example 01, executed as its README says: under a real agent on one machine, stopped by SIGTERM, started again, compared bit by bit with a run that
+knew no agent."""
 
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
 import yaml
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "01-bytes-gpt"
@@ -41,19 +42,34 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1"} | extra
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_example_resumes_exactly_after_sigterm(processes: int, tmp_path: Path) -> None:
-    agent = [sys.executable, "-m", "holdfast_agent", "run", "--processes", str(processes), "--chunk-mib", "1"]
+RANKS = 2
 
-    def whole(name: str, local: str) -> subprocess.CompletedProcess[str]:
-        line = [*agent, "--local", str(tmp_path / local), "--every-steps", "5", "--", *command(tmp_path, name)]
-        return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=LIMIT, check=True)
 
-    whole("reference", "a")
-    line = [*agent, "--local", str(tmp_path / "b"), "--every-steps", "5", "--", *command(tmp_path, "resumed")]
-    stopped = subprocess.Popen(
-        line, env=environment(STEP_SLEEP="0.5"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def reference(directory: Path) -> list[str]:
+    """Both ranks without any agent, started by hand; what they said on stderr."""
+    place = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            command(directory, "reference"), env=environment(RANK=str(r), **place), stderr=subprocess.PIPE, text=True
+        )
+        for r in range(RANKS)
+    ]
+    try:
+        said = [rank.communicate(timeout=LIMIT)[1] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0] * RANKS, said
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return said
+
+
+def test_the_example_is_bitwise_the_same_without_agent_and_with_one_that_is_stopped(tmp_path: Path) -> None:
+    said = reference(tmp_path)
+    assert [text.count("NOTHING IS SAVED") for text in said] == [1, 0], "said once"
+    agent = [sys.executable, "-m", "holdfast_agent", "run", "--local", str(tmp_path / "saved"), "--every-steps", "5"]
+    line = [*agent, "--processes", str(RANKS), "--chunk-mib", "1", "--", *command(tmp_path, "resumed")]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    stopped = subprocess.Popen(line, env=environment(STEP_SLEEP="0.5"), **quiet)  # type: ignore[call-overload]
     try:
         losses, limit = tmp_path / "resumed.jsonl", time.monotonic() + LIMIT
         while not (losses.exists() and len(losses.read_text().splitlines()) >= 3):
@@ -65,12 +81,19 @@ def test_the_example_resumes_exactly_after_sigterm(processes: int, tmp_path: Pat
     finally:
         stopped.kill()
     assert len(losses.read_text().splitlines()) < STEPS
-    second = whole("resumed", "b")
-    start = re.search(rf"rank 0 of {processes} starts at boundary (\d+)", second.stdout)
+    second = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=LIMIT, check=True)
+    start = re.search(rf"rank 0 of {RANKS} starts at boundary (\d+)", second.stdout)
     assert start is not None
     assert 3 <= int(start[1]) < STEPS
     assert curve(tmp_path / "resumed.jsonl") == curve(tmp_path / "reference.jsonl")
     assert (tmp_path / "resumed.digest").read_text() == (tmp_path / "reference.digest").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def curve(path: Path) -> dict[int, set[str]]:
@@ -81,14 +104,6 @@ def curve(path: Path) -> dict[int, set[str]]:
         found.setdefault(entry["step"], set()).add(entry["loss"])
     assert set(found) == set(range(1, STEPS + 1))
     return found
-
-
-def test_the_example_runs_without_an_agent_and_says_so(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command(tmp_path, "alone"), env=environment(), capture_output=True, text=True, timeout=LIMIT, check=True
-    )
-    assert done.stderr.count("NOTHING IS SAVED") == 1
-    assert len(curve(tmp_path / "alone.jsonl")) == STEPS
 
 
 def test_the_example_adds_at_most_five_lines_to_plain_pytorch() -> None:

@@ -105,6 +105,7 @@ def captured(agent: FakeAgent, **parts: Any) -> Image:
     return agent.newest()
 
 
+@pytest.mark.filterwarnings("ignore:.*omplex.* support is experimental")
 def test_every_dtype_and_form_of_tensor_comes_back_bit_by_bit(agent: FakeAgent) -> None:
     before, after = Everything(fill=True), Everything(fill=False)
     image = captured(agent, model=before)
@@ -116,6 +117,7 @@ def test_every_dtype_and_form_of_tensor_comes_back_bit_by_bit(agent: FakeAgent) 
         assert bits(a) == bits(b), name
 
 
+@pytest.mark.filterwarnings("ignore:.*omplex.* support is experimental")
 def test_safetensors_reads_the_image_and_finds_every_tensor_it_has_a_type_for(agent: FakeAgent) -> None:
     model = Everything(fill=True)
     image = captured(agent, model=model)

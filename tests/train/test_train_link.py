@@ -186,6 +186,7 @@ def test_a_third_capture_waits_until_a_slot_is_free(agent: FakeAgent) -> None:
     third.join(0.3)
     assert third.is_alive()
     agent.free(0, agent.captured[0][1].slot)
+    agent.wait(lambda: len(agent.captured) == 3, "the third capture")
     third.join(30)
     assert [(c.boundary, c.slot) for _, c in agent.captured] == [(1, 0), (2, 1), (3, 0)]
 

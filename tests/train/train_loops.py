@@ -103,8 +103,11 @@ def train(recipe: Recipe, *, kill_after: int | None = None, seed: int = 7) -> Re
         ckpt.step(loss=loss)
         result.batches_by_boundary[ckpt.boundary] = list(result.samples)
         if kill_after is not None and ckpt.boundary >= kill_after:
+            if loader._iterator is not None:  # a kill takes the workers along; here they would wait for the collector
+                loader._iterator._shutdown_workers()
             raise Interrupted(result, ckpt)
     ckpt.finish()
+    del batches
     result.digest = [t.clone() for t in model.state_dict().values()] + [
         v.clone() if isinstance(v, torch.Tensor) else v for s in optimizer.state.values() for v in s.values()
     ] + [torch.rand(3), random.random(), float(np.random.rand())]  # fmt: skip
