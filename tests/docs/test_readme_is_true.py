@@ -61,4 +61,4 @@ def train_one(batch):
     assert len(ours) - len(loop) <= 5
     done = subprocess.run([sys.executable, "-c", before + text + "\nassert seen == 12, seen"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "nothing is being saved" in done.stderr
+    assert "nothing is saved" in done.stderr.lower()
