@@ -19,10 +19,10 @@ import holdfast_api
 from holdfast.agent_link import AgentLink
 from holdfast.conditions import exactness
 from holdfast.ddp import settle_buckets
-from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError
+from holdfast.errors import LinkLost, RestoreError
 from holdfast.gate import Gate
-from holdfast.load import load_image
 from holdfast.progress import Progress
+from holdfast.restorer import Restorer
 from holdfast.saver import Saver
 from holdfast.state import ALLOWANCES, Registry
 from holdfast_api import names, ranks
@@ -90,8 +90,10 @@ class Checkpointer:
             raise ValueError(f"allow={unknown} is unknown; known are {list(ALLOWANCES)}")
         unsettled = settle_buckets(self._targets)
         self._run |= _versions() | {"exact": exactness(self._targets, unsettled), "loop": self._gate.loop.value}
-        if self._saver is not None or self._trouble:
-            self._restore_from_agent()
+        if self._trouble:
+            raise RestoreError(f"the agent cannot be reached, so it is unknown what to restore: {self._trouble}")
+        if self._saver is not None and self._link is not None:
+            self._restore_from_agent(self._saver, self._link)
         if "sample-order" in allow:
             for position in self._registry.positions.values():
                 position.allow_other_order()
@@ -200,55 +202,15 @@ class Checkpointer:
         if used:
             self._progress.epoch, self._progress.samples = used[0].epoch, sum(p.samples for p in used)
 
-    # Restoring
-
-    def _restore_from_agent(self) -> None:
-        if self._link is None or self._saver is None:
-            raise RestoreError(f"the agent cannot be reached, so it is unknown what to restore: {self._trouble}")
-        try:
-            welcome = self._expect(ranks.Welcome)
-            self._every, self._saver.chunk_bytes = welcome.every_steps, welcome.chunk_bytes
-            self._registry.capture(self._progress, window_open=False)  # refuse now what could not be saved later
-            self._link.send(ranks.RestoreWanted())
-            while not self._load_one(self._expect(ranks.RestoreReady, ranks.StartFresh)):
-                pass
-        except LinkLost as e:
-            raise RestoreError(f"the agent was lost while restoring: {e}") from e
-        if self.boundary:
-            self._saver.newest = self.boundary
-            self._saver.plan()
-
-    def _load_one(self, answer: ranks.RestoreReady | ranks.StartFresh) -> bool:
-        """False when the checkpoint is damaged and an older one will follow (C4)."""
-        assert self._link is not None
-        if isinstance(answer, ranks.StartFresh):
-            return True
-        which = f"checkpoint {answer.attempt}/{answer.save} (boundary {answer.boundary})"
-        try:
-            self._generators = load_image(
-                answer.path, answer.image_bytes, answer.tensors, self._registry, self._progress
-            )
-        except CheckpointDamaged as e:
-            log.error("holdfast: %s is damaged: %s", which, e)
-            self._link.send(ranks.LoadFailed(message=f"{which}: {e}", of_checkpoint=True))
-            return False
-        except Exception as e:
-            self._link.send(ranks.LoadFailed(message=f"{which}: {type(e).__name__}: {e}", of_checkpoint=False))
-            if isinstance(e, HoldfastError):
-                raise
-            raise RestoreError(f"{which} could not be loaded: {type(e).__name__}: {e}") from e
-        self._link.send(ranks.Loaded(boundary=self.boundary))
-        return True
-
-    def _expect(self, *types: type[Any]) -> Any:
-        """The next message of `types`; Refused raises RestoreError with the agent's words."""
-        assert self._link is not None
-        message = self._link.expect(*types, ranks.Refused)
-        if isinstance(message, ranks.Refused):
-            raise RestoreError(message.message)
-        return message
-
     # The agent
+
+    def _restore_from_agent(self, saver: Saver, link: AgentLink) -> None:
+        restorer = Restorer(link, self._registry, self._progress)
+        welcome, self._generators = restorer.run()
+        self._every, saver.chunk_bytes = welcome.every_steps, welcome.chunk_bytes
+        if self.boundary:
+            saver.newest = self.boundary
+            saver.plan()
 
     def _connect(self) -> tuple[AgentLink | None, str]:
         path = os.environ.get(names.ENV_SOCKET)

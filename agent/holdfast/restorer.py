@@ -1,0 +1,64 @@
+"""The restoring side of a rank: asks the agent, loads what it offers, reports, until something is loaded or nothing is to be.
+
+Called by the main thread, once. Everything that goes wrong here raises: training from something else than was asked for would be worse than not
+training.
+"""
+
+import logging
+from typing import Any
+
+from holdfast.agent_link import AgentLink
+from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError
+from holdfast.load import load_image
+from holdfast.progress import Progress
+from holdfast.state import Registry
+from holdfast_api import ranks
+
+log = logging.getLogger("holdfast")
+
+
+class Restorer:
+    """One start's restore."""
+
+    def __init__(self, link: AgentLink, registry: Registry, progress: Progress) -> None:
+        self._link, self._registry, self._progress = link, registry, progress
+
+    def run(self) -> tuple[ranks.Welcome, dict[str, Any] | None]:
+        """The agent's settings, and the random generators' state to go on with; None after a fresh start. Raises RestoreError, UnsupportedState."""
+        try:
+            welcome: ranks.Welcome = self._expect(ranks.Welcome)
+            self._registry.capture(self._progress, window_open=False)  # refuse now what could not be saved later
+            self._link.send(ranks.RestoreWanted())
+            while True:
+                answer: ranks.RestoreReady | ranks.StartFresh = self._expect(ranks.RestoreReady, ranks.StartFresh)
+                if isinstance(answer, ranks.StartFresh):
+                    return welcome, None
+                generators = self._load(answer)
+                if generators is not None:
+                    return welcome, generators
+        except LinkLost as e:
+            raise RestoreError(f"the agent was lost while restoring: {e}") from e
+
+    def _load(self, offer: ranks.RestoreReady) -> dict[str, Any] | None:
+        """None when the checkpoint is damaged: an older one will be offered (C4)."""
+        which = f"checkpoint {offer.attempt}/{offer.save} (boundary {offer.boundary})"
+        try:
+            generators = load_image(offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress)
+        except CheckpointDamaged as e:
+            log.error("holdfast: %s is damaged: %s", which, e)
+            self._link.send(ranks.LoadFailed(message=f"{which}: {e}", of_checkpoint=True))
+            return None
+        except Exception as e:
+            self._link.send(ranks.LoadFailed(message=f"{which}: {type(e).__name__}: {e}", of_checkpoint=False))
+            if isinstance(e, HoldfastError):
+                raise
+            raise RestoreError(f"{which} could not be loaded: {type(e).__name__}: {e}") from e
+        self._link.send(ranks.Loaded(boundary=self._progress.boundary))
+        return generators
+
+    def _expect(self, *types: type[Any]) -> Any:
+        """The next message of `types`; Refused raises RestoreError with the agent's words."""
+        message = self._link.expect(*types, ranks.Refused)
+        if isinstance(message, ranks.Refused):
+            raise RestoreError(message.message)
+        return message
