@@ -59,6 +59,8 @@ def train_one(batch):
     ours = [line for line in text.splitlines() if "ckpt" in line or "holdfast" in line]
     loop = [line for line in ours if line.startswith("for ")]
     assert len(ours) - len(loop) <= 5
-    done = subprocess.run([sys.executable, "-c", before + text + "\nassert seen == 12, seen"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", before + text + "\nassert seen == 12, seen"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "nothing is saved" in done.stderr.lower()
