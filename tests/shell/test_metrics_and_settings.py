@@ -1,13 +1,14 @@
 """Every metric is documented and measured once; wrong arguments end with one clear line."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from holdfast_operator.crd.v1alpha1 import PhaseDuration, PreemptionStatus, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import AttemptStatus, PhaseDuration, PreemptionStatus, TrainingJobStatus
 from holdfast_operator.shell import settings
+from holdfast_operator.shell.jobs import step_seconds
 from holdfast_operator.shell.metrics import Metrics
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -23,6 +24,12 @@ def test_every_metric_of_the_operator_is_documented_and_no_other() -> None:
     section = page.split("## Operator")[1].split("\n## ")[0]
     documented = set(re.findall(r"`(holdfast_[a-z_]+)`", section))
     assert documented == metric_names(Metrics())
+
+
+@pytest.mark.parametrize(("trained", "pause"), [(0, 0.5), (5, 0.5), (60, 3), (86_400, 30)])
+def test_the_step_is_shown_often_at_first_and_rarely_later(trained: float, pause: float) -> None:
+    attempt = AttemptStatus(number=1, created_at=NOW, first_step_at=NOW)
+    assert step_seconds(TrainingJobStatus(attempt=attempt), NOW + timedelta(seconds=trained)) == pause
 
 
 def status(resumed: bool) -> TrainingJobStatus:

@@ -109,6 +109,14 @@ async def test_an_older_report_does_not_replace_a_newer_one_and_wakes_nobody(des
     assert desk.told == ["job-uid"]
 
 
+async def test_a_report_of_progress_alone_is_kept_and_wakes_nobody(desk: Desk) -> None:
+    await desk.post(codec.to_json(REPORT))
+    await desk.post(codec.to_json(dataclasses.replace(REPORT, sequence=6, boundary=99)))
+    assert desk.book.of({"pod-uid"})["pod-uid"].report.boundary == 99
+    await desk.post(codec.to_json(dataclasses.replace(REPORT, sequence=7, phase=AgentPhase.SEALED)))
+    assert desk.told == ["job-uid", "job-uid"]
+
+
 async def test_only_this_one_path_and_method_exists(desk: Desk) -> None:
     for method, path in (("GET", "/v1/reports"), ("POST", "/"), ("POST", "/v1/notice")):
         async with desk.client.request(method, path) as response:

@@ -29,8 +29,9 @@ Object = dict[str, Any]
 Reading = tuple[JobMeta, TrainingJobSpec | None, TrainingJobStatus | None, str]
 
 RESYNC_SECONDS = 30.0
-STEP_SECONDS = 10.0
-"""A status that differs in `step` alone is written at most this often: training must not write to etcd at every boundary."""
+STEP_SECONDS = (0.5, 30.0)
+"""A status that differs in `step` alone is written at most this often, from a young attempt to an old one: people watch the first steps, and training must
+not write to etcd at every boundary."""
 _REACTIONS = (SendNotice, CreatePod, DeletePod)
 
 
@@ -132,6 +133,8 @@ class JobLoop:
         self._shared.last_round = time.monotonic()
         self._shared.metrics.reconcile.observe(time.monotonic() - began)
         ahead = (decision.wake_at - now).total_seconds() if decision.wake_at else RESYNC_SECONDS
+        if decision.status.phase is Phase.RUNNING:
+            ahead = min(ahead, step_seconds(decision.status, now))
         return max(0.0, min(ahead, retry if retry is not None else RESYNC_SECONDS, RESYNC_SECONDS))
 
     def reading(self) -> Reading:
@@ -165,7 +168,8 @@ class JobLoop:
         if before == after:
             return False
         only_step = before.model_copy(update={"step": after.step}) == after
-        return not only_step or time.monotonic() - self._step_written >= STEP_SECONDS
+        pause = step_seconds(after, datetime.now(UTC))
+        return not only_step or time.monotonic() - self._step_written >= pause
 
     async def _write(self, seen: Observed, status: TrainingJobStatus) -> bool:
         """Full replace of the status, if nobody else has changed the object since it was read (A1). False: observe again."""
@@ -187,6 +191,13 @@ class JobLoop:
         self._item = written
         self._shared.metrics.written(meta["namespace"], meta["name"], seen.status, status)
         return True
+
+
+def step_seconds(status: TrainingJobStatus, now: datetime) -> float:
+    """How often `status.step` is brought up to date: a twentieth of the time that the attempt has trained."""
+    attempt = status.attempt
+    trained = (now - attempt.first_step_at).total_seconds() if attempt and attempt.first_step_at else 0.0
+    return min(max(trained / 20, STEP_SECONDS[0]), STEP_SECONDS[1])
 
 
 class Jobs:

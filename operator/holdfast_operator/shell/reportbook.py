@@ -1,9 +1,13 @@
 """The newest report of each agent, and when the operator last heard from it. In memory only: agents are asked again after a restart."""
 
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from holdfast_api.messages import AgentReport
 from holdfast_operator.core.observed import Heard
+
+
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ReportBook:
@@ -13,12 +17,12 @@ class ReportBook:
         self._heard: dict[str, Heard] = {}
 
     def add(self, report: AgentReport, now: datetime) -> bool:
-        """True if it says something new."""
+        """True if it says something that may change a decision; how far the training is does not (it is read at the next look)."""
         old = self._heard.get(report.pod_uid)
         if old is not None and report.sequence < old.report.sequence:
             return False
         self._heard[report.pod_uid] = Heard(report, now)
-        return old is None or report.sequence > old.report.sequence
+        return old is None or _essence(report) != _essence(old.report)
 
     def of(self, uids: set[str]) -> dict[str, Heard]:
         return {uid: self._heard[uid] for uid in uids if uid in self._heard}
@@ -30,3 +34,8 @@ class ReportBook:
     def forget_all_but(self, uids: set[str]) -> None:
         for uid in self._heard.keys() - uids:
             del self._heard[uid]
+
+
+def _essence(report: AgentReport) -> AgentReport:
+    """Agents report several times a second how far they are; a round of the job for each would be most of the operator's work."""
+    return replace(report, sequence=0, sent_at=_NEVER, boundary=0, step_seconds=0.0)
