@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -152,7 +153,7 @@ class Story:
             raise DemoFailed(
                 f"the workers run on {', '.join(workers)} and the operator on {', '.join(map(str, spared))}: two nodes are needed"
             )
-        return victims[-1]
+        return str(victims[-1])
 
     def _follow(self, victim: str) -> None:
         seen = ""
@@ -299,12 +300,14 @@ class Story:
             raise DemoFailed(f"{name} failed: {json.dumps(self._status(name).get('conditions'), indent=1)}")
 
     def _lead_log(self, job: str) -> str:
-        pods = [
-            p
-            for p in install.pods_of(self.kube, NAMESPACE, job)
-            if p["metadata"]["labels"]["holdfast.dev/worker"] == "0"
-        ]
-        return "\n".join(self.kube.logs(p["metadata"]["name"], NAMESPACE) for p in pods)
+        """What worker 0 printed, in all its pods that can still be asked."""
+        found = []
+        for pod in install.pods_of(self.kube, NAMESPACE, job):
+            if pod["metadata"]["labels"]["holdfast.dev/worker"] == "0":
+                # A pod whose node is off cannot be asked: `log_before` has what it printed.
+                with contextlib.suppress(KubectlFailed, subprocess.TimeoutExpired):
+                    found.append(self.kube.logs(pod["metadata"]["name"], NAMESPACE))
+        return "\n".join(found)
 
 
 class DemoFailed(Exception):
