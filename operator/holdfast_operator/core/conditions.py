@@ -107,9 +107,10 @@ def _summary(
 
 
 def _three(ready: str, reconciling: str, stalled: str, reason: str, message: str) -> Iterator[_Now]:
-    yield _Now("Ready", ready, reason, message)
-    yield _Now("Reconciling", reconciling, reason, message)
-    yield _Now("Stalled", stalled, reason, message)
+    found = (_Now("Ready", ready, reason, message), _Now("Reconciling", reconciling, reason, message))
+    yield from found if stalled == "False" else ()
+    yield _Now("Stalled", stalled, reason, message)  # first where it is True: it is what a person must see
+    yield from found if stalled == "True" else ()
 
 
 def _failed(status: TrainingJobStatus, verdict: finish.Verdict | None) -> Iterator[_Now]:

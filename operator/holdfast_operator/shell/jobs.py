@@ -266,17 +266,21 @@ class Jobs:
                 asked.clear()
 
     def _reachable(self, uid: str, loop: JobLoop) -> list[tuple[int, PodAddress, float]]:
-        """(attempt, address, seconds of silence after which to ask)."""
-        status = loop.item.get("status") or {}
-        quiet = status.get("phase") in (Phase.RUNNING.value,)
-        attempt = int((status.get("attempt") or {}).get("number", 0))
+        """(attempt, address, seconds of silence after which to ask). Agents report at least every 10 s; the lead of a young attempt is asked how far it is."""
+        _, _, status, _ = loop.reading()
+        if status is None:
+            return []
+        quiet = status.phase is Phase.RUNNING
+        attempt = status.attempt.number if status.attempt else 0
+        step = step_seconds(status, datetime.now(UTC))
         nodes = self._shared.world.nodes()
         found = []
         for pod in self._shared.world.pods_of(uid):
             node = nodes.get(pod.node)
             if pod.ip and pod.phase == "Running":
                 calm = quiet and node is not None and node.ready and not pod.deleting
-                found.append((attempt, PodAddress(pod.name, pod.uid, pod.ip), 15.0 if calm else 2.0))
+                patience = 15.0 if pod.worker else min(15.0, step)
+                found.append((attempt, PodAddress(pod.name, pod.uid, pod.ip), patience if calm else min(2.0, patience)))
         return found
 
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from holdfast_api.messages import AgentReport
 from holdfast_operator.core.observed import Heard
 
-
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
