@@ -58,6 +58,22 @@ class Kube:
     def logs(self, pod: str, namespace: str, container: str = "trainer") -> str:
         return self.run("logs", pod, "-n", namespace, "-c", container, timeout=60)
 
+    def follow(self, pod: str, namespace: str, into: Path, container: str = "trainer") -> "subprocess.Popen[bytes]":
+        """Writes what a pod prints into a file as it prints it: the pod may be gone before anybody asks. The caller ends the process."""
+        command = [
+            str(self.kubectl),
+            f"--kubeconfig={self.kubeconfig}",
+            "logs",
+            "-f",
+            pod,
+            "-n",
+            namespace,
+            "-c",
+            container,
+        ]
+        with into.open("wb") as output:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL)
+
 
 def wait_for(what: str, test: Callable[[], Any], *, timeout: float, every: float = 0.25) -> Any:
     """The first true result of `test`. Errors of kubectl count as "not yet"; after `timeout` seconds TimeoutError names what was awaited."""
