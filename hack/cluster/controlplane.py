@@ -110,9 +110,10 @@ def wait_nodes(store: Store, settings: Settings) -> None:
 
 
 def node_is_ready(node: dict[str, Any]) -> bool:
-    """Ready and without a taint. Pure."""
+    """Ready, and without a taint of Kubernetes' own. One that somebody put there is theirs: waiting would not remove it. Pure."""
     conditions = {condition["type"]: condition["status"] for condition in node["status"].get("conditions", [])}
-    return conditions.get("Ready") == "True" and not node["spec"].get("taints")
+    taints = [t for t in node["spec"].get("taints", []) if t["key"].startswith("node.kubernetes.io/")]
+    return conditions.get("Ready") == "True" and not taints
 
 
 def _etcd(store: Store, settings: Settings) -> list[str]:

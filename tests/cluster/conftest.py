@@ -44,11 +44,17 @@ def installed(kube: Kube, cluster: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def nodes_are_whole(cluster: Any, kube: Kube) -> Iterator[None]:
-    """After each test every node is on, connected, untainted and schedulable again, whatever the test did."""
+    """Before and after each test every node is on, connected, untainted and schedulable, whatever a test or a demo before did."""
+    mend(cluster, kube)
     yield
+    mend(cluster, kube)
+
+
+def mend(cluster: Any, kube: Kube) -> None:
     for node in kube.get("nodes")["items"]:
         name = node["metadata"]["name"]
-        kube.run("uncordon", name)
+        if node["spec"].get("unschedulable"):
+            kube.run("uncordon", name)
         for taint in node["spec"].get("taints", []):
             if not taint["key"].startswith("node.kubernetes.io/"):
                 kube.run("taint", "node", name, f"{taint['key']}-")

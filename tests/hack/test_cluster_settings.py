@@ -115,5 +115,6 @@ def test_the_state_of_the_default_cluster_can_be_named_and_that_of_others_cannot
 def test_a_node_with_a_taint_is_not_ready() -> None:
     ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}, "spec": {}}
     assert controlplane.node_is_ready(ready)
-    assert not controlplane.node_is_ready({**ready, "spec": {"taints": [{"key": "x"}]}})
+    assert not controlplane.node_is_ready({**ready, "spec": {"taints": [{"key": "node.kubernetes.io/not-ready"}]}})
+    assert controlplane.node_is_ready({**ready, "spec": {"taints": [{"key": "a-test-of-yesterday/spot"}]}})
     assert not controlplane.node_is_ready({"status": {"conditions": []}, "spec": {}})
