@@ -78,6 +78,8 @@ class Claims:
                 return
             except StoreError as e:
                 log.warning("the attempt waits for the store: %s", e)
+                if self._shared.record.claim is None:
+                    self._choice = None  # chosen from answers of a store that fails: look again (C1)
                 self._shared.record.block(storage.blocked(e, self._shared.settings.config.storage))
             except NeedsPerson as e:
                 self._shared.record.block(e.blocked)

@@ -160,7 +160,7 @@ class Evacuation:
         await self._rounds.cancel(reopen=True)
         if self._stopping or self._merged().acting:
             return
-        s.record.evacuating = s.record.sealed = False
+        s.record.evacuating = s.record.sealed = s.sealed_new = False
         for stage in (Stage.NOTICED, Stage.QUIESCED, Stage.LOCAL_DURABLE, Stage.SEALED):
             s.record.stages.pop(stage.value, None)
         self._gates.open_all()

@@ -84,10 +84,11 @@ def select(order: RestoreOrder, own_uid: str, found: Iterable[Found], *, world_s
 def _consider(save: Found, result: Selection, world_size: int) -> None:
     try:
         record, text = save.read()
+        verdict = save.failed_verdict()
     except Corrupt as e:
         result.rejections.append(_rejection(save.ref, str(e), of_checkpoint=True))
         return
-    if verdict := save.failed_verdict():
+    if verdict:
         result.rejections.append(_rejection(save.ref, verdict, of_checkpoint=True))
     elif record.kind is not CheckpointKind.FULL:
         result.rejections.append(

@@ -135,23 +135,44 @@ class S3Bucket:
             raise self._wrapped(key, e) from e
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        check_prefix(prefix)
-        try:
-            for page in obstore.list(self._store, prefix or None, chunk_size=1000):
-                for found in page:
-                    yield ObjectInfo(found["path"], found["size"])
-        except _ERRORS as e:
-            raise self._wrapped(prefix, e) from e
+        for page in self._pages(check_prefix(prefix), delimiter=""):
+            yield from self._objects(page)
 
     def list_level(self, prefix: str) -> Level:
-        check_prefix(prefix)
-        try:
-            found = obstore.list_with_delimiter(self._store, prefix or None)
-        except _ERRORS as e:
-            raise self._wrapped(prefix, e) from e
-        folders = sorted(name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"])
-        objects = sorted((ObjectInfo(o["path"], o["size"]) for o in found["objects"]), key=lambda o: o.key)
-        return Level(tuple(folders), tuple(objects))
+        folders: list[str] = []
+        objects: list[ObjectInfo] = []
+        for page in self._pages(check_prefix(prefix), delimiter="/"):
+            folders += [p["Prefix"].rstrip("/").rpartition("/")[2] for p in page.get("CommonPrefixes", ())]
+            objects += self._objects(page)
+        return Level(tuple(sorted(folders)), tuple(sorted(objects, key=lambda o: o.key)))
+
+    def _objects(self, page: dict[str, Any]) -> Iterator[ObjectInfo]:
+        for found in page.get("Contents", ()):
+            yield ObjectInfo(found["Key"].removeprefix(self.settings.prefix), found["Size"])
+
+    def _pages(self, prefix: str, delimiter: str) -> Iterator[dict[str, Any]]:
+        """Pages of a listing, each proved to be one. By boto3, because obstore takes any well-formed answer of status 200, an error body or a
+        gateway's page, for an empty listing, and an empty listing means "no checkpoint yet" (B7, C1).
+        """
+        client = self.administration()
+        question = {"Bucket": self.settings.bucket, "Prefix": self.settings.prefix + prefix, "Delimiter": delimiter}
+        while True:
+            try:
+                page: dict[str, Any] = client.list_objects_v2(**question)
+            except botocore.exceptions.ClientError as e:
+                raise self._refusal(prefix, _boto_answer(e)) from e
+            except botocore.exceptions.NoCredentialsError as e:
+                raise Denied(NO_CREDENTIALS) from e
+            except (botocore.exceptions.BotoCoreError, OSError) as e:
+                raise self._refusal(prefix, read_text(str(e))) from e
+            if page.get("Name") != self.settings.bucket or "IsTruncated" not in page:
+                raise Unavailable(
+                    f"{self.settings.where}: the answer to a listing is no listing; is a proxy or a gateway in between?"
+                )
+            yield page
+            if not page["IsTruncated"]:
+                return
+            question["ContinuationToken"] = page["NextContinuationToken"]
 
     def list_folders(self, prefix: str) -> Folders:
         return [*self.list_level(prefix).folders]

@@ -11,7 +11,7 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase, Cause, CheckpointInfo, Rejection, Stage
 from holdfast_operator.core import events, resume, retention
 from holdfast_operator.core.actions import SendAttempt, SendCheckpoint, SendCollect
-from holdfast_operator.crd.v1alpha1 import Phase
+from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus
 
 SPOT = "aws-node-termination-handler/spot-itn"
 moment = st.one_of(st.none(), st.timedeltas(timedelta(seconds=-50), timedelta(seconds=500)).map(lambda d: T0 + d))
@@ -219,3 +219,12 @@ def test_retention_itself_refuses_an_attempt_that_has_not_claimed_or_not_stepped
     w.with_status(attempt=claimed, expiring=("1/1",))
     assert retention.update(w.seen(), w.status) == w.status
     assert retention.collect_order(w.seen(), w.status) is None
+
+
+def test_what_was_loaded_is_proven_and_not_the_refused_one_that_was_claimed() -> None:
+    """After a fall-back the claim still names the damaged checkpoint; the one that was loaded is the one to keep (C5)."""
+    w = a_job(checkpoint={"storage": {"uri": "s3://b/p"}, "keep": {"last": 1}}).with_pods()
+    w.training(number=2, parent="1/2").with_checkpoints("1/1", "2/1", "2/2")
+    loaded = PreemptionStatus(attempt=1, cause="spot", noticed_at=T0, resumed_from="1/1", resumed_at=T0)
+    w.with_status(quarantined=("1/2",), preemptions=(loaded,)).round()
+    assert [c.name for c in w.status.checkpoints] == ["1/1", "2/2"]

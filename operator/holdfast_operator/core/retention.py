@@ -22,7 +22,7 @@ def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
     attempt = status.attempt
     if attempt is None or attempt.claimed_at is None or attempt.first_step_at is None:
         return status
-    doomed = surplus(status.checkpoints, seen.spec.checkpoint.keep.last, proven=attempt.parent)
+    doomed = surplus(status.checkpoints, seen.spec.checkpoint.keep.last, proven=proven(status))
     doomed = doomed[: MAX_EXPIRING - len(status.expiring)]
     if not doomed:
         return status
@@ -34,6 +34,16 @@ def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
             "horizon": str(horizon),
         }
     )
+
+
+def proven(status: TrainingJobStatus) -> str:
+    """The newest checkpoint from which a start has succeeded (C5): what was loaded, which is older than what was claimed if that was refused."""
+    assert status.attempt is not None
+    before = status.attempt.number
+    loaded = [
+        p.resumed_from for p in status.preemptions if p.resumed_from and p.resumed_at is not None and p.attempt < before
+    ]
+    return loaded[-1] if loaded and status.attempt.parent in status.quarantined else status.attempt.parent
 
 
 def surplus(checkpoints: tuple[CheckpointStatus, ...], keep_last: int, *, proven: str) -> tuple[str, ...]:
