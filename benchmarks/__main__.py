@@ -4,7 +4,7 @@ import importlib
 import sys
 import time
 
-QUESTIONS = ("cluster_up", "time_to_resume", "operator_reaction")
+QUESTIONS = ("cluster_up", "time_to_resume")
 
 
 def main() -> int:
