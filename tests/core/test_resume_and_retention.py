@@ -224,7 +224,7 @@ def test_retention_itself_refuses_an_attempt_that_has_not_claimed_or_not_stepped
 def test_what_was_loaded_is_proven_and_not_the_refused_one_that_was_claimed() -> None:
     """After a fall-back the claim still names the damaged checkpoint; the one that was loaded is the one to keep (C5)."""
     w = a_job(checkpoint={"storage": {"uri": "s3://b/p"}, "keep": {"last": 1}}).with_pods()
-    w.training(number=2, parent="1/2").with_checkpoints("1/1", "2/1", "2/2")
+    w.training(number=2, parent="1/2").with_checkpoints("1/1", "2/1", "2/2", "2/3")
     loaded = PreemptionStatus(attempt=1, cause="spot", noticed_at=T0, resumed_from="1/1", resumed_at=T0)
     w.with_status(quarantined=("1/2",), preemptions=(loaded,)).round()
-    assert [c.name for c in w.status.checkpoints] == ["1/1", "2/2"]
+    assert [c.name for c in w.status.checkpoints] == ["1/1", "2/2", "2/3"], "two are kept at least"

@@ -13,6 +13,8 @@ from holdfast_operator.core.progress import FRESH, ref_of, start_order
 from holdfast_operator.crd.v1alpha1 import CheckpointStatus, TrainingJobStatus
 
 MAX_EXPIRING = 256
+AT_LEAST = 2
+"""The store never deletes the newest two (D5): ordering it to would leave one that nobody counts and nobody may restore."""
 COLLECT_AT_ONCE = 16
 """Deletions in one order: the lead is training meanwhile."""
 
@@ -22,7 +24,7 @@ def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
     attempt = status.attempt
     if attempt is None or attempt.claimed_at is None or attempt.first_step_at is None:
         return status
-    doomed = surplus(status.checkpoints, seen.spec.checkpoint.keep.last, proven=proven(status))
+    doomed = surplus(status.checkpoints, max(AT_LEAST, seen.spec.checkpoint.keep.last), proven=proven(status))
     doomed = doomed[: MAX_EXPIRING - len(status.expiring)]
     if not doomed:
         return status
