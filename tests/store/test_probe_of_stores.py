@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from moto.server import ThreadedMotoServer
 from s3_server import BUCKET
 
 from holdfast_api.config import StorageConfig
@@ -82,8 +83,7 @@ def test_a_round_in_which_some_writers_got_no_answer_condemns_nobody() -> None:
 
 def test_a_server_that_does_not_check_is_found_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
     """moto keeps conditional writes and ignores checksums."""
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
