@@ -327,6 +327,7 @@ class Attempt:
         if s.record.failed:
             return
         s.record.failed, s.record.exit_detail = True, detail
+        s.record.stage(Stage.FAILED)
         s.record.changed()
         self._launcher.kill(s.crew.processes)
         limit = Deadline.after(FAILED_SECONDS)

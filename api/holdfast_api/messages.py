@@ -265,6 +265,8 @@ class Stage(StrEnum):
     LOADED = "loaded"
     FIRST_STEP = "first-step"
     """All local ranks have passed their first new boundary."""
+    FAILED = "failed"
+    """A local rank has ended badly, or the attempt cannot go on for another reason that is not the machine's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,8 +103,23 @@ def test_deletions_are_ordered_from_the_lead_until_it_reports_them() -> None:
     w = a_job().with_pods().training(number=2).with_status(expiring=("1/1", "1/2"), horizon="1/2")
     (order,) = of_type(w.round(), SendCollect)
     assert (order.pod.uid, order.order.expired) == ("uid-0-1", (CheckpointRef(1, 1), CheckpointRef(1, 2)))
-    w.reports(0, AgentPhase.TRAINING, expired=(CheckpointRef(1, 1),), kept=(CheckpointRef(1, 2),)).settled()
-    assert w.status.expiring == ()
+    w.reports(0, AgentPhase.TRAINING, expired=(CheckpointRef(1, 1),)).settled()
+    assert w.status.expiring == ("1/2",)
+
+
+def test_what_the_store_keeps_is_asked_for_again_after_everything_else_and_never_forgotten() -> None:
+    """A branch or a base refers to it (D2, D5): it stays given up, or it would lie there for ever and nobody would know."""
+    names_given_up = tuple(f"1/{n}" for n in range(1, 20))
+    w = a_job().with_pods().training(number=2).with_status(expiring=names_given_up, horizon="1/19")
+    w.reports(0, AgentPhase.TRAINING, kept=(CheckpointRef(1, 1), CheckpointRef(1, 3)))
+    (order,) = of_type(w.settled(), SendCollect)[-1:]
+    assert w.status.expiring == names_given_up
+    assert order.order.expired[0] == CheckpointRef(1, 2)
+    assert CheckpointRef(1, 1) not in order.order.expired
+    done = tuple(CheckpointRef(1, n) for n in range(1, 20) if n not in (1, 3))
+    w.reports(0, AgentPhase.TRAINING, expired=done, kept=(CheckpointRef(1, 1), CheckpointRef(1, 3)))
+    (order,) = of_type(w.settled(), SendCollect)[-1:]
+    assert order.order.expired == (CheckpointRef(1, 1), CheckpointRef(1, 3))
 
 
 def test_what_was_deleted_does_not_come_back_from_an_old_report() -> None:

@@ -146,7 +146,7 @@ def _finished_round(
     now: datetime,
 ) -> Decision:
     status = status.model_copy(update={"observed_generation": seen.job.generation})
-    found = trouble.find(seen, status) if status.phase not in phases.TERMINAL else None
+    found = trouble.find(seen, status, now) if status.phase not in phases.TERMINAL else None
     status = conditions.update(seen, status, found, verdict, now)
     told = events.between(seen.status, status)
     return Decision(status, (*actions, *told), wake.next_look(seen, status, now))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from holdfast_api.messages import AgentPhase, Exit
+from holdfast_api.messages import AgentPhase, Exit, Stage
 from holdfast_operator.core.membership import (
     MemberSeen,
     describe_worker,
@@ -32,12 +32,14 @@ class Failure:
     message: str
     final: bool = False
     """Trying again cannot help: the configuration is wrong."""
+    may_be_an_echo: bool = False
+    """The training code crashed, which it also does when another worker vanishes (blame.py)."""
 
 
 def find(status: TrainingJobStatus, whos: tuple[MemberSeen, ...], now: datetime) -> Failure | None:
-    """The first failure among the members, in the order of workers; one failing worker fails its attempt once."""
+    """The failure that came first: its words are the cause, the others' are that a peer is gone. One failing worker fails its attempt once."""
     found = (_failure(status, who, now) for who in whos)
-    return next((f for f in found if f is not None), None)
+    return min((f for f in found if f is not None), key=lambda f: (not f.final, f.at, f.worker), default=None)
 
 
 def of_start(seen: Observed, status: TrainingJobStatus, now: datetime) -> Failure | None:
@@ -75,7 +77,8 @@ def _failure(status: TrainingJobStatus, who: MemberSeen, now: datetime) -> Failu
     if how is Exit.CONFIGURATION_WRONG:
         return _fail(who, now, "ConfigurationWrong", f"{name}: {words or 'the agent refuses its configuration'}", True)
     if how is Exit.TRAINER_FAILED or (who.report is not None and who.report.phase is AgentPhase.FAILED):
-        return _fail(who, now, "TrainerFailed", f"{name}: the training script failed: {words or 'it said nothing'}")
+        message = f"{name}: the training script failed: {words or 'it said nothing'}"
+        return Failure(who.member.worker, who.member.node, _crashed_at(who, now), "TrainerFailed", message, False, True)
     if how is not None:
         return None
     if who.pod is not None and who.pod.terminal:
@@ -123,6 +126,13 @@ def _agent_restarted(status: TrainingJobStatus, who: MemberSeen) -> bool:
     if attempt is None or attempt.accepted_at is None or who.latest is None:
         return False
     return who.latest.attempt < attempt.number or who.latest.phase is AgentPhase.WAITING
+
+
+def _crashed_at(who: MemberSeen, now: datetime) -> datetime:
+    """By the agent's word, else by the end of its container, else when it was last heard of. Clocks of nodes differ: never after now."""
+    told = who.report.stages.get(Stage.FAILED.value) if who.report is not None else None
+    ended = who.pod.finished_at if who.pod is not None else None
+    return min(told or ended or who.last_heard or now, now)
 
 
 def _last_words(who: MemberSeen) -> str:

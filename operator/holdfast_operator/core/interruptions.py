@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from holdfast_api.messages import AgentPhase, Cause, Exit, Stage
-from holdfast_operator.core import failures, loss, merge
+from holdfast_operator.core import blame, failures, loss, merge
 from holdfast_operator.core.membership import MemberSeen, boundary_of, exit_of, has_ended, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
@@ -42,7 +42,7 @@ def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> Training
         return status
     whos = members(seen, status.attempt)
     entry = _from_notices(seen, status, whos) or _from_superseded(status, whos, now)
-    entry = entry or _from_losses(seen, status, whos, now) or _from_failure(status, whos, now)
+    entry = entry or _from_losses(seen, status, whos, now) or _from_failure(seen, status, whos, now)
     if entry is None:
         return _without_current(status)  # every notice was withdrawn in time: training goes on
     return _with(status, _ended(seen, status, entry, whos, now))
@@ -106,9 +106,11 @@ def _from_losses(
     )
 
 
-def _from_failure(status: TrainingJobStatus, whos: tuple[MemberSeen, ...], now: datetime) -> PreemptionStatus | None:
+def _from_failure(
+    seen: Observed, status: TrainingJobStatus, whos: tuple[MemberSeen, ...], now: datetime
+) -> PreemptionStatus | None:
     failure = failures.find(status, whos, now)
-    if failure is None:
+    if failure is None or blame.awaited(seen, failure, whos, now):
         return None
     return _entry(status, whos).model_copy(
         update={

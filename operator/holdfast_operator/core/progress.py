@@ -109,7 +109,8 @@ def _adopt_checkpoints(
 
 
 def _adopt_deletions(status: TrainingJobStatus, reports: tuple[AgentReport, ...]) -> TrainingJobStatus:
-    done = {str(ref) for r in reports for ref in (*r.expired, *r.kept)}
+    """What the store keeps, because something refers to it, stays given up: it is asked for again, and never counted as retained (D2, D5)."""
+    done = {str(ref) for r in reports for ref in r.expired}
     expiring = tuple(name for name in status.expiring if name not in done)
     return status if expiring == status.expiring else status.model_copy(update={"expiring": expiring})
 

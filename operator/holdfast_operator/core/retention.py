@@ -54,10 +54,15 @@ def surplus(checkpoints: tuple[CheckpointStatus, ...], keep_last: int, *, proven
 
 
 def collect_order(seen: Observed, status: TrainingJobStatus) -> CollectOrder | None:
-    """What the lead is asked to delete now; None if nothing waits or the attempt has not claimed (D1)."""
+    """What the lead is asked to delete now; None if nothing waits or the attempt has not claimed (D1).
+
+    What the store keeps because a branch or a base refers to it comes last, so that it never holds up the rest.
+    """
     if not status.expiring or status.attempt is None or status.attempt.first_step_at is None:
         return None
-    refs = tuple(ref_of(n) for n in status.expiring[:COLLECT_AT_ONCE])
+    lead = members(seen, status.attempt)[0].report
+    kept = set(lead.kept) if lead is not None else set()
+    refs = tuple(sorted(map(ref_of, status.expiring), key=lambda ref: (ref in kept, ref)))[:COLLECT_AT_ONCE]
     return CollectOrder(job_uid=seen.job.uid, attempt=status.attempt.number, expired=refs)
 
 

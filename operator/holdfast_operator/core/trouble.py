@@ -6,11 +6,12 @@ the scheduler says.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase
-from holdfast_operator.core import failures
-from holdfast_operator.core.membership import describe_worker, newest_plans, pod_of, report_of
+from holdfast_operator.core import blame, failures, interruptions
+from holdfast_operator.core.membership import describe_worker, members, newest_plans, pod_of, report_of
 from holdfast_operator.core.observed import Observed, PodSeen, Refusal, RefusalKind
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
 
@@ -25,12 +26,13 @@ class Trouble:
     """False: it may pass by itself (no room in the cluster, an image that is slow to come)."""
 
 
-def find(seen: Observed, status: TrainingJobStatus) -> Trouble | None:
+def find(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trouble | None:
     """The first trouble, in order; None if nothing stands in the way."""
     sources: tuple[Callable[[], Iterator[Trouble]], ...] = (
         lambda: _of_spec(seen),
         lambda: _of_refusals(seen),
         lambda: _of_agents(seen, status),
+        lambda: _of_crash(seen, status, now),
         lambda: _of_pods(seen, status),
     )
     return next((t for source in sources for t in source()), None)
@@ -82,6 +84,22 @@ def _of_agents(seen: Observed, status: TrainingJobStatus) -> Iterator[Trouble]:
         if report is not None and report.blocked is not None and report.phase is AgentPhase.BLOCKED:
             name = describe_worker(worker, entry.node)
             yield Trouble(report.blocked.reason.value, f"{name}: {report.blocked.message[:MAX_MESSAGE]}")
+
+
+def _of_crash(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterator[Trouble]:
+    """Nothing trains while it is not known whose fault a crash was."""
+    if interruptions.is_over(status):
+        return
+    whos = members(seen, status.attempt)
+    failure = failures.find(status, whos, now)
+    silent = blame.awaited(seen, failure, whos, now) if failure is not None else ()
+    if failure is not None and silent:
+        who = ", ".join(describe_worker(w.member.worker, w.member.node) for w in silent[:8])
+        message = (
+            f"nothing has been heard of {who} since the training code of {describe_worker(failure.worker, failure.node)} crashed: a lost machine "
+            f"makes the others crash. It counts as a failure if they are heard of, or at {blame.decided_at(seen, failure):%H:%M:%S} UTC at the latest"
+        )
+        yield Trouble("WorkerSilent", message, stalled=False)
 
 
 def _of_pods(seen: Observed, status: TrainingJobStatus) -> Iterator[Trouble]:

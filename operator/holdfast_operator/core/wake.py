@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import evacuate, interruptions
+from holdfast_operator.core import blame, evacuate, failures, interruptions
 from holdfast_operator.core.membership import members, silent_from
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.replace import RESTRAINT, STALE_AVOIDANCE
@@ -14,7 +14,7 @@ REFUSED_AGAIN = timedelta(seconds=10)
 
 
 def next_look(seen: Observed, status: TrainingJobStatus, now: datetime) -> datetime | None:
-    return earliest(now, *_moments(seen, status))
+    return earliest(now, *_moments(seen, status, now))
 
 
 def earliest(now: datetime, *moments: datetime | None) -> datetime | None:
@@ -22,13 +22,16 @@ def earliest(now: datetime, *moments: datetime | None) -> datetime | None:
     return min((m for m in moments if m is not None and m > now), default=None)
 
 
-def _moments(seen: Observed, status: TrainingJobStatus) -> Iterator[datetime | None]:
+def _moments(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterator[datetime | None]:
     yield status.retry_at
     entry = interruptions.current(status)
     if entry is not None and entry.ended_at is None:
         yield entry.deadline
+    whos = members(seen, status.attempt)
+    if (failure := failures.find(status, whos, now)) is not None:
+        yield blame.decided_at(seen, failure)
     lost_after = timedelta(seconds=seen.spec.notices.node_lost_seconds)
-    for who in members(seen, status.attempt):
+    for who in whos:
         since = silent_from(who)
         yield since + lost_after if since is not None else None
         yield evacuate.silence_ends(seen, status, who)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from holdfast_api import names
+from holdfast_api.messages import AgentPhase
 from holdfast_operator.core.actions import CreatePod, DeletePod, PodAddress, SendNotice
 from holdfast_operator.core.decide import decide
 from holdfast_operator.core.observed import JobMeta, NodeSeen, Observed, PodSeen
@@ -270,12 +271,17 @@ class Jobs:
         _, _, status, _ = loop.reading()
         if status is None:
             return []
-        quiet = status.phase is Phase.RUNNING
+        pods = self._shared.world.pods_of(uid)
+        heard = self._shared.book.of({p.uid for p in pods})
+        crashed = any(
+            h.report.phase is AgentPhase.FAILED for h in heard.values()
+        )  # the others' word decides (core/blame.py)
+        quiet = status.phase is Phase.RUNNING and not crashed
         attempt = status.attempt.number if status.attempt else 0
         step = step_seconds(status, datetime.now(UTC))
         nodes = self._shared.world.nodes()
         found = []
-        for pod in self._shared.world.pods_of(uid):
+        for pod in pods:
             node = nodes.get(pod.node)
             if pod.ip and pod.phase == "Running":
                 calm = quiet and node is not None and node.ready and not pod.deleting
