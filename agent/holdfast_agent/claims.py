@@ -13,6 +13,7 @@ import uuid
 from holdfast_agent import storage
 from holdfast_agent.clock import Deadline, now
 from holdfast_agent.errors import AgentError
+from holdfast_agent.pins import without_carried_out
 from holdfast_agent.saves import info_of
 from holdfast_agent.shared import Shared
 from holdfast_api import peers
@@ -147,7 +148,8 @@ class Claims:
     async def _choose(self) -> Choice:
         """The newest checkpoint whose manifests all verify. Raises NeedsPerson rather than start from nothing (C1)."""
         s = self._shared
-        order = self._order_without_bad()
+        newest = await s.threads.call(self._store.newest_claim)
+        order = without_carried_out(self._order_without_bad(), newest)
         resolution = await s.threads.call(self._store.resolve, order, s.attempt, world_size=s.order.world_size)
         for rejection in resolution.rejections:
             s.record.reject(rejection)

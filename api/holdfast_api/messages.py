@@ -86,6 +86,8 @@ class RestoreOrder:
     retained: tuple[CheckpointRef, ...] = ()
     pinned: CheckpointRef | None = None
     """Use exactly this one (rollback), or nothing."""
+    pinned_after: int = 0
+    """Attempts above it were started under this pin: once one of them has claimed it, it is carried out, whether or not the operator has heard of it (A7)."""
     fresh: bool = False
     """The user said that starting from nothing is meant (C1, A9)."""
     resume_from_uid: str = ""

@@ -467,10 +467,20 @@ class SimulatedCluster:
             self.wrong.append(f"pod {action.name} is deleted while it trains: {action.why}")
 
     def _check_claim(self, number: int) -> None:
-        """A3: nobody of an older attempt may still be about to commit, unless its deadline has passed."""
+        """A3: nobody of an older attempt may still be about to commit, unless its deadline has passed or it was lost.
+
+        A lost one may come back in the very moment of the claim: a zombie, which A5 and A7 make harmless.
+        """
+        lost = {(p.attempt, w) for p in self.status.preemptions if p.cause == Cause.NODE_LOST.value for w in p.workers}
         for a in self.agents.values():
-            old = a.order is not None and a.order.attempt < number
-            if old and self.live(a) and a.exit is None and a.phase in (AgentPhase.TRAINING, AgentPhase.EVACUATING):
+            if a.order is None or (a.order.attempt, a.worker) in lost:
+                continue
+            if (
+                a.order.attempt < number
+                and self.live(a)
+                and a.exit is None
+                and a.phase in (AgentPhase.TRAINING, AgentPhase.EVACUATING)
+            ):
                 deadline = a.deadline(self.spec.notices.default_deadline_seconds)
                 if deadline is not None and self.now < deadline and not a.mute:
                     self.wrong.append(

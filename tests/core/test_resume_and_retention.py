@@ -11,7 +11,7 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase, Cause, CheckpointInfo, Rejection, Stage
 from holdfast_operator.core import events, resume, retention
 from holdfast_operator.core.actions import SendAttempt, SendCheckpoint, SendCollect
-from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus
+from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus, ResumeFrom
 
 SPOT = "aws-node-termination-handler/spot-itn"
 moment = st.one_of(st.none(), st.timedeltas(timedelta(seconds=-50), timedelta(seconds=500)).map(lambda d: T0 + d))
@@ -174,6 +174,32 @@ def test_fresh_and_a_pin_count_until_an_attempt_has_claimed_under_them() -> None
     fresh.all_report(AgentPhase.STARTING).settled()
     fresh.reports(0, AgentPhase.RESTORING, claim=claim(1)).settled()
     assert not retention.restore_order(fresh.seen(), fresh.status).fresh
+
+
+def test_a_pin_says_above_which_attempt_it_stands_so_that_no_lead_carries_it_out_twice() -> None:
+    w = a_job().with_pods().training(number=3)
+    w.settled()
+    w.with_spec(resume_from=ResumeFrom(checkpoint="1/4")).settled()
+    order = retention.restore_order(w.seen(), w.status)
+    assert (order.pinned, order.pinned_after) == (CheckpointRef(1, 4), 3)
+    w.change_pod(1, phase="Failed", reason="Evicted").settled()
+    w.with_pod(1, 2, "n2").settled()
+    assert w.status.attempts_used == 4
+    assert retention.restore_order(w.seen(), w.status).pinned_after == 3
+
+
+def test_a_pin_that_comes_while_an_attempt_waits_to_claim_counts_for_that_attempt() -> None:
+    w = a_job().with_pods().attempt(3)
+    w.with_spec(resume_from=ResumeFrom(checkpoint="1/4")).round()
+    assert retention.restore_order(w.seen(), w.status).pinned_after == 2
+
+
+def test_a_claim_that_was_made_before_a_pin_came_does_not_carry_it_out() -> None:
+    w = a_job().with_pods().attempt(2)
+    w.all_report(AgentPhase.STARTING).settled()
+    w.with_spec(resume_from=ResumeFrom(checkpoint="1/4"))
+    w.reports(0, AgentPhase.RESTORING, claim=claim(2, "1/6", 60)).settled()
+    assert retention.restore_order(w.seen(), w.status).pinned == CheckpointRef(1, 4)
 
 
 def test_what_an_earlier_jobs_checkpoints_are_called_is_not_taken_for_ours() -> None:

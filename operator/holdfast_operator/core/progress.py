@@ -23,6 +23,7 @@ MAX_CHECKPOINTS = 1100
 def adopt(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
     """Everything that pods and reports say, in status. Idempotent; order and repetition do not matter (I7 of the fault list)."""
     status = _adopt_pods(seen, status)
+    status = _adopt_start_order(seen, status)
     reports = _reports(seen, status)
     ours = not _continues_another_job(seen, status)
     status = _adopt_checkpoints(status, reports, restored=ours)
@@ -40,6 +41,24 @@ def start_order(seen: Observed) -> str:
         return FRESH
     wanted = seen.spec.resume_from
     return f"{wanted.uid}@{wanted.checkpoint}" if wanted is not None and (wanted.uid or wanted.checkpoint) else ""
+
+
+def _adopt_start_order(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
+    """Since which attempt the order stands. An attempt that has not claimed yet is sent the new order, so it counts among those that are under it."""
+    wanted = start_order(seen)
+    if wanted == status.start_order_asked:
+        return status
+    waiting = status.attempt is not None and status.attempt.claimed_at is None
+    after = status.attempts_used - 1 if waiting else status.attempts_used
+    return status.model_copy(update={"start_order_asked": wanted, "start_order_after": after})
+
+
+def _is_under_order(seen: Observed, attempt: AttemptStatus) -> bool:
+    """The claim does what the spec says now. One that was made before the order came, and is heard of after, does not carry it out."""
+    wanted = seen.spec.resume_from
+    if wanted is None or not wanted.checkpoint:
+        return True
+    return attempt.parent.rpartition(":")[2] == wanted.checkpoint
 
 
 def _continues_another_job(seen: Observed, status: TrainingJobStatus) -> bool:
@@ -145,7 +164,7 @@ def _adopt_attempt(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
     update: dict[str, object] = {}
     if attempt != status.attempt:
         update["attempt"] = attempt
-    if before_claim is None and attempt.claimed_at is not None:
+    if before_claim is None and attempt.claimed_at is not None and _is_under_order(seen, attempt):
         update["start_order"] = start_order(seen)
     step = _step(status, whos)
     if step != status.step:

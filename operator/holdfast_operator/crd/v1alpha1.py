@@ -474,3 +474,7 @@ class TrainingJobStatus(Model):
     """Value of the checkpoint-now annotation that has been carried out."""
     start_order: Annotated[str, Field(max_length=128)] = ""
     """The `fresh` or `resumeFrom` that an attempt has claimed under: a later attempt does not start over again (A7, A9)."""
+    start_order_asked: Annotated[str, Field(max_length=128)] = ""
+    """The `fresh` or `resumeFrom` of the spec that was seen last."""
+    start_order_after: int = 0
+    """Attempts above it were started under `startOrderAsked`."""
