@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast_api.messages import BlockedReason
-from holdfast_operator.core import failures, finish, interruptions, suspend
+from holdfast_operator.core import failures, finish, interruptions, suspend, suspicion
 from holdfast_operator.core.membership import members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.trouble import Trouble
@@ -172,6 +172,8 @@ def _checkpoint(seen: Observed, status: TrainingJobStatus, trouble: Trouble | No
     if newest is None:
         return _Now("CheckpointUsable", "False", "NoneYet", "no checkpoint has been committed yet")
     refused = f"; refused: {', '.join(status.quarantined[-4:])}" if status.quarantined else ""
+    left_out = suspicion.suspended(status)
+    refused += f"; left out of the next start: {left_out}" if left_out else ""
     return _Now(
         "CheckpointUsable", "True", "Committed", f"{newest.name} at step {newest.step} ({newest.cause}){refused}"
     )

@@ -25,6 +25,7 @@ from holdfast_operator.core import (
     resume,
     retention,
     suspend,
+    suspicion,
     trouble,
     wake,
 )
@@ -50,6 +51,7 @@ def decide(seen: Observed, now: datetime) -> Decision:
         return _while_suspended(seen, status, now)
     status = notices.update(seen, status, now)
     status = interruptions.update(seen, status, now)
+    status = suspicion.update(seen, seen.status, status, now)
     status, verdict = finish.count_end(seen, seen.status, status, now)
     if verdict is None:
         status, verdict = finish.count_start_failure(seen, status, now)

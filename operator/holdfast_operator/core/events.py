@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from holdfast_api.messages import Cause
 from holdfast_operator.core import finish
 from holdfast_operator.core.actions import EmitEvent
-from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, SuspicionState, TrainingJobStatus
 
 _QUIET_CAUSES = (Cause.PERIODIC.value,)
 """Periodic checkpoints are in status and metrics; an event for each would push out what matters."""
@@ -15,6 +15,7 @@ def between(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[EmitEv
     return (
         *_notices(before, after),
         *_checkpoints(before, after),
+        *_suspicion(before, after),
         *_interruptions(before, after),
         *_attempt(before, after),
         *_resumed(before, after),
@@ -44,6 +45,18 @@ def _checkpoints(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterato
     for name in after.quarantined:
         if name not in before.quarantined:
             yield EmitEvent("CheckpointRejected", f"checkpoint {name} is not used any more: {_why(after, name)}", True)
+
+
+def _suspicion(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    new, old = after.suspicion, before.suspicion
+    if new is None or (old is not None and old.state is new.state):
+        return
+    if new.state is SuspicionState.SUSPENDED:
+        message = f"checkpoint {new.checkpoint}: {new.failures} starts from it have failed; the next one tries an older checkpoint"
+        yield EmitEvent("CheckpointSuspended", message, warning=True)
+    elif new.state is SuspicionState.REINSTATED:
+        message = f"checkpoint {new.checkpoint} is used again: a start from an older one has failed as well"
+        yield EmitEvent("CheckpointReinstated", message)
 
 
 def _why(status: TrainingJobStatus, name: str) -> str:

@@ -243,7 +243,11 @@ def _with_fall_backs(status: TrainingJobStatus, whos: tuple[MemberSeen, ...]) ->
     )
     if not refused:
         return status
-    texts = tuple(f"{attempt}/{save}: {reason}" for attempt, save, reason in refused)
+    return with_fall_backs(status, tuple(f"{attempt}/{save}: {reason}" for attempt, save, reason in refused))
+
+
+def with_fall_backs(status: TrainingJobStatus, texts: tuple[str, ...]) -> TrainingJobStatus:
+    """`ATTEMPT/SAVE: reason` of checkpoints that the current attempt has passed over, into every entry that it recovers from."""
     number = status.attempt.number if status.attempt else 0
     open_before = [p.resumed_at is None and p.attempt < number for p in status.preemptions]
     pairs = zip(status.preemptions, open_before, strict=True)

@@ -57,20 +57,20 @@ def _closed(entry: PreemptionStatus, attempt: AttemptStatus, whos: tuple[MemberS
         _last(whos, Stage.LOADED),
     )
     phases = durations(entry.noticed_at, ends, end)
-    resumed_from, resumed_step = _resumed_from(attempt, whos)
+    from_name, from_step = resumed_from(attempt, whos)
     return entry.model_copy(
         update={
             "resumed_at": end,
-            "resumed_from": resumed_from,
-            "resumed_step": resumed_step,
-            "steps_lost": max(0, entry.step_at_notice - resumed_step),
+            "resumed_from": from_name,
+            "resumed_step": from_step,
+            "steps_lost": max(0, entry.step_at_notice - from_step),
             "phases": phases,
             "total_milliseconds": sum(p.milliseconds for p in phases),
         }
     )
 
 
-def _resumed_from(attempt: AttemptStatus, whos: tuple[MemberSeen, ...]) -> tuple[str, int]:
+def resumed_from(attempt: AttemptStatus, whos: tuple[MemberSeen, ...]) -> tuple[str, int]:
     """What the ranks have really loaded: older than what was claimed if that proved damaged while it was fetched (C3)."""
     loaded = [w.report.restored for w in whos if w.report is not None and w.report.restored is not None]
     if not loaded or not attempt.parent_step:

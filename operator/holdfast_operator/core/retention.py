@@ -6,6 +6,7 @@ trains now. Nothing is given up unless the current attempt has taken a step, so 
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import CollectOrder, RestoreOrder
+from holdfast_operator.core import suspicion
 from holdfast_operator.core.actions import SendCollect
 from holdfast_operator.core.membership import members
 from holdfast_operator.core.observed import Observed
@@ -76,10 +77,11 @@ def orders(seen: Observed, status: TrainingJobStatus) -> tuple[SendCollect, ...]
 
 
 def restore_order(seen: Observed, status: TrainingJobStatus) -> RestoreOrder:
-    """What may not be used, and where to start (C2, D3). A pin, a branch or `fresh` counts until an attempt has claimed under it (A7, A9)."""
+    """What may not be used, and where to start (C2, C4, D3). A pin, a branch or `fresh` counts until an attempt has claimed under it (A7, A9)."""
     horizon = ref_of(status.horizon) if status.horizon else None
-    retained = tuple(ref_of(c.name) for c in status.checkpoints)
-    excluded = {ref_of(n) for n in (*status.quarantined, *status.expiring)}
+    suspended = suspicion.suspended(status)
+    retained = tuple(ref_of(c.name) for c in status.checkpoints if c.name != suspended)
+    excluded = {ref_of(n) for n in (*status.quarantined, *status.expiring, *((suspended,) if suspended else ()))}
     pending = start_order(seen) not in ("", status.start_order)
     resume_from = seen.spec.resume_from
     pinned = resume_from.checkpoint if resume_from is not None and pending else ""

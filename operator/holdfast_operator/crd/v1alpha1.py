@@ -397,6 +397,25 @@ class PreemptionStatus(Model):
     """Notice (or loss) to the first new step. The phases add up to it."""
 
 
+class SuspicionState(StrEnum):
+    """What became of a checkpoint from which starts have failed."""
+
+    WATCHED = "Watched"
+    SUSPENDED = "Suspended"
+    REINSTATED = "Reinstated"
+
+
+class SuspicionStatus(Model):
+    """A checkpoint from which a start has failed for a reason that is not known to be the checkpoint's own (C4)."""
+
+    checkpoint: CheckpointName
+    """ATTEMPT/SAVE."""
+    failures: int
+    """Failed starts from it, in a row."""
+    state: SuspicionState = SuspicionState.WATCHED
+    """Suspended: the next start leaves it out. Reinstated: a start from an older one failed too, so it was not the checkpoint."""
+
+
 class Counts(Model):
     """What the budgets are compared with."""
 
@@ -478,3 +497,5 @@ class TrainingJobStatus(Model):
     """The `fresh` or `resumeFrom` of the spec that was seen last."""
     start_order_after: int = 0
     """Attempts above it were started under `startOrderAsked`."""
+    suspicion: SuspicionStatus | None = None
+    """The checkpoint from which the last starts failed; gone with the first step."""
