@@ -79,3 +79,18 @@ def test_an_image_without_the_agent_says_which_line_to_add(lab: Any) -> None:
     manifest["spec"]["template"]["spec"]["containers"][0]["image"] = "localhost/holdfast-base:1"
     lab.kube.apply(manifest)
     assert "pip install" in lab.job("small").wait_condition(text="holdfast[agent]")["message"]
+
+
+def test_a_mistake_in_the_template_of_a_running_job_is_told_at_once_and_training_goes_on(lab: Any) -> None:
+    """A dry run by the real API server (G5), not the next preemption, finds it."""
+    job = lab.start(env={"STEPS": "2000", "SLEEP": "0.1"})
+    job.wait_step(3)
+    pods = {p["metadata"]["uid"] for p in job.pods()}
+    manifest = lab.manifest(env={"STEPS": "2000", "SLEEP": "0.1"})
+    manifest["spec"]["template"]["spec"]["dnsPolicy"] = "Sometimes"
+    lab.kube.apply(manifest)
+    condition = job.wait_condition(reason="TemplateInvalid", text="dnsPolicy")
+    assert "spec.template" in condition["message"]
+    step = job.status()["step"]
+    job.wait_step(step + 3)
+    assert {p["metadata"]["uid"] for p in job.pods()} == pods

@@ -137,6 +137,8 @@ class FakeApiServer:
                 self._watch(request, plural) if "watch" in request.query else self._list(request, plural, namespace)
             )
         if request.method == "POST":
+            if request.query.get("dryRun") == "All":
+                return web.json_response(await request.json(), status=201)
             return self._create(plural, namespace, await request.json())
         if request.method == "PUT":
             return self._replace(plural, namespace, match["name"], match["sub"], await request.json())

@@ -32,6 +32,13 @@ def test_the_step_is_shown_often_at_first_and_rarely_later(trained: float, pause
     assert step_seconds(TrainingJobStatus(attempt=attempt), NOW + timedelta(seconds=trained)) == pause
 
 
+def test_series_of_every_cause_are_there_before_the_first_event_or_increase_would_not_see_it() -> None:
+    value = Metrics().registry.get_sample_value
+    assert value("holdfast_preemptions_total", {"cause": "spot"}) == 0
+    assert value("holdfast_steps_lost_total", {"cause": "node-lost"}) == 0
+    assert value("holdfast_time_to_resume_seconds_count", {"phase": "fetch", "cause": "drain"}) == 0
+
+
 def status(resumed: bool) -> TrainingJobStatus:
     phases = (PhaseDuration(name="flush", milliseconds=1500), PhaseDuration(name="load", milliseconds=500))
     entry = PreemptionStatus(attempt=1, cause="spot", noticed_at=NOW, ended_at=NOW)

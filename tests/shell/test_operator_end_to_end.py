@@ -248,6 +248,29 @@ async def test_a_template_that_the_server_refuses_becomes_a_condition_in_its_wor
     assert words in stalled["message"]
 
 
+async def test_a_template_is_tried_when_it_is_edited_and_not_only_when_a_pod_is_next_needed(stage: Stage) -> None:
+    """G5: else the mistake would be found at the moment when a node has just been taken."""
+    await to_running(stage)
+    words = "spec.containers[0].imagePullPolicy: Unsupported value"
+    stage.api.refuse = lambda method, path: (
+        (422, "Invalid", words) if method == "POST" and path.endswith("/pods") else None
+    )
+    pods = {p["metadata"]["uid"] for p in stage.api.all("pods")}
+
+    def edit(item: dict[str, Any]) -> None:
+        item["metadata"]["generation"] = item["metadata"].get("generation", 1) + 1
+
+    stage.api.change("trainingjobs", "small", NS, edit)
+    await eventually("TemplateInvalid", lambda: _reason(stage) == "TemplateInvalid")
+    conditions = {c["type"]: c for c in stage.status()["conditions"]}
+    assert words in conditions["Stalled"]["message"]
+    assert conditions["Ready"]["status"] == "True", "training goes on"
+    assert {p["metadata"]["uid"] for p in stage.api.all("pods")} == pods
+    stage.api.refuse = lambda method, path: None
+    stage.api.change("trainingjobs", "small", NS, edit)
+    await eventually("Running", lambda: _reason(stage) == "Running")
+
+
 async def test_a_job_of_a_namespace_that_is_being_terminated_is_left_alone(stage: Stage) -> None:
     words = "unable to create new content in namespace team because it is being terminated"
     stage.api.refuse = lambda method, path: (

@@ -30,6 +30,11 @@ class CreatePod:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckTemplate:
+    """A dry run of a worker's pod: a mistake in spec.template is found when it is made, not when a node has just been taken (G5)."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeletePod:
     """Graceful: the kubelet sends SIGTERM and waits for the pod's grace."""
 
@@ -73,7 +78,7 @@ class EmitEvent:
 
 
 Send: TypeAlias = SendAttempt | SendNotice | SendCheckpoint | SendCollect
-Action: TypeAlias = EnsureChildren | CreatePod | DeletePod | Send | EmitEvent
+Action: TypeAlias = EnsureChildren | CheckTemplate | CreatePod | DeletePod | Send | EmitEvent
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from holdfast_operator.core import (
     trouble,
     wake,
 )
-from holdfast_operator.core.actions import Action, Decision, DeletePod
+from holdfast_operator.core.actions import Action, CheckTemplate, Decision, DeletePod
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
 
@@ -151,4 +151,5 @@ def _finished_round(
     found = trouble.find(seen, status, now) if status.phase not in phases.TERMINAL else None
     status = conditions.update(seen, status, found, verdict, now)
     told = events.between(seen.status, status)
-    return Decision(status, (*actions, *told), wake.next_look(seen, status, now))
+    checks = () if seen.template_checked or status.phase in phases.TERMINAL or seen.spec_error else (CheckTemplate(),)
+    return Decision(status, (*actions, *checks, *told), wake.next_look(seen, status, now))

@@ -141,6 +141,8 @@ class Observed:
     """Since when this operator process could hear agents: silence counts from here at the earliest (I9)."""
     children_exist: bool = True
     """Service, Secret and NetworkPolicy have been made or found lately."""
+    template_checked: bool = True
+    """The API server has seen a pod of this generation's spec.template, for real or as a dry run."""
     refusals: tuple[Refusal, ...] = ()
     """What the API server refused and has not taken since."""
     spec_error: str = ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from holdfast_api import codec, names
 from holdfast_operator.core import children
-from holdfast_operator.core.actions import Action, CreatePod, DeletePod, EmitEvent, EnsureChildren
+from holdfast_operator.core.actions import Action, CheckTemplate, CreatePod, DeletePod, EmitEvent, EnsureChildren
 from holdfast_operator.core.observed import JobMeta, Observed, Refusal, RefusalKind
 from holdfast_operator.core.pods import PodContext, worker_pod
 from holdfast_operator.core.wake import REFUSED_AGAIN
@@ -22,6 +22,7 @@ from holdfast_operator.shell.kube import ApiError, Kube
 log = logging.getLogger("holdfast.execute")
 CHILDREN_FRESH_SECONDS = 60.0
 NAMESPACE_ENDS_SECONDS = 60.0
+_TEMPLATE = "the pod that spec.template describes"
 
 
 @dataclass(slots=True)
@@ -33,6 +34,8 @@ class JobMemory:
     """Monotonic time at which Service, Secret and NetworkPolicy were last known to exist."""
 
     generation: int = 0
+    template_checked: bool = False
+    """A pod of this generation's template has been tried (G5)."""
     namespace_ends_at: float = 0.0
     """Monotonic time at which the API server last said that the namespace is being terminated."""
 
@@ -44,6 +47,7 @@ class JobMemory:
         """What was refused for an earlier spec, or for a pod that is planned no more, is no trouble any more."""
         if job.generation != self.generation:
             self.generation = job.generation
+            self.template_checked = False
             self.refusals.clear()
         planned = {f"pod {names.pod_name(job.name, job.uid, w.worker, w.serial)}" for w in status.workers}
         for what in [w for w in self.refusals if w.startswith("pod ") and w not in planned]:
@@ -83,6 +87,8 @@ class Executor:
         match action:
             case CreatePod():
                 return await self._create_pod(seen, action, memory)
+            case CheckTemplate():
+                return await self._check_template(seen, memory)
             case DeletePod():
                 log.info("deleting pod %s: %s", action.name, action.why, extra={"job": seen.job.name})
                 path = f"/api/v1/namespaces/{seen.job.namespace}/pods/{action.name}"
@@ -103,9 +109,24 @@ class Executor:
         body = worker_pod(job, seen.spec, action.worker, action.serial, action.avoid_nodes, self.context)
         made = await self._create(job, path, body, what, memory)
         if isinstance(made, dict):
+            memory.refusals.pop(_TEMPLATE, None)
             self.pod_made(made)
             return None
         return 0.1 if what in memory.refusals else 1.0
+
+    async def _check_template(self, seen: Observed, memory: JobMemory) -> float | None:
+        """Only what is wrong with the pod itself counts: quota and the like may be full of the job's own pods."""
+        job = seen.job
+        path = f"/api/v1/namespaces/{job.namespace}/pods"
+        try:
+            await self.kube.create(path, worker_pod(job, seen.spec, 0, 0, (), self.context), dry_run=True)
+        except ApiError as e:
+            if e.passing and not e.namespace_ends:
+                return 5.0
+            if e.status in (400, 422) or e.namespace_ends:
+                self._refused(_TEMPLATE, e, memory)
+        memory.template_checked = True
+        return 0.0 if _TEMPLATE in memory.refusals else None
 
     async def _ensure_children(self, job: JobMeta, memory: JobMemory) -> bool:
         """Service, Secret and NetworkPolicy exist and are ours. The operator may not read Secrets: one of this name counts as ours (its name holds the

@@ -99,8 +99,9 @@ class Kube:
     async def get(self, path: str) -> Object:
         return await self._request("GET", path)
 
-    async def create(self, path: str, body: Object) -> Object:
-        return await self._request("POST", path, body)
+    async def create(self, path: str, body: Object, *, dry_run: bool = False) -> Object:
+        """`dry_run`: everything but storing it, admission included."""
+        return await self._request("POST", path, body, query={"dryRun": "All"} if dry_run else None)
 
     async def replace(self, path: str, body: Object) -> Object:
         """With the resourceVersion in `body`: compare-and-swap, 409 if somebody was faster."""

@@ -6,10 +6,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from holdfast_api.messages import Cause
 from holdfast_operator.core import events
+from holdfast_operator.core.resume import PHASES
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
 
 _RESUME_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 3600)
 _FAST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_INTERRUPTING = tuple(c for c in Cause if c not in (Cause.PERIODIC, Cause.MANUAL, Cause.FINAL, Cause.SUSPEND))
 
 
 class Metrics:
@@ -65,7 +67,16 @@ class Metrics:
             "holdfast_agent_orders_failed", "Orders that an agent did not take in.", registry=r
         )
         self.reports = Counter("holdfast_agent_reports", "Reports that were accepted.", registry=r)
+        self._begin_at_zero()
         self.leader = Gauge("holdfast_leader", "1 while this process is the active operator.", registry=r)
+
+    def _begin_at_zero(self) -> None:
+        """`increase()` and `rate()` see the first event of a series only if its zero was scraped before."""
+        for cause in _INTERRUPTING:
+            self.preemptions.labels(cause.value)
+            self.steps_lost.labels(cause.value)
+            for phase in ("total", *PHASES):
+                self.resume.labels(phase, cause.value)
 
     def written(self, namespace: str, job: str, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
         """A status write that succeeded. Each resume is observed by the write that closes it, and by no other (I9)."""
