@@ -13,6 +13,7 @@ from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import MemoryTooSmall, PeerRefused, ProtocolBroken
 from holdfast_agent.evacuation import Evacuation
+from holdfast_agent.finish import Finish
 from holdfast_agent.gates import Gates
 from holdfast_agent.launcher import Launcher, Process, RankSpec
 from holdfast_agent.ranks import RankLink
@@ -35,9 +36,7 @@ UNUSED_SECONDS = 25.0
 FAILED_SECONDS = 5.0
 """How long the agent stays after a trainer's failure, for a save that runs, the report, or the next attempt."""
 FINISH_SECONDS = 3600.0
-IDLE_FINISH_SECONDS = 120.0
-"""Ranks are done and nothing is being written: the others will not come (unequal numbers of boundaries, E3)."""
-LAST_CAPTURE_SECONDS = 5.0
+"""A script that ended without finish(): for periodic saves that still run."""
 STEP_WEIGHT = 0.2
 """Of the newest step in the moving average."""
 NEVER_USED = "nothing was saved: the script ended without ever calling holdfast"
@@ -55,6 +54,7 @@ class Attempt:
         self.saves = Saves(shared)
         self.rounds = Rounds(shared, self.gates, self.saves)
         self.evacuation = Evacuation(shared, self.gates, self.rounds, self.saves, watchdog)
+        self.finish = Finish(shared, self.writing, self.saves, self.rounds)
         self.restoring = Restoring(shared)
         self.claims = Claims(shared) if shared.is_lead else None
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,6 +88,7 @@ class Attempt:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.finish.close()
         await self.evacuation.close()
         await self.rounds.cancel(reopen=False)
         await self.saves.close()
@@ -242,7 +243,7 @@ class Attempt:
         rank.done_at = message.boundary
         rank.boundary = max(rank.boundary, message.boundary)
         if self.shared.crew.done_at is not None:
-            self._tasks.append(asyncio.ensure_future(self._finish()))
+            self.finish.begin()
 
     async def _tell_lead(self, message: object) -> None:
         s = self.shared
@@ -317,6 +318,11 @@ class Attempt:
         log.error("rank %d ended with %s", process.rank, how)
         await self._fail(f"rank {process.rank} ended with {how}\n{process.last_words}"[:2300])
 
+    @property
+    def _unfinished(self) -> bool:
+        """A save is written for which nobody has waited."""
+        return self.writing.busy and not self.finish.begun
+
     def fail(self, detail: str) -> None:
         """A new attempt is needed, for a reason that is not a rank's end."""
         log.error("the attempt has failed: %s", detail)
@@ -337,46 +343,14 @@ class Attempt:
 
     async def _all_ended(self) -> None:
         s = self.shared
-        await s.changes.until(lambda: not self.saves.pending and not self.writing.busy, Deadline.after(FINISH_SECONDS))
+        await self.finish.over()
+        await s.changes.until(lambda: not (self.saves.pending or self._unfinished), Deadline.after(FINISH_SECONDS))
         s.record.finished = True
-        detail = ""
+        detail = s.record.exit_detail
         if all(r.hello is None for r in s.crew):
             detail = NEVER_USED
             s.record.block(Blocked(BlockedReason.LIBRARY_NOT_USED, NEVER_USED))
         s.end(Exit.FINISHED, detail)
-
-    async def _finish(self) -> None:
-        """All ranks are done: what they hold is committed, or given up, before they may end."""
-        s = self.shared
-        end = s.crew.done_at
-        assert end is not None
-        soon = Deadline.after(LAST_CAPTURE_SECONDS)
-        held = await s.changes.until(lambda: bool(s.crew.held(end)) or s.last_boundary >= end, soon)
-        if not held and s.is_lead:
-            # The library captures the last boundary by itself; if it did not, a round asks for it.
-            await self.rounds.request(Cause.FINAL, evacuate=False, deadline=None).ended.wait()
-        await self._until_saved(end)
-        if s.last_boundary < end:
-            log.error("the last boundary %d could not be saved; the newest checkpoint is at %d", end, s.last_boundary)
-        for rank in s.crew:
-            rank.send(wire.FinishAllowed())
-
-    async def _until_saved(self, end: int) -> None:
-        """Or given up, or nobody works on it any more."""
-        s = self.shared
-        limit = Deadline.after(FINISH_SECONDS)
-        while not limit.passed:
-            if await s.changes.until(
-                lambda: s.last_boundary >= end or self._given_up(end), Deadline.after(IDLE_FINISH_SECONDS)
-            ):
-                return
-            if not self.writing.busy and not self.saves.pending:
-                return
-
-    def _given_up(self, boundary: int) -> bool:
-        return self.writing.given_up(boundary) or (
-            self.shared.is_lead and not self.saves.pending and not self.shared.crew.held(boundary)
-        )
 
     # ---- clocks
 

@@ -10,6 +10,8 @@ AgentError
 └── CheckpointBad        a checkpoint cannot be used, for a reason that lies in it (C3, C4)
 """
 
+from holdfast_store.errors import StoreError
+
 
 class AgentError(Exception):
     """Base of everything this package raises."""
@@ -37,6 +39,13 @@ class PeerSilent(AgentError):
 
 class SaveGivenUp(AgentError):
     """The save ends without a commit record; what was committed before is untouched."""
+
+    def __init__(self, message: str, *, storage: StoreError | None = None, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.storage = storage
+        """What the store said, if it is the store that does not take the save."""
+        self.may_pass = may_pass or storage is not None
+        """The same save may succeed later: the fault is not in the state."""
 
 
 class CheckpointBad(AgentError):

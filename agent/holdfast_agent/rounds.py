@@ -23,6 +23,7 @@ ROUND_SECONDS = 600.0
 """Deadline of a round that training survives, if none is given."""
 LEASE_MARGIN_SECONDS = 10.0
 OPEN_SECONDS = 15.0
+ENDS_SECONDS = 10.0
 TRIES = 3
 
 
@@ -118,6 +119,18 @@ class Rounds:
             self._reopen = reopen
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def ask_ends(self) -> dict[int, peers.GateVotes]:
+        """Every worker's votes, with the gates opened again at once: where the ranks that are done have ended (E3). Empty while a round runs."""
+        if self._running is not None:
+            return {}
+        s = self._shared
+        number = max(self._least, self._gates.next_round())
+        order = peers.CloseGates(s.attempt, number, s.settings.pod_uid, ENDS_SECONDS + LEASE_MARGIN_SECONDS)
+        answers = await s.mesh.ask_all(order, until=Deadline.after(ENDS_SECONDS), round=number)
+        opened = peers.OpenGates(s.attempt, number, s.settings.pod_uid)
+        await s.mesh.ask_all(opened, until=Deadline.after(ENDS_SECONDS), round=number)
+        return {w: a for w, a in answers.items() if isinstance(a, peers.GateVotes)}
 
     # ---- one round
 

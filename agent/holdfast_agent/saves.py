@@ -8,23 +8,51 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
 
+from holdfast_agent import storage
 from holdfast_agent.clock import Deadline, now
-from holdfast_agent.errors import AgentError, SaveGivenUp
+from holdfast_agent.errors import AgentError, PeerRefused, SaveGivenUp
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop, persist
 from holdfast_agent.writing import PERIODIC_SECONDS
 from holdfast_api import peers
+from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CheckpointKind, CommitRecord, Progress, RankEntry
 from holdfast_api.messages import Cause, CheckpointInfo, Stage
-from holdfast_store.errors import NotOnRecord, StoreError, Superseded
+from holdfast_store.errors import AlreadyExists, NotOnRecord, StoreError, Superseded
 
 log = logging.getLogger(__name__)
 TELL_SECONDS = 20.0
 """How long members are told how a save ended; a member that is gone learns it from the store when it returns."""
 OFFERS_KEPT = 64
 FINAL_TRIES = 5
+"""Of a last state that fails for a reason that lies neither in the store nor in a peer; those are tried without end."""
+FINAL_PAUSE_SECONDS = 1.0
+LONGEST_FINAL_PAUSE_SECONDS = 15.0
+OWN_SECONDS = 1.0
+DECIDE_SECONDS = 10.0
+"""An attempt that is over waits so long for a commit record that is on its way; the next claim makes a later one harmless (A7)."""
+
+
+@dataclass(eq=False, slots=True)
+class Commit:
+    """A commit record on its way to the store. Nobody can call it back: it is waited for until it is decided (A8)."""
+
+    save: int
+    stop: Stop
+    task: asyncio.Task[tuple[CommitRecord, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unstored:
+    """A last state that the store did not take. It stays the same save, so that what has arrived is not sent and stored once more (B1)."""
+
+    save: int
+    boundary: int
+    base: CheckpointRef | None
 
 
 class Saves:
@@ -35,14 +63,23 @@ class Saves:
         self._lock = asyncio.Lock()
         self._offers: dict[int, set[int]] = {}
         self._periodic: asyncio.Task[None] | None = None
-        self._tries: dict[int, int] = {}
+        self._under_way: Commit | None = None
+        self._unstored: Unstored | None = None
+        self._failed_finals: dict[int, int] = {}
+        self._impossible: dict[int, str] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self.refused_by: StoreError | None = None
+        """Why the last state is not stored yet, as far as it is the store."""
         self.started_at = time.monotonic()
         """Of the newest save; `every.seconds` counts from it."""
 
     # ---- periodic
 
     def offered(self, offer: peers.SaveOffer) -> None:
-        """The lead: a worker's ranks all hold a boundary."""
+        """The lead: a worker's ranks all hold a boundary. Raises PeerRefused if it can be saved never: nobody need wait for it."""
+        if offer.boundary in self._impossible:
+            raise PeerRefused(f"boundary {offer.boundary} cannot be saved: {self._impossible[offer.boundary]}")
         self._offers.setdefault(offer.boundary, set()).add(offer.worker)
         for old in sorted(self._offers)[:-OFFERS_KEPT]:
             del self._offers[old]
@@ -62,21 +99,45 @@ class Saves:
 
     async def _run_periodic(self) -> None:
         while (boundary := self._next_offer()) is not None and self._shared.record.claim is not None:
-            final = self._is_final(boundary)
-            self._tries[boundary] = self._tries.get(boundary, 0) + 1
-            last_try = not final or self._tries[boundary] >= FINAL_TRIES
+            cause = Cause.FINAL if self._is_final(boundary) else Cause.PERIODIC
             try:
-                deadline = Deadline.after(PERIODIC_SECONDS)
                 await self.make(
-                    boundary, Cause.FINAL if final else Cause.PERIODIC, deadline=deadline, give_up_loudly=last_try
+                    boundary,
+                    cause,
+                    deadline=Deadline.after(PERIODIC_SECONDS),
+                    for_good=self._is_replaced(boundary),
                 )
-            except SaveGivenUp:
-                if last_try:
-                    self._offers.pop(boundary, None)
-                else:
-                    await asyncio.sleep(2.0 ** self._tries[boundary])
+            except SaveGivenUp as e:
+                if e.storage is None or not self._is_final(boundary):
+                    self._offers.pop(boundary, None)  # a last boundary is offered again by whoever holds it (finish.py)
+                if self._is_final(boundary):
+                    await self._after_failed_final(boundary, e)
             for old in [b for b in self._offers if b <= self._shared.last_boundary]:
                 del self._offers[old]
+
+    async def _after_failed_final(self, boundary: int, e: SaveGivenUp) -> None:
+        self.refused_by = e.storage
+        self._shared.changes.bump()
+        failed = self._failed_finals[boundary] = self._failed_finals.get(boundary, 0) + 1
+        if not e.may_pass and failed >= FINAL_TRIES:
+            await self.give_up(boundary, str(e))
+            return
+        await asyncio.sleep(pause_before_try(failed))
+
+    async def give_up(self, boundary: int, reason: str) -> None:
+        """The lead: a last boundary can be saved never, for a reason that lies in it. Whoever offers it again is told (`offered`)."""
+        self._impossible[boundary] = reason
+        self._offers.pop(boundary, None)
+        self._unstored = None
+        await self._tell(peers.Committed(self._shared.attempt, max(1, self._shared.highest_save), ""))
+
+    def impossible(self, boundary: int) -> str:
+        """Why, or ""."""
+        return self._impossible.get(boundary, "")
+
+    def _is_replaced(self, boundary: int) -> Callable[[], bool]:
+        """The next periodic save makes up for one that fails; nothing makes up for the last state."""
+        return lambda: not self._is_final(boundary)
 
     def _is_final(self, boundary: int) -> bool:
         held = self._shared.crew.held(boundary)
@@ -91,15 +152,28 @@ class Saves:
                 await task
 
     async def close(self) -> None:
+        self._closed = True
         if self._periodic is not None:
             self._periodic.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._periodic
+        if self._under_way is not None and not self._under_way.task.done():
+            self._under_way.stop.set("the attempt is over")
+            await asyncio.wait([self._under_way.task], timeout=DECIDE_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def pending(self) -> bool:
-        """The lead still has something to commit."""
-        return self._lock.locked() or self._next_offer() is not None
+        """The lead still has something to commit, or a commit is not decided."""
+        return self._lock.locked() or self._shared.committing or self._next_offer() is not None
+
+    @property
+    def failing(self) -> StoreError | None:
+        """Why what is saved now does not get on, or was not taken, as far as it is the store."""
+        commit = self._under_way
+        return (commit.stop.failing if commit is not None and not commit.task.done() else None) or self.refused_by
 
     # ---- one save
 
@@ -111,36 +185,104 @@ class Saves:
         deadline: Deadline,
         emergency: bool = False,
         sealed: Callable[[], bool] = lambda: False,
-        give_up_loudly: bool = True,
+        for_good: Callable[[], bool] = lambda: True,
     ) -> CheckpointInfo:
-        """Commits `boundary`, which every rank of the job holds. `sealed` is asked when the commit is there. Raises SaveGivenUp."""
+        """Commits `boundary`, which every rank of the job holds. `sealed` is asked when the commit is there, `for_good` when there is none: whether
+        the save is abandoned. Raises SaveGivenUp."""
         async with self._lock:
             s = self._shared
-            save = s.next_save()
+            await self._decided(deadline)
+            if s.last is not None and boundary <= s.last_boundary:
+                return s.last  # by the commit that was under way
+            save = self._number_for(boundary)
             self.started_at = time.monotonic()
             try:
                 record, text = await self._commit(save, boundary, cause, emergency, deadline)
             except Exception as e:
-                if not isinstance(e, StoreError | SaveGivenUp):
-                    log.exception("save %d failed unexpectedly", save)  # a bug ends this save, not the saving
-                s.metrics.saves.labels(cause.value, "given-up").inc()
-                self._note(save, e)
-                if isinstance(e, Superseded):
-                    s.supersede(e.newest.attempt)
-                if isinstance(e, NotOnRecord):
-                    s.base = None  # it may be what is missing: the next save leans on nothing (B4)
-                if give_up_loudly and not sealed():
-                    await self._tell(peers.Committed(s.attempt, save, ""))
-                raise SaveGivenUp(str(e)) from e
-            info = info_of(record)
-            s.metrics.saves.labels(cause.value, "committed").inc()
+                kept = not (emergency or for_good())
+                raise await self._failed(save, boundary, cause, e, told=for_good() and not sealed(), kept=kept) from e
             s.metrics.save_seconds.labels("whole").observe(time.monotonic() - self.started_at)
-            is_seal = sealed()
-            if is_seal:
-                s.record.stage(Stage.SEALED, record.created_at)
-            await self._tell(peers.Committed(s.attempt, save, text, info, is_seal))
-            log.info("checkpoint %s is committed at boundary %d (%s)", record.ref, boundary, cause.value)
-            return info
+            return await self._made(record, text, is_seal=sealed())
+
+    def _number_for(self, boundary: int) -> int:
+        """A new number (B1), or that of the very same save, if the store did not take it and it was not abandoned."""
+        s = self._shared
+        base = s.base.ref if s.base is not None else None
+        again = self._unstored
+        self._unstored = None
+        if again is not None and again == Unstored(s.highest_save, boundary, base):
+            return again.save
+        return s.next_save()
+
+    async def _failed(
+        self, save: int, boundary: int, cause: Cause, e: Exception, *, told: bool, kept: bool
+    ) -> SaveGivenUp:
+        """Says what to raise. `told`: everybody hears that the save is abandoned. `kept`: it is not, if it is the store that does not take it."""
+        s = self._shared
+        if not isinstance(e, StoreError | SaveGivenUp):
+            log.exception("save %d failed unexpectedly", save)  # a bug ends this save, not the saving
+        s.metrics.saves.labels(cause.value, "given-up").inc()
+        self._note(save, e)
+        if isinstance(e, Superseded):
+            s.supersede(e.newest.attempt)
+        if isinstance(e, NotOnRecord):
+            s.base = None  # it may be what is missing: the next save leans on nothing (B4)
+        given_up = e if isinstance(e, SaveGivenUp) else SaveGivenUp(str(e), storage=storage.refusal(e))
+        if told:
+            await self._tell(peers.Committed(s.attempt, save, ""))
+        if kept and given_up.storage is not None:
+            self._unstored = Unstored(save, boundary, s.base.ref if s.base is not None else None)
+        return given_up
+
+    async def _made(self, record: CommitRecord, text: str, *, is_seal: bool) -> CheckpointInfo:
+        """The record is there: everybody learns it, also if the round that asked for it is withdrawn while they are told."""
+        s = self._shared
+        info = info_of(record)
+        self.refused_by = None
+        s.metrics.saves.labels(record.cause.value, "committed").inc()
+        if is_seal:
+            s.record.stage(Stage.SEALED, record.created_at)
+        try:
+            await self._tell(peers.Committed(s.attempt, record.save, text, info, is_seal))
+        except asyncio.CancelledError:
+            self._later(self._tell(peers.Committed(s.attempt, record.save, text, info)))
+            raise
+        log.info("checkpoint %s is committed at boundary %d (%s)", record.ref, info.boundary, record.cause.value)
+        return info
+
+    # ---- a commit that is under way (A8)
+
+    async def _decided(self, deadline: Deadline) -> None:
+        """Until the commit of a save that was cancelled is decided, and adopted if it is there. Raises SaveGivenUp: no save number is used before."""
+        commit = self._under_way
+        if commit is None:
+            return
+        await asyncio.wait([commit.task], timeout=deadline.remaining)
+        if not commit.task.done():
+            raise SaveGivenUp(f"the commit of save {commit.save} is not decided yet (A8)", may_pass=True)
+        await asyncio.sleep(0)  # its callbacks
+        if self._tasks:  # this worker is told at once; who is unreachable does not hold up an evacuation
+            await asyncio.wait(self._tasks, timeout=min(deadline.remaining, OWN_SECONDS))
+
+    def _landed(self, commit: Commit) -> None:
+        s = self._shared
+        s.committing = False
+        s.changes.bump()
+
+    def _adopt_later(self, commit: Commit) -> None:
+        """Whoever asked for the save is gone. If the record has arrived all the same, the save is a checkpoint like any other."""
+        if commit.task.cancelled():
+            return
+        if commit.task.exception() is not None:
+            log.info("save %d was withdrawn, and there is no commit: %s", commit.save, commit.task.exception())
+        elif not self._closed:
+            record, text = commit.task.result()
+            self._later(self._made(record, text, is_seal=False))
+
+    def _later(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def seal(self, info: CheckpointInfo | None) -> None:
         """The evacuation ends without a save of its own: `info` is the commit that holds everything already, None if something is lost."""
@@ -161,15 +303,17 @@ class Saves:
         record = self._record(order, answers)
         stop = Stop()
         stop.at = time.monotonic() + deadline.remaining
+        writing = s.threads.call(persist, stop, lambda: _committing(s, record, stop))
+        commit = self._under_way = Commit(save, stop, asyncio.ensure_future(writing))
         s.committing = True
+        commit.task.add_done_callback(lambda _: self._landed(commit))
         try:
-            text = await asyncio.shield(
-                asyncio.ensure_future(s.threads.call(persist, stop, lambda: _committing(s, record, stop)))
-            )
-        finally:
-            s.committing = False
-            s.changes.bump()
-        return record, text
+            return await asyncio.shield(commit.task)
+        except asyncio.CancelledError:
+            # The record may land any moment (A8): it is not tried again, and nothing newer is begun until it is decided.
+            stop.set("the save was withdrawn")
+            commit.task.add_done_callback(lambda _: self._adopt_later(commit))
+            raise
 
     async def _flushed(self, order: peers.FlushOrder, deadline: Deadline) -> list[peers.Flushed]:
         """All answers, or SaveGivenUp at the first worker that has none: the others' work is for nothing then."""
@@ -187,9 +331,13 @@ class Saves:
         try:
             answer: peers.Flushed = await self._shared.mesh.ask(worker, order, until=deadline)
         except AgentError as e:
-            raise SaveGivenUp(str(e)) from e
+            raise SaveGivenUp(str(e), may_pass=True) from e
         if answer.error:
-            raise SaveGivenUp(f"worker {worker}: {answer.error}")
+            raise SaveGivenUp(
+                f"worker {worker}: {answer.error}",
+                storage=storage.refusal_in(answer.error),
+                may_pass=answer.error.startswith(SaveGivenUp.__name__),
+            )
         return answer
 
     def _record(self, order: peers.FlushOrder, answers: list[peers.Flushed]) -> CommitRecord:
@@ -233,9 +381,22 @@ class Saves:
         self._shared.record.changed()
 
 
-def _committing(shared: Shared, record: CommitRecord, stop: Stop) -> str:
+def _committing(shared: Shared, record: CommitRecord, stop: Stop) -> tuple[CommitRecord, str]:
+    """The record that stands, and its text. It is an earlier one if a try before had gone through and its answer was lost."""
     assert shared.store is not None
-    return shared.store.until(stop.at).commit(record, incarnation=shared.incarnation)
+    store = shared.store.until(stop.at)
+    try:
+        return record, store.commit(record, incarnation=shared.incarnation)
+    except AlreadyExists:
+        standing, text = store.read_commit(record.ref)
+        if standing.ranks != record.ranks:
+            raise
+        return standing, text
+
+
+def pause_before_try(failed: int) -> float:
+    """Seconds before a last state is tried again after so many failures. Pure."""
+    return float(min(FINAL_PAUSE_SECONDS * 2 ** min(failed - 1, 10), LONGEST_FINAL_PAUSE_SECONDS))
 
 
 def info_of(record: CommitRecord) -> CheckpointInfo:

@@ -26,6 +26,8 @@ class SlotBook:
 
     count: int
     held: dict[int, Held] = field(default_factory=dict)
+    freed: dict[int, Held] = field(default_factory=dict)
+    """What was given back and not handed over again: its bytes lie in the slot until the rank captures into it."""
 
     def take(self, message: CapturedSlot) -> None:
         """The rank hands a slot over. Raises ProtocolBroken for a slot that does not exist or is not the rank's.
@@ -36,11 +38,26 @@ class SlotBook:
             raise ProtocolBroken(f"slot {message.slot} of {self.count} was captured")
         held = self.held.get(message.slot)
         if held is None:
+            self.freed.pop(message.slot, None)
             self.held[message.slot] = Held(message)
         elif held.captured.boundary == message.boundary:
             held.captured = message
         else:
             raise ProtocolBroken(f"slot {message.slot} was captured while it belongs to the agent")
+
+    def free(self, slot: int) -> Held:
+        """Gives a slot back to the rank."""
+        self.freed[slot] = self.held.pop(slot)
+        return self.freed[slot]
+
+    def reclaim(self, boundary: int) -> bool:
+        """The rank has ended its loop at `boundary` and captures no more: a slot that was given back with it holds it still."""
+        for slot, freed in self.freed.items():
+            if freed.captured.boundary == boundary and slot not in self.held:
+                self.held[slot] = freed
+                del self.freed[slot]
+                return True
+        return False
 
     def at(self, boundary: int) -> tuple[int, Held] | None:
         for slot, held in self.held.items():
@@ -79,6 +96,12 @@ def freed_by_open(book: SlotBook, wanted: frozenset[int]) -> list[int]:
         for s, h in book.held.items()
         if h.captured.kind == "round" and h.captured.boundary not in wanted and not h.readers
     )
+
+
+def is_last_state(book: SlotBook, slot: int, done_at: int | None) -> bool:
+    """The rank has ended its loop and the slot holds its last boundary, not committed: there is no newer one that could make up for it."""
+    held = book.held[slot]
+    return held.captured.boundary == done_at and not held.committed
 
 
 def sacrificed_for_round(book: SlotBook) -> int | None:

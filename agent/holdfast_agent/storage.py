@@ -2,7 +2,11 @@
 
 from holdfast_api.config import StorageConfig
 from holdfast_api.messages import Blocked, BlockedReason
-from holdfast_store.errors import Corrupt, Denied, Misconfigured, StoreError, Unavailable
+from holdfast_store.errors import Corrupt, Denied, Full, Misconfigured, StoreError, Unavailable
+
+_REFUSALS = (Denied, Full, Misconfigured, Unavailable)
+"""The store does not take what is given to it, for a reason that lies in the store: somebody mends it, or it passes."""
+_FULL = "free space or raise the quota; it is tried again by itself"
 
 _REMEDY = {
     BlockedReason.STORAGE_DENIED: (
@@ -17,10 +21,20 @@ _REMEDY = {
 def blocked(error: StoreError, storage: StorageConfig) -> Blocked:
     """Never an absence: a store that cannot be read says nothing about checkpoints (B7)."""
     reason = _reason(error)
+    remedy = _FULL if isinstance(error, Full) else _REMEDY[reason]
     endpoint = storage.endpoint or "the default endpoint"
-    return Blocked(
-        reason, f"{storage.uri} at {endpoint}: {type(error).__name__}: {error}"[:3000] + f"; {_REMEDY[reason]}"
-    )
+    return Blocked(reason, f"{storage.uri} at {endpoint}: {type(error).__name__}: {error}"[:3000] + f"; {remedy}")
+
+
+def refusal(error: BaseException) -> StoreError | None:
+    """The error itself, if it says that the store does not take what it is given."""
+    return error if isinstance(error, _REFUSALS) else None
+
+
+def refusal_in(words: str) -> StoreError | None:
+    """The same of another worker's words (`Flushed.error`), which begin with the name of the error's class."""
+    name, _, message = words.partition(": ")
+    return next((cls(message) for cls in _REFUSALS if cls.__name__ == name), None)
 
 
 def _reason(error: StoreError) -> BlockedReason:

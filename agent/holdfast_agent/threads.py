@@ -42,6 +42,8 @@ class Stop:
         self.reason = ""
         self.at = float("inf")
         """Monotonic seconds after which nothing is tried again."""
+        self.failing: Unavailable | None = None
+        """Why a call that is repeated has failed so far; None once one went through."""
 
     def set(self, reason: str) -> None:
         if not self._event.is_set():
@@ -61,8 +63,11 @@ def persist(stop: Stop, function: Callable[[], T]) -> T:
     pause = FIRST_PAUSE_SECONDS
     while True:
         try:
-            return function()
-        except Unavailable:
+            result = function()
+            stop.failing = None
+            return result
+        except Unavailable as e:
+            stop.failing = e
             if stop.wanted:
                 raise
             stop.pause(pause)

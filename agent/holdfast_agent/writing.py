@@ -13,7 +13,7 @@ from datetime import datetime
 from holdfast_agent import flush, slots
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
-from holdfast_agent.errors import AgentError
+from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop
@@ -23,7 +23,7 @@ from holdfast_api.errors import ContractError
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord
 from holdfast_api.messages import Stage
-from holdfast_store.errors import StoreError
+from holdfast_store.errors import StoreError, Unavailable
 
 log = logging.getLogger(__name__)
 PERIODIC_SECONDS = 1800
@@ -58,10 +58,15 @@ class Writing:
     async def ordered(self, order: peers.FlushOrder) -> object:
         """The answer to a FlushOrder, or LATER."""
         running = self._flushes.get(order.save)
-        if running is None:
+        if running is None or self._may_repeat(running, order):
             running = self._start(order)
         await asyncio.wait([running.task], timeout=LATER_SECONDS)
         return running.task.result() if running.task.done() else LATER
+
+    @staticmethod
+    def _may_repeat(running: Flush, order: peers.FlushOrder) -> bool:
+        """The store did not take a last state, and the coordinator goes on with the same save (B1: it was not abandoned)."""
+        return not running.over and running.order != order and running.task.done() and bool(running.task.result().error)
 
     def committed(self, message: peers.Committed) -> None:
         """How a save ended."""
@@ -96,7 +101,7 @@ class Writing:
     def free(self, rank: Rank, slot: int) -> None:
         """The rank may overwrite the slot."""
         assert rank.book is not None
-        held = rank.book.held.pop(slot)
+        held = rank.book.free(slot)
         rank.send(wire.SlotFree(slot, held.captured.boundary, held.committed))
 
     @property
@@ -107,10 +112,10 @@ class Writing:
         newest = self._flushes[max(self._flushes)]
         return not newest.over and not Deadline.of(newest.order.deadline, otherwise_seconds=PERIODIC_SECONDS).passed
 
-    def given_up(self, boundary: int) -> bool:
-        """The coordinator has said that the newest save of this boundary ended without a commit, and will not be tried again."""
-        ended = [f for f in self._flushes.values() if f.order.boundary == boundary]
-        return bool(ended) and all(f.over for f in ended) and self._shared.last_boundary < boundary
+    @property
+    def failing(self) -> Unavailable | None:
+        """Why a flush that runs does not get on, as far as it is the store."""
+        return next((f.stop.failing for f in self._flushes.values() if not f.task.done() and f.stop.failing), None)
 
     async def close(self) -> None:
         """Nobody reads a slot afterwards."""
@@ -150,7 +155,7 @@ class Writing:
             reason = (
                 "the store is not open" if s.store is None else f"{missing} ranks do not hold boundary {order.boundary}"
             )
-            return peers.Flushed(s.attempt, order.save, (), error=reason)
+            return peers.Flushed(s.attempt, order.save, (), error=f"{SaveGivenUp.__name__}: {reason}")
         readers = [h[1] for _, h in held if h is not None]
         for h in readers:
             h.readers += 1
@@ -186,8 +191,10 @@ class Writing:
         for rank in s.crew:
             if rank.book is not None and (found := rank.book.at(order.boundary)):
                 s.arena.note(rank.number, found[0], s.settings.config.job_uid, ref)
-        # An older commit of our own that is under way ends before a newer save may (A8).
-        await s.changes.until(lambda: not s.committing or s.highest_save == order.save, deadline)
+        # A commit of our own that is under way is of an older save: it is decided before a newer one may be (A8).
+        if not await s.changes.until(lambda: not s.committing, deadline):
+            reason = f"{SaveGivenUp.__name__}: the commit of an older save is not decided (A8)"
+            return peers.Flushed(s.attempt, order.save, (), error=reason)
         first = s.crew.held(order.boundary)
         told = first[0] if first else None
         return peers.Flushed(
@@ -276,4 +283,6 @@ class Writing:
     def _give_back(self, which: Callable[[Rank], list[int]]) -> None:
         for rank in self._shared.crew:
             for slot in which(rank):
-                self.free(rank, slot)
+                assert rank.book is not None
+                if not slots.is_last_state(rank.book, slot, rank.done_at):
+                    self.free(rank, slot)

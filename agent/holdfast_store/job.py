@@ -102,6 +102,13 @@ class JobStore:
             raise Absent(f"checkpoint {ref} is expired")
         return record, text
 
+    def newest_commit(self, attempt: int) -> CommitRecord | None:
+        """Of this attempt's own checkpoints, or None."""
+        for ref in inventory.saves(self._records, attempt):
+            if inventory.state(self._records, ref).exists:
+                return self._records.commit(ref)[0]
+        return None
+
     def read_manifest(self, record: CommitRecord, rank: int) -> RankManifest:
         """Verified against the digest in `record` (B3). Corrupt, Absent. Also for the record of another job of this name."""
         return self.for_job(record.job_uid)._records.manifest(record, rank)

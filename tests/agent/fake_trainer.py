@@ -3,7 +3,7 @@
 Named fake because the state is only bytes: 8 KiB that are a function of (rank, boundary), so that any mixture of two boundaries is seen. It behaves as the
 library does: votes from a helper thread, captures at boundaries only, waits for a free slot, stands still at a round's target.
 
-    fake_trainer.py STEPS [--step-seconds S] [--log FILE] [--crash-at N] [--exit-code N] [--fail-load N] [--garbage] [--silent]
+    fake_trainer.py STEPS [--step-seconds S] [--log FILE] [--crash-at N] [--exit-code N] [--fail-load N] [--finish-seconds S] [--silent]
 """
 
 import argparse
@@ -101,6 +101,7 @@ class FakeTrainer:
             if self.boundary == self.o.crash_at:
                 print("Traceback: something broke at", self.boundary, file=sys.stderr, flush=True)
                 os._exit(self.o.exit_code)
+        time.sleep(self.o.finish_seconds)
         self.finish()
 
     def restore(self):
@@ -229,6 +230,7 @@ def main():
     parser.add_argument("--fail-load", type=int, default=0)
     parser.add_argument("--fail-load-rank", type=int, default=-1)
     parser.add_argument("--environment", default="")
+    parser.add_argument("--finish-seconds", type=float, default=0.0, help="between the last step and finish()")
     parser.add_argument("--silent", action="store_true", help="never speaks to the agent")
     options = parser.parse_args()
     if options.environment:
