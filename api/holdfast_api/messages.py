@@ -314,4 +314,8 @@ class AgentReport:
     superseded_by: int = 0
     storage_note: str = ""
     """What the probe found (B8), for the condition."""
+    joined: int = 0
+    """Greatest attempt that this pod has joined in any life of its agent. Above `attempt`: the agent was restarted in place and refuses that attempt (A1)."""
+    saving: Blocked | None = None
+    """Why the newest saves could not be stored; None again once one is committed."""
     schema: int = 1

@@ -104,6 +104,8 @@ class SimulatedCluster:
         self.decided_attempts: list[int] = []
         self.named: set[tuple[int, int]] = set()
         self.events: list[act.EmitEvent] = []
+        self.sealed: set[int] = set()
+        """Attempts of which a worker has sealed."""
         self.wrong: list[str] = []
         self.resumed: list[int] = []
 
@@ -400,6 +402,8 @@ class SimulatedCluster:
             self._sealed(agent)
 
     def _sealed(self, agent: Agent) -> None:
+        assert agent.order is not None
+        self.sealed.add(agent.order.attempt)
         agent.phase = AgentPhase.SEALED
         agent.stages.setdefault(Stage.SEALED.value, self.now)
 
@@ -469,11 +473,12 @@ class SimulatedCluster:
     def _check_claim(self, number: int) -> None:
         """A3: nobody of an older attempt may still be about to commit, unless its deadline has passed or it was lost.
 
-        A lost one may come back in the very moment of the claim: a zombie, which A5 and A7 make harmless.
+        A lost one may come back in the very moment of the claim: a zombie, which A5 and A7 make harmless. A commit needs all workers, so none is
+        about to be made once one of them has sealed.
         """
         lost = {(p.attempt, w) for p in self.status.preemptions if p.cause == Cause.NODE_LOST.value for w in p.workers}
         for a in self.agents.values():
-            if a.order is None or (a.order.attempt, a.worker) in lost:
+            if a.order is None or a.order.attempt in self.sealed or (a.order.attempt, a.worker) in lost:
                 continue
             if (
                 a.order.attempt < number

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from job_worlds import JobWorld, a_job, checkpoint, condition, of_type, seconds
 
-from holdfast_api.messages import AgentPhase, Exit
-from holdfast_operator.core.actions import CreatePod
-from holdfast_operator.crd.v1alpha1 import Phase
+from holdfast_api.messages import AgentPhase, Blocked, BlockedReason, Exit
+from holdfast_operator.core.actions import CreatePod, DeletePod, EmitEvent
+from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus
 
 
 def running(**spec: Any) -> JobWorld:
@@ -153,3 +153,59 @@ def test_all_finished_is_success_and_nothing_is_deleted() -> None:
 def test_a_finished_worker_waits_for_the_others() -> None:
     w = running().reports(1, AgentPhase.FINISHED, exit=Exit.FINISHED).change_pod(1, phase="Succeeded", exit_code=0)
     assert w.settled().status.phase is Phase.RUNNING
+
+
+def test_a_trainer_that_died_beside_a_container_that_runs_on_is_a_failure() -> None:
+    """The pod's phase stays Running then (G3: the trainer is one container of several)."""
+    w = running().change_pod(1, exit_code=139, exit_reason="Error")
+    w.settled()
+    assert (w.status.preemptions[-1].cause, w.status.counts.failures) == ("failure", 1)
+
+
+def test_a_finished_job_does_not_keep_the_machines_of_containers_that_never_end() -> None:
+    w = running().all_report(AgentPhase.FINISHED, exit=Exit.FINISHED)
+    for worker in (0, 1):
+        w.change_pod(worker, exit_code=0, finished_at=w.now)
+    w.settled()
+    assert w.status.phase is Phase.SUCCEEDED
+    assert not of_type(w.round(), DeletePod), "they may end by themselves"
+    assert {a.uid for a in of_type(w.after(30).round(), DeletePod)} == {"uid-0-1", "uid-1-1"}
+
+
+def test_an_agent_that_was_killed_before_all_had_accepted_is_found_out() -> None:
+    """It refuses the attempt that an earlier life has joined (A1), so nobody may wait for it."""
+    w = a_job().with_pods().attempt(1)
+    w.reports(0, AgentPhase.WAITING, attempt=0, joined=1)
+    w.settled()
+    assert (w.status.preemptions[-1].cause, w.status.counts.failures) == ("failure", 1)
+
+
+def test_an_out_of_memory_kill_that_was_restarted_in_place_names_the_limit_too() -> None:
+    w = running(budgets={"failures": {"max": 1}}).change_pod(1, restarted_after="OOMKilled")
+    w.reports(1, AgentPhase.WAITING, attempt=0, joined=1).settled()
+    assert condition(w.status, "Stalled").reason == "OutOfMemory"
+
+
+def test_saves_that_fail_are_a_condition_and_an_event_while_training_goes_on() -> None:
+    w = running().with_checkpoints("1/1")
+    why = Blocked(BlockedReason.STORAGE_DENIED, "s3://b/p: Denied: 403; check the Secret")
+    events = of_type(w.reports(1, AgentPhase.TRAINING, saving=why).settled(), EmitEvent)
+    found = condition(w.status, "StorageReady")
+    assert (found.status, found.reason) == ("False", "SavesFail")
+    assert "check the Secret" in found.message
+    assert "1/1 at step 10" in found.message
+    assert [e.warning for e in events if e.reason == "SavesFail"] == [True]
+    assert condition(w.status, "Ready").status == "True"
+    w.reports(1, AgentPhase.TRAINING, saving=None).settled()
+    assert condition(w.status, "StorageReady").status == "True"
+
+
+def test_an_interruption_that_is_not_recovered_from_stays_until_it_is_measured() -> None:
+    w = running()
+    done = tuple(PreemptionStatus(attempt=n, cause="spot", noticed_at=w.now, resumed_at=w.now) for n in range(2, 12))
+    lost = PreemptionStatus(attempt=1, cause="spot", noticed_at=w.now, ended_at=w.now)
+    assert w.status.attempt is not None
+    w.with_status(attempt=w.status.attempt.model_copy(update={"number": 12, "first_step_at": None}), attempts_used=12)
+    w.with_status(preemptions=(lost, *done)[:10])
+    w.change_pod(1, phase="Failed", reason="Evicted").round()
+    assert [p.attempt for p in w.status.preemptions] == [1, 3, 4, 5, 6, 7, 8, 9, 10, 12]

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
-from job_worlds import T0, a_job, checkpoint, claim, condition, of_type, seconds
+from job_worlds import T0, a_job, checkpoint, claim, of_type, seconds
 
 from holdfast_api import names
 from holdfast_api.layout import CheckpointRef
@@ -214,11 +214,20 @@ def test_what_an_earlier_jobs_checkpoints_are_called_is_not_taken_for_ours() -> 
     assert (w.status.quarantined, w.status.checkpoints) == ((), ())
 
 
-def test_a_pin_that_cannot_be_one_stops_the_job_with_the_field() -> None:
-    w = a_job(resumeFrom={"checkpoint": "0/1"})
-    w.round()
-    assert w.status.workers == ()
-    assert "spec.resumeFrom.checkpoint" in condition(w.status, "Stalled").message
+@given(text=st.from_regex(r"[0-9]{1,11}/[0-9]{1,11}", fullmatch=True))
+def test_the_schema_admits_a_pin_if_and_only_if_it_is_one(text: str) -> None:
+    """What is admitted can be acted on: a job with a bad pin would have to be left alone, its notices too."""
+    try:
+        ResumeFrom(checkpoint=text)
+    except ValueError:
+        admitted = False
+    else:
+        admitted = str(CheckpointRef.parse(text)) == text
+    try:
+        is_one = str(CheckpointRef.parse(text)) == text
+    except ValueError:
+        is_one = False
+    assert admitted == is_one
 
 
 def test_an_annotation_asks_for_one_checkpoint_and_is_remembered_when_done() -> None:

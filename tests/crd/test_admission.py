@@ -220,6 +220,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda job: job["spec"].update(resumeFrom={"checkpoint": "../1"}),
         "spec.resumeFrom.checkpoint in body should match",
     ),
+    "a pin that names no checkpoint": (
+        lambda job: job["spec"].update(resumeFrom={"checkpoint": "0/5"}),
+        "spec.resumeFrom.checkpoint in body should match",
+    ),
     "no workers": (
         lambda job: job["spec"].update(workers=0),
         "spec.workers in body should be greater than or equal to 1",

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from fake_apiserver import FakeApiServer
@@ -37,11 +39,53 @@ async def test_a_lease_that_is_renewed_no_more_is_taken_over_and_its_holder_ends
     first, second = Lease(kube, NS, "one"), Lease(kube, NS, "two")
     await first.acquire()
     await asyncio.wait_for(second.acquire(), 10)
-    with pytest.raises(LeaseLost, match="taken by another"):
+    with pytest.raises(LeaseLost, match="could not be renewed"):
         await asyncio.wait_for(first.hold(), 5)
     lease = api.get("leases", leader.NAME, NS)
     assert lease is not None
     assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("two", 2)
+
+
+async def test_a_lease_that_somebody_else_has_taken_ends_its_holder(kube: Kube, api: FakeApiServer) -> None:
+    first = Lease(kube, NS, "one")
+    await first.acquire()
+
+    def take(lease: dict[str, Any]) -> None:
+        lease["spec"]["holderIdentity"] = "two"
+
+    api.change("leases", leader.NAME, NS, take)
+    with pytest.raises(LeaseLost, match="taken by another"):
+        await asyncio.wait_for(first.hold(), 5)
+
+
+async def test_a_holder_whose_api_server_hangs_ends_before_another_takes_over(
+    kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Lease(kube, NS, "one"), Lease(kube, NS, "two")
+    await first.acquire()
+    ends: list[str] = []
+
+    async def holding() -> None:
+        with pytest.raises(LeaseLost):
+            await first.hold()
+        ends.append("first has ended")
+
+    async def waiting() -> None:
+        await second.acquire()
+        ends.append("second has begun")
+
+    monkeypatch.setattr(Lease, "_try", _hangs_for("one", Lease._try))
+    await asyncio.wait_for(asyncio.gather(holding(), waiting()), 20)
+    assert ends == ["first has ended", "second has begun"]
+
+
+def _hangs_for(identity: str, real: Callable[[Lease], Awaitable[bool]]) -> Callable[[Lease], Awaitable[bool]]:
+    async def answer(lease: Lease) -> bool:
+        if lease.identity == identity:
+            await asyncio.sleep(3600)
+        return await real(lease)
+
+    return answer
 
 
 async def test_a_holder_that_cannot_renew_ends_by_itself(kube: Kube, api: FakeApiServer) -> None:

@@ -39,6 +39,16 @@ def test_series_of_every_cause_are_there_before_the_first_event_or_increase_woul
     assert value("holdfast_time_to_resume_seconds_count", {"phase": "fetch", "cause": "drain"}) == 0
 
 
+def test_work_that_was_never_saved_grows_old_from_the_first_step() -> None:
+    """Else the alert about stale checkpoints could not fire for a job whose every save fails."""
+    metrics, began = Metrics(), datetime.now(UTC) - timedelta(seconds=100)
+    attempt = AttemptStatus(number=1, created_at=began, first_step_at=began)
+    metrics.set_jobs([("ns", "job", TrainingJobStatus(attempt=attempt))])
+    age = metrics.registry.get_sample_value("holdfast_checkpoint_age_seconds", {"namespace": "ns", "job": "job"})
+    assert age is not None
+    assert age >= 100
+
+
 def status(resumed: bool) -> TrainingJobStatus:
     phases = (PhaseDuration(name="flush", milliseconds=1500), PhaseDuration(name="load", milliseconds=500))
     entry = PreemptionStatus(attempt=1, cause="spot", noticed_at=NOW, ended_at=NOW)

@@ -31,6 +31,37 @@ def test_the_trainers_state_is_read_and_not_a_sidecars() -> None:
     assert found.finished_at is not None
 
 
+RULES = [{"action": "Restart", "exitCodes": {"operator": "In", "values": [137]}}]
+
+
+def restartable(phase: str, **state: Any) -> Any:
+    spec = {"nodeName": "n1", "containers": [{"name": "trainer", "restartPolicyRules": RULES}]}
+    status = {"phase": phase, "containerStatuses": [{"name": "trainer", **state}]}
+    return translate.pod({"metadata": {"name": "p", "uid": "u", "labels": LABELS}, "spec": spec, "status": status})
+
+
+def test_an_end_that_the_kubelet_restarts_in_place_is_no_end_but_its_reason_stays_known() -> None:
+    """G1: between the end and the restart the container is shown as terminated."""
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    between = restartable("Running", state=killed)
+    assert (between.exit_code, between.ended, between.restarted_after) == (None, False, "OOMKilled")
+    after = restartable("Running", state={"running": {}}, lastState=killed)
+    assert (after.exit_code, after.ended, after.restarted_after) == (None, False, "OOMKilled")
+    assert restartable("Failed", state=killed).exit_code == 137
+    assert restartable("Running", state={"terminated": {"exitCode": 70}}).ended, "no rule restarts it"
+
+
+def test_a_trainer_that_has_ended_is_seen_while_another_container_runs_on() -> None:
+    found = pod({
+        "phase": "Running",
+        "containerStatuses": [
+            {"name": "side", "state": {"running": {}}},
+            {"name": "trainer", "state": {"terminated": {"exitCode": 139, "reason": "Error"}}},
+        ],
+    })  # fmt: skip
+    assert (found.ended, found.terminal) == (True, False)
+
+
 def test_a_deleted_pod_has_a_deadline_and_a_disruption_its_reason() -> None:
     conditions = [
         {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drained"}

@@ -27,7 +27,7 @@ def awaited(seen: Observed, failure: Failure, whos: tuple[MemberSeen, ...], now:
 
 
 def _has_spoken(who: MemberSeen, since: datetime) -> bool:
-    if exit_of(who) is not None or (who.pod is not None and who.pod.terminal):
+    if exit_of(who) is not None or (who.pod is not None and who.pod.ended):
         return True
     if who.report is not None and who.report.phase is AgentPhase.FAILED:
         return True

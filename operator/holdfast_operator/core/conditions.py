@@ -17,7 +17,7 @@ from datetime import datetime
 
 from holdfast_api.messages import BlockedReason
 from holdfast_operator.core import failures, finish, interruptions, suspend, suspicion
-from holdfast_operator.core.membership import members
+from holdfast_operator.core.membership import describe_worker, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.trouble import Trouble
 from holdfast_operator.crd.v1alpha1 import Condition, Phase, TrainingJobStatus
@@ -28,6 +28,8 @@ _STORAGE = (
     BlockedReason.STORAGE_UNREACHABLE.value,
 )
 MAX_MESSAGE = 8000
+SAVES_FAIL = "SavesFail"
+"""Training goes on, and nothing of it is being kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,19 @@ def _where(seen: Observed, status: TrainingJobStatus) -> str:
 def _storage(seen: Observed, status: TrainingJobStatus, trouble: Trouble | None) -> _Now:
     if trouble is not None and trouble.reason in _STORAGE:
         return _Now("StorageReady", "False", trouble.reason, trouble.message)
-    reports = [w.latest for w in members(seen, status.attempt) if w.latest is not None]
+    whos = members(seen, status.attempt)
+    reports = [w.latest for w in whos if w.latest is not None]
+    failing = next(((w, w.report.saving) for w in whos if w.report is not None and w.report.saving is not None), None)
+    if failing is not None:
+        who, blocked = failing
+        newest = status.last_checkpoint
+        since = (
+            f"the newest checkpoint is {newest.name} at step {newest.step}" if newest else "there is no checkpoint yet"
+        )
+        name = describe_worker(who.member.worker, who.member.node)
+        return _Now(
+            "StorageReady", "False", SAVES_FAIL, f"new checkpoints cannot be stored, {since}. {name}: {blocked.message}"
+        )
     note = next((r.storage_note for r in reports if r.storage_note), "")
     if note or (status.attempt is not None and status.attempt.claimed_at is not None):
         return _Now("StorageReady", "True", "Probed", note or seen.spec.checkpoint.storage.uri)

@@ -5,7 +5,7 @@ Each round first takes over what was seen (pods, reports, notices, ends of attem
 the status that was *read* says; what this round decides is written first and acted on in the next (A1, A2).
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_never
 
 from holdfast_api import names
@@ -21,6 +21,7 @@ from holdfast_operator.core import (
     notices,
     phases,
     progress,
+    renew,
     replace,
     resume,
     retention,
@@ -30,8 +31,11 @@ from holdfast_operator.core import (
     wake,
 )
 from holdfast_operator.core.actions import Action, CheckTemplate, Decision, DeletePod
-from holdfast_operator.core.observed import Observed
+from holdfast_operator.core.observed import Observed, PodSeen
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
+
+LEFT_OVER = timedelta(seconds=30)
+"""How long other containers of a finished trainer's pod may take to end by themselves."""
 
 Step = tuple[TrainingJobStatus, tuple[Action, ...]]
 
@@ -40,15 +44,16 @@ def decide(seen: Observed, now: datetime) -> Decision:
     """`now` is UTC. Never raises for any `seen` that the shell can make."""
     if seen.job.deleting or seen.job.annotations.get(names.ANNOTATION_PAUSED) == "paused":
         return Decision(seen.status)
-    if trouble.spec_problem(seen):
+    if seen.spec_error:
         return _finished_round(seen, seen.status, (), None, now)
     if seen.status.phase in phases.TERMINAL:
-        return Decision(conditions.observed(seen.status, seen.job.generation), _clean_up(seen))
+        return Decision(conditions.observed(seen.status, seen.job.generation), _clean_up(seen, now))
     status = progress.adopt(seen, seen.status, now)
     if finish.has_finished(seen, status):
         return _finished_round(seen, _close(seen, status, Phase.SUCCEEDED, now), (), None, now)
     if seen.spec.suspend:
         return _while_suspended(seen, status, now)
+    status = renew.drop_unclaimed(seen, status, now)
     status = notices.update(seen, status, now)
     status = interruptions.update(seen, status, now)
     status = suspicion.update(seen, seen.status, status, now)
@@ -128,10 +133,19 @@ def _while_suspended(seen: Observed, status: TrainingJobStatus, now: datetime) -
     return Decision(decision.status, decision.actions, wake.earliest(now, wake_at, decision.wake_at))
 
 
-def _clean_up(seen: Observed) -> tuple[Action, ...]:
-    """A failed job keeps its ended pods for their logs and stops the others. A succeeded one has nothing left that runs."""
+def _left_over(pod: PodSeen, now: datetime) -> bool:
+    return pod.finished_at is None or now - pod.finished_at >= LEFT_OVER
+
+
+def _clean_up(seen: Observed, now: datetime) -> tuple[Action, ...]:
+    """A failed job keeps its ended pods for their logs and stops the others. Of a succeeded one only what would never end by itself is stopped."""
     if seen.status.phase is not Phase.FAILED:
-        return ()
+        why = "the job has succeeded, and a container beside the trainer runs on"
+        return tuple(
+            DeletePod(p.name, p.uid, why)
+            for p in seen.pods
+            if p.ended and not p.terminal and not p.deleting and _left_over(p, now)
+        )
     return tuple(DeletePod(p.name, p.uid, "the job has failed") for p in seen.pods if not p.terminal and not p.deleting)
 
 

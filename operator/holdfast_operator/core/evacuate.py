@@ -30,7 +30,7 @@ def orders(seen: Observed, status: TrainingJobStatus) -> Iterator[SendNotice]:
 def unanswered(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterator[DeletePod]:
     """Graceful deletes: the kubelet turns each into SIGTERM. Never for what may be revoked, or only prepares (F2)."""
     for who in members(seen, status.attempt):
-        if who.pod is None or who.pod.deleting or who.pod.terminal:
+        if who.pod is None or who.pod.deleting or who.pod.ended:
             continue
         due = silence_ends(seen, status, who)
         if due is not None and now >= due:

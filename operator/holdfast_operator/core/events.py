@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from holdfast_api.messages import Cause
 from holdfast_operator.core import finish
 from holdfast_operator.core.actions import EmitEvent
+from holdfast_operator.core.conditions import SAVES_FAIL
 from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, SuspicionState, TrainingJobStatus
 
 _QUIET_CAUSES = (Cause.PERIODIC.value,)
@@ -21,6 +22,7 @@ def between(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[EmitEv
         *_resumed(before, after),
         *_phase(before, after),
         *_stalled(before, after),
+        *_saves_fail(before, after),
     )
 
 
@@ -118,10 +120,20 @@ def _stalled(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[Em
     new, old = _ready(after), _ready(before)
     if new is None or (old is not None and old.reason == new.reason):
         return
-    stalled = next((c for c in after.conditions if c.type == "Stalled"), None)
+    stalled = _of_type(after, "Stalled")
     if stalled is not None and (stalled.status == "True" or new.reason in ("Unschedulable", "Refused")):
         yield EmitEvent(new.reason, new.message[:1000], warning=True)
 
 
+def _saves_fail(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    new, old = _of_type(after, "StorageReady"), _of_type(before, "StorageReady")
+    if new is not None and new.reason == SAVES_FAIL and (old is None or old.reason != SAVES_FAIL):
+        yield EmitEvent(SAVES_FAIL, new.message[:1000], warning=True)
+
+
 def _ready(status: TrainingJobStatus) -> Condition | None:
-    return next((c for c in status.conditions if c.type == "Ready"), None)
+    return _of_type(status, "Ready")
+
+
+def _of_type(status: TrainingJobStatus, kind: str) -> Condition | None:
+    return next((c for c in status.conditions if c.type == kind), None)

@@ -19,6 +19,10 @@ from holdfast_operator.crd.v1alpha1 import Budgets, Counts, TrainingJobStatus
 MAX_BACKOFF_SECONDS = 300
 MAX_WORDS = 2000
 START_ERRORS = (127, 128)
+OUT_OF_MEMORY = (
+    "out of memory (OOMKilled). The pod's memory limit must hold the training process and the checkpoint memory of its ranks: raise "
+    "resources.limits.memory of the trainer container, or set spec.checkpoint.memoryMiB"
+)
 IMAGE_LINE = "RUN pip install 'holdfast[agent]'"
 
 
@@ -46,7 +50,7 @@ def of_start(seen: Observed, status: TrainingJobStatus, now: datetime) -> Failur
     """A planned pod that ended before it became a member of an attempt, by its own fault."""
     for worker, entry in sorted(newest_plans(status).items()):
         pod = pod_of(seen, worker, entry.serial)
-        if pod is None or is_member(status, pod.uid) or not pod.terminal or pod.deleting or pod.reason:
+        if pod is None or is_member(status, pod.uid) or not pod.ended or pod.deleting or pod.reason:
             continue
         name = describe_worker(worker, pod.node)
         how = exit_with(pod)
@@ -81,9 +85,11 @@ def _failure(status: TrainingJobStatus, who: MemberSeen, now: datetime) -> Failu
         return Failure(who.member.worker, who.member.node, _crashed_at(who, now), "TrainerFailed", message, False, True)
     if how is not None:
         return None
-    if who.pod is not None and who.pod.terminal:
+    if who.pod is not None and who.pod.ended:
         return _by_exit_code(who.member.worker, who.pod, name, now)
     if _agent_restarted(status, who):
+        if who.pod is not None and who.pod.restarted_after == "OOMKilled":
+            return _fail(who, now, "OutOfMemory", f"{name}: {OUT_OF_MEMORY}")
         return _fail(who, now, "AgentRestarted", f"{name}: the agent was killed and has been restarted in place (G2)")
     return None
 
@@ -97,11 +103,7 @@ def _by_exit_code(worker: int, pod: PodSeen, name: str, now: datetime) -> Failur
     if start_error(pod):
         return fail("AgentMissing", f"{name}: {agent_missing(pod)}")
     if pod.exit_reason == "OOMKilled":
-        message = (
-            f"{name}: out of memory (OOMKilled). The pod's memory limit must hold the training process and the checkpoint "
-            "memory of its ranks: raise resources.limits.memory of the trainer container, or set spec.checkpoint.memoryMiB"
-        )
-        return fail("OutOfMemory", message)
+        return fail("OutOfMemory", f"{name}: {OUT_OF_MEMORY}")
     what = f"exit code {pod.exit_code}" if pod.exit_code is not None else (pod.reason or "no exit code")
     return fail("WorkerFailed", f"{name}: the pod failed with {what}: {_words_of_pod(pod)}".rstrip(": "))
 
@@ -121,11 +123,11 @@ def agent_missing(pod: PodSeen) -> str:
 
 
 def _agent_restarted(status: TrainingJobStatus, who: MemberSeen) -> bool:
-    """After all had accepted the attempt, this one no longer has it: another life of the agent (A1)."""
+    """It has had the attempt and no longer has it: another life of the agent, which will not start it again (A1)."""
     attempt = status.attempt
-    if attempt is None or attempt.accepted_at is None or who.latest is None:
+    if attempt is None or who.latest is None or who.latest.attempt == attempt.number:
         return False
-    return who.latest.attempt < attempt.number or who.latest.phase is AgentPhase.WAITING
+    return attempt.accepted_at is not None or who.latest.joined >= attempt.number
 
 
 def _crashed_at(who: MemberSeen, now: datetime) -> datetime:

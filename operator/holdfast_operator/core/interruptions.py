@@ -181,8 +181,17 @@ def _first_seen(status: TrainingJobStatus, now: datetime) -> datetime:
 
 def _with(status: TrainingJobStatus, entry: PreemptionStatus) -> TrainingJobStatus:
     others = tuple(p for p in status.preemptions if not (p.attempt == entry.attempt and p.resumed_at is None))
-    entries = (*others, entry)[-MAX_ENTRIES:]
+    entries = _bounded((*others, entry))
     return status if entries == status.preemptions else status.model_copy(update={"preemptions": entries})
+
+
+def _bounded(entries: tuple[PreemptionStatus, ...]) -> tuple[PreemptionStatus, ...]:
+    """What is recovered from goes first: an open entry's time to resume is still to be measured (I9)."""
+    surplus = len(entries) - MAX_ENTRIES
+    for entry in entries:
+        if surplus > 0 and entry.resumed_at is not None:
+            entries, surplus = tuple(e for e in entries if e is not entry), surplus - 1
+    return entries[-MAX_ENTRIES:]
 
 
 def _without_current(status: TrainingJobStatus) -> TrainingJobStatus:

@@ -38,7 +38,7 @@ def _loss(seen: Observed, who: MemberSeen, now: datetime) -> Loss | None:
     how = exit_of(who)
     if how in (Exit.FINISHED, Exit.TRAINER_FAILED, Exit.CONFIGURATION_WRONG, Exit.SUPERSEDED):
         return None
-    if who.pod is not None and who.pod.terminal:
+    if who.pod is not None and who.pod.ended:
         return _terminated(who, who.pod, how, now)
     if how is not None:
         return _as_loss(who, Cause.SIGTERM, now, f"the agent ended: {how.value}")

@@ -32,7 +32,7 @@ class MemberSeen:
 
     @property
     def address(self) -> PodAddress | None:
-        if self.pod is None or not self.pod.ip or self.pod.terminal:
+        if self.pod is None or not self.pod.ip or self.pod.ended:
             return None
         return PodAddress(self.pod.name, self.pod.uid, self.pod.ip)
 
@@ -103,7 +103,7 @@ def has_ended(seen: Observed, who: MemberSeen, now: datetime) -> bool:
     """It trains no more in this attempt: it said so, its pod has terminated, or it is lost."""
     if who.report is not None and (who.report.exit is not None or who.report.phase in _ENDED_PHASES):
         return True
-    return (who.pod is not None and who.pod.terminal) or is_lost(seen, who, now)
+    return (who.pod is not None and who.pod.ended) or is_lost(seen, who, now)
 
 
 def exit_of(who: MemberSeen) -> Exit | None:

@@ -80,9 +80,12 @@ class PodSeen:
     """Of the trainer container: ImagePullBackOff, CreateContainerConfigError, …"""
     waiting_message: str = ""
     exit_code: int | None = None
+    """Of the trainer container, once it has ended for good; None while the kubelet is about to start it again in place (G1)."""
     exit_reason: str = ""
     """OOMKilled, StartError, ContainerCannotRun, Error, …"""
     exit_message: str = ""
+    restarted_after: str = ""
+    """Why the trainer container's life before this one ended: OOMKilled, Error, …; empty if this is its first."""
     report: AgentReport | None = None
     """Last report, read from the termination message (H4)."""
     unschedulable: str = ""
@@ -94,6 +97,11 @@ class PodSeen:
     @property
     def terminal(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def ended(self) -> bool:
+        """The trainer has ended for good. The pod need not be: another container of it may run on."""
+        return self.terminal or self.exit_code is not None
 
     @property
     def deleting(self) -> bool:

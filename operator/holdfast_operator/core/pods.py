@@ -1,6 +1,8 @@
 """From the spec to a worker's pod (part G). Pure: a template goes in, a manifest comes out; what the user wrote stays unless a rule says otherwise."""
 
 import copy
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +65,14 @@ def worker_pod(
         "metadata": _metadata(template.get("metadata") or {}, job, name, worker, serial),
         "spec": pod,
     }
+
+
+def made_from(spec: TrainingJobSpec) -> str:
+    """A short digest of everything in the spec that goes into a pod: two pods of the same digest are made alike."""
+    parts = spec.model_dump(
+        mode="json", include={"template", "checkpoint", "notices"}, exclude={"checkpoint": {"keep"}}
+    )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def owner(job: JobMeta) -> Manifest:

@@ -6,8 +6,10 @@ still runs and its replacement.
 
 from datetime import datetime, timedelta
 
+from holdfast_operator.core import renew
 from holdfast_operator.core.membership import is_member, members, newest_plans, pod_of, report_of
 from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
+from holdfast_operator.core.pods import made_from
 from holdfast_operator.core.signals import is_doomed, node_signals
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus, WorkerStatus
 
@@ -26,7 +28,8 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
         return status
     serial = status.serials_used + 1
     avoid = avoided(seen, status)
-    new = tuple(WorkerStatus(worker=w, serial=serial, avoid_nodes=avoid, since=now) for w in wanted)
+    digest = made_from(seen.spec)
+    new = tuple(WorkerStatus(worker=w, serial=serial, avoid_nodes=avoid, since=now, made_from=digest) for w in wanted)
     kept = tuple(
         w for w in status.workers if w.worker not in wanted or is_member(status, w.pod_uid)
     )  # a replacement that is itself lost is dropped; its pod is then nobody's and is deleted
@@ -61,6 +64,8 @@ def avoided(seen: Observed, status: TrainingJobStatus) -> tuple[str, ...]:
 
 
 def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, now: datetime) -> bool:
+    if renew.is_stale(seen, entry, now) and not is_member(status, entry.pod_uid):
+        return False
     pod = pod_of(seen, entry.worker, entry.serial)
     if pod is None:
         return not entry.pod_uid  # planned and not made yet; a pod that was seen and is gone is lost (A2)
@@ -73,7 +78,7 @@ def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, no
 def _is_done(seen: Observed, pod: PodSeen) -> bool:
     node = seen.nodes.get(pod.node) if pod.node else None
     report = report_of(seen, pod.uid)
-    if pod.terminal or pod.deleting or is_doomed(pod, node) or (report is not None and report.exit is not None):
+    if pod.ended or pod.deleting or is_doomed(pod, node) or (report is not None and report.exit is not None):
         return True
     return bool(pod.node) and _gone(node)
 

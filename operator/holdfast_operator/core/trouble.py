@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase
 from holdfast_operator.core import blame, failures, interruptions
 from holdfast_operator.core.membership import describe_worker, members, newest_plans, pod_of, report_of
@@ -38,23 +37,9 @@ def find(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trouble | 
     return next((t for source in sources for t in source()), None)
 
 
-def spec_problem(seen: Observed) -> str:
-    """What in the spec makes acting on it unsafe; empty if nothing. The schema catches the rest at admission."""
-    if seen.spec_error:
-        return seen.spec_error
-    wanted = seen.spec.resume_from
-    if wanted is not None and wanted.checkpoint:
-        try:
-            CheckpointRef.parse(wanted.checkpoint)
-        except ValueError as e:
-            return f"spec.resumeFrom.checkpoint: {e}"
-    return ""
-
-
 def _of_spec(seen: Observed) -> Iterator[Trouble]:
-    problem = spec_problem(seen)
-    if problem:
-        yield Trouble("SpecInvalid", problem)
+    if seen.spec_error:
+        yield Trouble("SpecInvalid", seen.spec_error)
 
 
 def _of_refusals(seen: Observed) -> Iterator[Trouble]:

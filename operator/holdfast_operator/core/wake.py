@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import blame, evacuate, failures, interruptions
+from holdfast_operator.core import blame, evacuate, failures, interruptions, renew
 from holdfast_operator.core.membership import members, silent_from
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.replace import RESTRAINT, STALE_AVOIDANCE
@@ -38,5 +38,6 @@ def _moments(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterat
     for plan in status.workers:
         yield plan.since + RESTRAINT
         yield plan.since + STALE_AVOIDANCE
+        yield renew.blocked_until(seen, plan)
     for refusal in seen.refusals:
         yield refusal.at + REFUSED_AGAIN

@@ -173,7 +173,7 @@ class ResumeFrom(Model):
 
     uid: Annotated[str, Field(max_length=63)] = ""
     """Uid of an earlier job of the same namespace and name. Empty: this job."""
-    checkpoint: Annotated[str, Field(max_length=32, pattern=r"^([0-9]+/[0-9]+)?$")] = ""
+    checkpoint: Annotated[str, Field(max_length=32, pattern=r"^([1-9][0-9]{0,9}/[1-9][0-9]{0,9})?$")] = ""
     """ATTEMPT/SAVE; empty: the newest that validates."""
 
 
@@ -280,6 +280,8 @@ class WorkerStatus(Model):
     """Nodes that the pod must not be scheduled to, because they will go."""
     since: datetime
     """When this pod was planned."""
+    made_from: Annotated[str, Field(max_length=16)] = ""
+    """Digest of the parts of the spec that it was planned from; a correction of them makes a new pod while the attempt has not claimed."""
 
 
 class MemberStatus(Model):

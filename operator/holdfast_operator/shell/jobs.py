@@ -8,6 +8,7 @@ import asyncio
 import copy
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -58,10 +59,15 @@ class Shared:
     """Monotonic time of the last completed round of any job, for /healthz."""
 
 
-class JobLoop:
-    """One job from the time it is seen until it is gone."""
+class JobGone(Exception):
+    """The object is gone, or another one has its name; the watch may not have told, or not yet."""
 
-    def __init__(self, shared: Shared, item: Object) -> None:
+
+class JobLoop:
+    """One job from the time it is seen until it is gone. `ended` is called with its uid when the loop finds that out by itself."""
+
+    def __init__(self, shared: Shared, item: Object, ended: Callable[[str], None] = lambda uid: None) -> None:
+        self._ended = ended
         self._shared = shared
         self._item = item
         self._wake = asyncio.Event()
@@ -98,6 +104,9 @@ class JobLoop:
             try:
                 self._again = await self._round()
                 failures = 0
+            except JobGone:
+                log.info("%s is gone", self.task.get_name())
+                return self._ended(self._item["metadata"]["uid"])
             except ApiError as e:
                 failures += 1
                 self._again = min(15.0, 0.2 * 2.0 ** min(failures, 7))
@@ -183,16 +192,27 @@ class JobLoop:
             written = await self._shared.kube.replace(f"{path}/status", body)
         except ApiError as e:
             if e.status == 404:
-                return False
+                raise JobGone from e
             if e.status != 409:
                 raise
             self._shared.metrics.conflicts.inc()
-            self._item = await self._shared.kube.get(path)
+            self._item = await self._read_again(path)
             return False
         self._step_written = time.monotonic()
         self._item = written
         self._shared.metrics.written(meta["namespace"], meta["name"], seen.status, status)
         return True
+
+    async def _read_again(self, path: str) -> Object:
+        try:
+            found = await self._shared.kube.get(path)
+        except ApiError as e:
+            if e.status == 404:
+                raise JobGone from e
+            raise
+        if found["metadata"]["uid"] != self._item["metadata"]["uid"]:
+            raise JobGone  # a job of the same name: it has a loop of its own
+        return found
 
 
 def step_seconds(status: TrainingJobStatus, now: datetime) -> float:
@@ -214,12 +234,15 @@ class Jobs:
         if uid in self._loops:
             self._loops[uid].offer(item)
         else:
-            self._loops[uid] = JobLoop(self._shared, item)
+            self._loops[uid] = JobLoop(self._shared, item, self._forget)
 
     def remove(self, uid: str) -> None:
         loop = self._loops.pop(uid, None)
         if loop is not None:
             loop.task.cancel()
+
+    def _forget(self, uid: str) -> None:
+        self._loops.pop(uid, None)
 
     async def close(self) -> None:
         """Ends all loops; a round in progress is cut where it waits, which every round survives."""

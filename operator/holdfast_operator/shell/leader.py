@@ -30,14 +30,18 @@ class Lease:
     kube: Kube
     namespace: str
     identity: str
+    _renewed: float = 0.0
+    """Monotonic time at which the last request that succeeded was begun: another's patience counts from then at the latest."""
     _seen: tuple[str, float] = field(default=("", 0.0))
     """Resource version of somebody else's Lease and when (monotonic) we saw it first: clocks of machines are not compared."""
 
     async def acquire(self) -> None:
         """Waits until the Lease is ours."""
         while True:
+            began = time.monotonic()
             try:
                 if await self._try():
+                    self._renewed = began
                     log.info("this process is the active operator")
                     return
             except ApiError as e:
@@ -46,18 +50,22 @@ class Lease:
 
     async def hold(self) -> None:
         """Renews for ever. Raises LeaseLost."""
-        renewed = time.monotonic()
         while True:
-            await asyncio.sleep(RENEW_EVERY)
+            await asyncio.sleep(min(RENEW_EVERY, max(0.0, self._left())))
+            began = time.monotonic()
             try:
-                async with asyncio.timeout(GIVE_UP_AFTER / 2):
+                async with asyncio.timeout(min(GIVE_UP_AFTER / 2, max(0.0, self._left()))):
                     if not await self._try():
                         raise LeaseLost(f"the Lease {NAME} has been taken by another process")
-                renewed = time.monotonic()
+                self._renewed = began
             except (ApiError, TimeoutError) as e:
-                log.warning("lease not renewed: %s", e)
-                if time.monotonic() - renewed > GIVE_UP_AFTER:
+                log.warning("lease not renewed: %s", e or "no answer")
+                if self._left() <= 0:
                     raise LeaseLost(f"the Lease {NAME} could not be renewed for {GIVE_UP_AFTER:.0f} s") from e
+
+    def _left(self) -> float:
+        """Seconds until this process must have ended, whether the API server refuses or hangs."""
+        return self._renewed + GIVE_UP_AFTER - time.monotonic()
 
     async def release(self) -> None:
         """At a clean end: the next one need not wait for it to run out."""

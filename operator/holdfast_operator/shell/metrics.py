@@ -43,7 +43,7 @@ class Metrics:
         )
         self.checkpoint_age = Gauge(
             "holdfast_checkpoint_age_seconds",
-            "Seconds since the newest durable checkpoint of a job was committed.",
+            "Seconds since the newest durable checkpoint of a job was committed; before there is one, since its first step.",
             ["namespace", "job"],
             registry=r,
         )
@@ -105,7 +105,14 @@ class Metrics:
         self.checkpoint_age.clear()
         for namespace, job, status in statuses:
             if status.last_checkpoint is not None:
-                time = status.last_checkpoint.time
-                self.checkpoint_time.labels(namespace, job).set(time.timestamp())
-                if status.phase not in (Phase.SUCCEEDED, Phase.FAILED):
-                    self.checkpoint_age.labels(namespace, job).set(max(0.0, (now - time).total_seconds()))
+                self.checkpoint_time.labels(namespace, job).set(status.last_checkpoint.time.timestamp())
+            unsaved_since = _unsaved_since(status)
+            if unsaved_since is not None and status.phase not in (Phase.SUCCEEDED, Phase.FAILED):
+                self.checkpoint_age.labels(namespace, job).set(max(0.0, (now - unsaved_since).total_seconds()))
+
+
+def _unsaved_since(status: TrainingJobStatus) -> datetime | None:
+    """A job whose every save fails has no checkpoint to be old: then the work since its first step counts."""
+    if status.last_checkpoint is not None:
+        return status.last_checkpoint.time
+    return status.attempt.first_step_at if status.attempt is not None else None

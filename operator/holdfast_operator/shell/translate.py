@@ -51,7 +51,7 @@ def pod(item: Object) -> PodSeen | None:
     disruption = _standing(conditions, "DisruptionTarget") or _standing(conditions, "TerminationTarget") or {}
     scheduled = conditions.get("PodScheduled", {})
     unschedulable = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
-    state = _trainer_state(spec, status)
+    state, before = _trainer_states(spec, status)
     waiting, running, ended = (state.get(k) or {} for k in ("waiting", "running", "terminated"))
     return PodSeen(
         name=meta["name"],
@@ -74,6 +74,7 @@ def pod(item: Object) -> PodSeen | None:
         exit_code=ended.get("exitCode"),
         exit_reason=ended.get("reason", ""),
         exit_message=ended.get("message", ""),
+        restarted_after=before.get("reason", "Error") if before else "",
         report=_report(ended.get("message", "")),
         unschedulable=scheduled.get("message", "no node fits") if unschedulable else "",
         scheduled_at=time_of(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
@@ -138,13 +139,25 @@ def _standing(conditions: dict[str, Object], kind: str) -> Object | None:
     return found if found is not None and found.get("status") == "True" else None
 
 
-def _trainer_state(spec: Object, status: Object) -> Object:
+def _trainer_states(spec: Object, status: Object) -> tuple[Object, Object]:
+    """(state, how its life before ended). An end after which the kubelet starts it again in place is no end (G1)."""
     if not spec.get("containers"):
-        return {}
-    name = trainer_of(spec).get("name")
+        return {}, {}
+    trainer = trainer_of(spec)
     statuses = status.get("containerStatuses") or []
-    state: Object = next((s.get("state") or {} for s in statuses if s.get("name") == name), {})
-    return state
+    found: Object = next((s for s in statuses if s.get("name") == trainer.get("name")), {})
+    state, before = found.get("state") or {}, (found.get("lastState") or {}).get("terminated") or {}
+    ended = state.get("terminated") or {}
+    if ended and status.get("phase") not in ("Succeeded", "Failed") and _restarts(trainer, ended.get("exitCode")):
+        return {}, ended
+    return state, before
+
+
+def _restarts(trainer: Object, exit_code: int | None) -> bool:
+    rules = trainer.get("restartPolicyRules") or []
+    return any(
+        exit_code in ((r.get("exitCodes") or {}).get("values") or []) for r in rules if r.get("action") == "Restart"
+    )
 
 
 def _report(message: str) -> AgentReport | None:
