@@ -1,6 +1,7 @@
 """Tells the operator, the store and the termination message how the agent stands (H1, H4). No failure here ever stops anything else.
 
-The report itself is made by `record.Record.report`; this module sends it: at most every 200 ms when something changed, at least every 10 s.
+The report itself is made by `record.Record.report`; this module sends it: at most every 200 ms when something changed, at least every 10 s, and while the
+operator has not taken the newest one, again after growing pauses: it may have been away for the one report that counts.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ from holdfast_api.messages import AgentReport
 log = logging.getLogger(__name__)
 AT_MOST_EVERY_SECONDS = 0.2
 AT_LEAST_EVERY_SECONDS = 10.0
+FIRST_REPEAT_SECONDS = 0.25
+LONGEST_REPEAT_SECONDS = 5.0
 REQUEST_SECONDS = 5.0
 TERMINATION_BYTES = 4096
 
@@ -43,6 +46,8 @@ class Reporter:
         self._termination_path = termination_path
         self._metrics = metrics
         self._wake = asyncio.Event()
+        self._unheard = 0
+        """Reports in a row that the operator has not taken."""
         self._stored: tuple[object, ...] = ()
         self._storing: asyncio.Task[None] | None = None
         self.store: Callable[[AgentReport], Awaitable[None]] | None = None
@@ -54,7 +59,7 @@ class Reporter:
     async def run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(AT_LEAST_EVERY_SECONDS):
+                async with asyncio.timeout(pause_after(self._unheard)):
                     await self._wake.wait()
             self._wake.clear()
             await self.send()
@@ -68,12 +73,15 @@ class Reporter:
         await self._to_operator(report)
 
     async def finish(self, seconds: float) -> None:
-        """The last report, also into the store, within `seconds`."""
+        """The last report, also into the store, within `seconds`: nothing comes after it that could make up for it."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.send()
                 if self._storing is not None:
                     await self._storing
+                while self._unheard:
+                    await asyncio.sleep(pause_after(self._unheard))
+                    await self._to_operator(self._make())
 
     async def _to_operator(self, report: AgentReport) -> None:
         if not self._url:
@@ -88,7 +96,9 @@ class Reporter:
             ) as response:
                 if response.status >= 300:
                     raise ValueError(f"HTTP {response.status}")
+            self._unheard = 0
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as e:
+            self._unheard += 1
             self._metrics.reports_failed.labels("operator").inc()
             log.debug("the operator did not take a report: %s: %s", type(e).__name__, e)
 
@@ -127,6 +137,13 @@ class Reporter:
         except OSError as e:
             self._metrics.reports_failed.labels("termination").inc()
             log.debug("the termination message cannot be written: %s", e)
+
+
+def pause_after(unheard: int) -> float:
+    """Seconds until the next report if nothing changes, after so many in a row that the operator has not taken. Pure."""
+    if not unheard:
+        return AT_LEAST_EVERY_SECONDS
+    return float(min(FIRST_REPEAT_SECONDS * 2 ** min(unheard - 1, 10), LONGEST_REPEAT_SECONDS))
 
 
 def termination_message(report: AgentReport) -> bytes:
