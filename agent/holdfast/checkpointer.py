@@ -58,6 +58,8 @@ class Checkpointer:
         self._run: dict[str, str] = {}
         self._every = 0
         self._restored = self._stepped = self._finished = False
+        self._window_closed = False
+        """An optimizer had stepped before the last boundary: gradients since then are no part of its state (I2)."""
         self._generators: dict[str, Any] | None = None
         self._stepped_at: float | None = None
         self._step_seconds = 0.0
@@ -73,7 +75,8 @@ class Checkpointer:
 
     @property
     def epoch(self) -> int:
-        """Epochs of the loader finished: the number of the one that runs, from 0."""
+        """Epochs of the loader that are over: the number of the one that runs, from 0."""
+        self._read_positions()
         return self._progress.epoch
 
     def restore(self, *, allow: Collection[str] = ()) -> int:
@@ -105,12 +108,12 @@ class Checkpointer:
 
     def batches(self, loader: Iterable[T], epochs: int | None = 1) -> Iterator[T]:
         """The batches of `epochs` epochs in all (None: without end), going on after the last batch that a boundary followed. In a loop of your own
-        over epochs call it once per epoch with epochs=1. Raises RestoreError when the order of samples cannot be met again."""
+        over epochs call it once per epoch with epochs=1. Leaving the loop early ends the epoch: the next call begins the next one. Raises
+        RestoreError when the order of samples cannot be met again."""
         self._must_be_restored("batches()")
         if epochs is not None and epochs < 0:
             raise ValueError(f"epochs={epochs}; it must not be negative")
-        generators, self._generators = self._generators, None
-        return self._registry.position(loader).run(epochs, generators)
+        return self._registry.position(loader).run(epochs, self._take_generators)
 
     def step(self, **metrics: Any) -> None:
         """The boundary (I1): call it at the end of every iteration, after everything that changes state. Blocks while a capture is copied, while
@@ -125,9 +128,11 @@ class Checkpointer:
             self._warn_of_unread_loaders()
         if metrics:
             progress.note_metrics(metrics)
+        for position in registry.positions.values():
+            position.at_boundary()
         if self._saver is not None:
             self._at_boundary(self._saver, metrics)
-        registry.updated = False
+        self._window_closed, registry.updated = registry.updated, False
 
     def finish(self) -> None:
         """Training has ended: captures the last boundary if it is not saved yet and waits until the agent lets the process go. After it nothing may
@@ -148,12 +153,27 @@ class Checkpointer:
         if voted is not None:
             link.send(ranks.Vote(round=voted, boundary=self.boundary, done=True))
         if self.boundary > saver.newest:
+            self._go_back_to_boundary()
             saver.capture("final")
         link.flush_passed()
         if link.send(ranks.Done(boundary=self.boundary)):
             self._wait_for_leave(link)
         saver.close()
         link.close()
+
+    def _go_back_to_boundary(self) -> None:
+        """What is captured at the end is the last boundary's state: a batch read since is read again, and its gradients are no state (I1, I2)."""
+        if not self._registry.updated:
+            self._registry.updated = self._window_closed
+            return
+        # An update without a boundary: the parameters hold these batches already.
+        for position in self._registry.positions.values():
+            position.note_boundary()
+
+    def _take_generators(self) -> dict[str, Any] | None:
+        """The checkpoint's, for the first pass that really begins."""
+        taken, self._generators = self._generators, None
+        return taken
 
     # At a boundary
 

@@ -4,11 +4,16 @@ A shuffling loader draws its order from a generator when its iterator is made. S
 puts them back, makes the iterator anew, and walks the *indices* up to the position without loading any data; what lay in prefetch is asked for
 again and nothing is lost or repeated. A running checksum over the indices shows whether the walk met the same order; if not, `batches` refuses
 to go on rather than to lose samples silently.
+
+A pass over the loader is an epoch, however it ends. Who leaves the loop (`break`, an exception) and asks for batches again gets the next pass, as
+from a plain DataLoader. Until then, or until a boundary is passed outside the loop, the place where it was left is kept: a run that ends there
+can be gone on with.
 """
 
+import logging
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from holdfast import rng
 from holdfast.errors import RestoreError
 
-FOREVER = 1 << 62
+log = logging.getLogger("holdfast")
+FOREVER = 1 << 40
+ACCEPT = 'Put it back, or accept that samples of this epoch are lost or repeated: ckpt.restore(allow=("sample-order",))'
 
 
 class Position:
@@ -26,7 +33,7 @@ class Position:
     def __init__(self, loader: Any) -> None:
         self.loader = loader
         self.epoch = 0
-        """Epochs finished; the number of the one that runs."""
+        """Passes that are over, those that were left included; the number of the one that runs."""
         self.batch = 0
         """Batches of this epoch handed out."""
         self.samples = 0
@@ -38,66 +45,124 @@ class Position:
         self._reused = False
         """The epoch's iterator is one that workers of an earlier epoch go on serving: then it drew no seed of its own."""
         self._granted = 0
+        """Passes asked for by the calls of `run` in this process."""
+        self._spent = 0
+        """How many of those, counted from the very first start, are over or were given up: who leaves a loop over several leaves all of them."""
+        self._left = False
+        """The loop over the pass at hand was left, and no boundary was passed since."""
+        self._reader = 0
+        """The number of the call of `run` that hands out batches."""
         self._resume = False
         self._check_order = True
         self._indices: _Indices | None = None
         self._crc = 0
+        self._boundary = self._here()
 
     def state(self) -> dict[str, Any]:
-        """Plain values and bytes."""
+        """The position at the last boundary (I1): a batch that was handed out since then will be handed out again. Plain values and bytes."""
+        return self._boundary | {"owned": [rng.generator_bytes(g) for g in owned_generators(self.loader)]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The next `run` goes on from there."""
+        self.epoch, self.batch, self.samples = state["epoch"], state["batch"], state["samples"]
+        # The same number until a loop was left; older checkpoints made after that cannot be resumed from anyway.
+        self._spent = state.get("spent", self.epoch)
+        self._inside, self._start = state["inside"], state["start"]
+        self._reused, self._crc, self._resume = state["reused"], state["crc"], True
+        self.used = self.samples > 0
+        self.note_boundary()
+        _put_owned_back(self.loader, state["owned"])
+
+    def at_boundary(self) -> None:
+        """A boundary is passed. After a loop that was left it shows that training goes on elsewhere: that pass is over."""
+        if self._left:
+            self._end_pass(left=True)
+        self.note_boundary()
+
+    def note_boundary(self) -> None:
+        """`state` is from now on the position at hand."""
+        self._boundary = self._here()
+
+    def allow_other_order(self) -> None:
+        """The user accepts that samples may be lost or repeated once."""
+        self._check_order = False
+
+    def run(self, epochs: int | None, generators: Callable[[], dict[str, Any] | None]) -> Iterator[Any]:
+        """Batches of `epochs` more epochs. `generators` gives those of the checkpoint, once, where training resumes.
+
+        Called again, as by a loop of the user's own over epochs, it grants further epochs: those that a restored run has behind it pass
+        without a batch, and must not take the generators with them.
+        """
+        self.used = True
+        self._reader += 1
+        reader = self._reader
+        if self._inside and not self._resume:
+            self._end_pass(left=True)
+        self._granted += FOREVER if epochs is None else epochs
+        while self._spent < self._granted:
+            iterator = self._begin(generators)
+            whole = self.batch == 0
+            try:
+                for batch in iterator:
+                    self.batch += 1
+                    self.samples += batch_size(batch)
+                    yield batch
+                    self._must_be_reader(reader)
+            except BaseException:  # GeneratorExit too: `break`
+                self._left = self._left or reader == self._reader
+                raise
+            if whole and self.batch == 0:
+                self._say_empty(epochs)
+            self._end_pass(left=False)
+
+    def _here(self) -> dict[str, Any]:
         return {
             "epoch": self.epoch,
+            "spent": self._spent,
             "batch": self.batch,
             "samples": self.samples,
             "inside": self._inside,
             "start": self._start if self._inside else None,
             "reused": self._reused,
             "crc": self._indices.crc_at(self.batch) if self._indices and self._inside else self._crc,
-            "owned": [rng.generator_bytes(g) for g in owned_generators(self.loader)],
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """The next `run` goes on from there."""
-        self.epoch, self.batch, self.samples = state["epoch"], state["batch"], state["samples"]
-        self._inside, self._start = state["inside"], state["start"]
-        self._reused, self._crc, self._resume = state["reused"], state["crc"], True
-        _put_owned_back(self.loader, state["owned"])
+    def _end_pass(self, *, left: bool) -> None:
+        self._spent = self._granted if left else self._spent + 1
+        self.epoch, self.batch, self._inside, self._left = self.epoch + 1, 0, False, False
 
-    def allow_other_order(self) -> None:
-        """The user accepts that samples may be lost or repeated once."""
-        self._check_order = False
+    def _must_be_reader(self, reader: int) -> None:
+        if reader != self._reader:
+            raise RuntimeError(
+                "batches() has been called again for this loader, so this loop over it cannot go on: a loader has one position. "
+                "Read it in one loop at a time, or make a second DataLoader"
+            )
 
-    def run(self, epochs: int | None, generators: dict[str, Any] | None) -> Iterator[Any]:
-        """Batches of `epochs` more epochs. `generators` are those of the checkpoint, where training resumes.
+    def _say_empty(self, epochs: int | None) -> None:
+        kind = type(self.loader).__name__
+        if epochs is None:
+            raise ValueError(
+                f"the loader ({kind}) gave no batch in a whole epoch, and batches(epochs=None) asks for ever"
+            )
+        if self._spent + 1 == self._granted:  # once a call
+            log.warning("holdfast: the loader (%s) gave no batch in epoch %d", kind, self.epoch)
 
-        Called again, as by a loop of the user's own over epochs, it grants further epochs: those that a restored run has behind it pass
-        without a batch.
-        """
-        self.used = True
-        self._granted += FOREVER if epochs is None else epochs
-        while self.epoch < self._granted:
-            iterator = self._begin(generators)
-            generators = None
-            for batch in iterator:
-                self.batch += 1
-                self.samples += batch_size(batch)
-                yield batch
-            self.epoch, self.batch, self._inside = self.epoch + 1, 0, False
-
-    def _begin(self, generators: dict[str, Any] | None) -> Iterator[Any]:
+    def _begin(self, generators: Callable[[], dict[str, Any] | None]) -> Iterator[Any]:
         """The epoch's iterator. Where it goes on in an epoch, the generators are put back after it exists, else before (K4)."""
         for target in (self.loader, getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None)):
             set_epoch = getattr(target, "set_epoch", None)
             if callable(set_epoch):
                 set_epoch(self.epoch)  # DistributedSampler: without it the same order in every epoch
         resumed, self._resume = self._resume and self._inside, False
+        saved = generators()
         if resumed:
+            # Of several loaders the first has put them back already; the walk of the next must not move them.
+            after = saved or rng.capture()
             iterator = self._go_on()
-            if generators is not None:
-                rng.put_back(generators)
+            rng.put_back(after)
             return iterator
-        if generators is not None:
-            rng.put_back(generators)
+        if saved is not None:
+            rng.put_back(saved)
         self._inside = True
         if hasattr(self.loader, "load_state_dict"):
             self._start = None
@@ -126,8 +191,16 @@ class Position:
             try:
                 next(iterator)
             except StopIteration:
-                raise RestoreError(f"the loader ended after {n} batches; the checkpoint stands after {skip}") from None
+                if self._check_order:
+                    raise RestoreError(self._too_short(n, skip)) from None
+                return iter(())
         return iterator
+
+    def _too_short(self, have: int, skip: int) -> str:
+        return (
+            f"the loader ended after {have} batches of epoch {self.epoch}, and the checkpoint stands after {skip} of them: the data set or the "
+            f"batch size has changed. {ACCEPT}"
+        )
 
     def _skip_indices(self, loader: Any, skip: int) -> Iterator[Any]:
         key = "sampler" if loader.batch_sampler is None else "batch_sampler"
@@ -143,12 +216,14 @@ class Position:
         finally:
             loader.__dict__[key] = self._indices.sampler
         self._indices.walk_to_start()
-        if skip and self._check_order and self._indices.crc_at(skip) != self._crc:
-            raise RestoreError(
-                f"the order of samples in epoch {self.epoch} is not the one the checkpoint was made with: the data set, the batch size, "
-                "the sampler or its seed has changed, or the sampler draws while training does. Put it back, "
-                'or accept that samples of this epoch are lost or repeated: ckpt.restore(allow=("sample-order",))'
-            )
+        if skip and self._check_order:
+            if self._indices.walked < skip:
+                raise RestoreError(self._too_short(self._indices.walked, skip))
+            if self._indices.crc_at(skip) != self._crc:
+                raise RestoreError(
+                    f"the order of samples in epoch {self.epoch} is not the one the checkpoint was made with: the data set, the batch size, "
+                    f"the sampler or its seed has changed, or the sampler draws while training does. {ACCEPT}"
+                )
         return iterator
 
 
@@ -167,6 +242,8 @@ class _Indices:
         self._crcs: deque[int] = deque([0])
         self._first = 0
         """The batch count that `_crcs[0]` belongs to."""
+        self.walked = 0
+        """Batches whose indices have been drawn, those skipped included."""
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -190,11 +267,12 @@ class _Indices:
             try:
                 self._step()
             except StopIteration:
-                return  # the checksum will say so
+                return  # `walked` says so
 
     def _step(self) -> Any:
         assert self._walk is not None
         indices = next(self._walk)
+        self.walked += 1
         self._crcs.append(zlib.crc32(repr(indices).encode(), self._crcs[-1]))
         return indices
 

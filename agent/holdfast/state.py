@@ -58,10 +58,15 @@ class Registry:
         return all(len(o.state) > 0 or id(o) in self._ever_stepped for o in optimizers)
 
     def position(self, loader: Any) -> Position:
-        """The position of `loader`, a new one if it was not registered: those are told apart by the order of their first use."""
+        """The position of `loader`, a new one if it was not registered: those are told apart by the order of their first use. Raises ValueError
+        for one that keeps its place by itself and was not registered: nobody would save that place (K1)."""
         for position in self.positions.values():
             if position.loader is loader:
                 return position
+        if hasattr(loader, "load_state_dict"):
+            raise ValueError(
+                f"{type(loader).__name__} keeps its place by itself (load_state_dict), so it must be registered: Checkpointer(loader=...)"
+            )
         name = f"batches.{sum(n.startswith('batches.') for n in self.positions)}"
         position = self.positions[name] = Position(loader)
         if name in self._unclaimed:
