@@ -273,6 +273,7 @@ class Attempt:
             case peers.Committed():
                 self.writing.committed(message)
             case peers.Resolved():
+                self.shared.offered.add(message.parent)
                 return await self.restoring.resolved(message)
             case peers.CheckpointRejected():
                 claims = self._lead_only().claims

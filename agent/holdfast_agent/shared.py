@@ -5,8 +5,11 @@ No behaviour of its own beyond small questions: saves.py, rounds.py, claims.py a
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
+from holdfast_agent import reuse
 from holdfast_agent.arena import Arena
+from holdfast_agent.clock import now
 from holdfast_agent.crew import Changes, Crew
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import Mesh
@@ -14,9 +17,10 @@ from holdfast_agent.record import Record
 from holdfast_agent.settings import Settings
 from holdfast_agent.threads import Threads
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import CommitRecord, RankManifest
+from holdfast_api.manifest import CommitRecord, ParentRef, RankManifest
 from holdfast_api.messages import AttemptOrder, CheckpointInfo, Exit
 from holdfast_store.job import JobStore
+from holdfast_store.lineage import Stretch
 from holdfast_store.local import LocalTier
 
 
@@ -49,7 +53,13 @@ class Shared:
     last: CheckpointInfo | None = None
     """What would be resumed from now."""
     distrusted: set[str] = field(default_factory=set)
-    """Chunks that once failed verification: written anew (B5)."""
+    """Chunks that once failed verification here: written anew (B5)."""
+    offered: set[ParentRef | None] = field(default_factory=set)
+    """What the lead has said is to be restored; more than one if a worker has found the first bad."""
+    history: tuple[Stretch, ...] = ()
+    """Of the lineage, as far back as the base's chunks lie; empty until it has been read."""
+    made_at: dict[CheckpointRef, datetime] = field(default_factory=dict)
+    """Checkpoints of which it is known when they were made."""
     highest_save: int = 0
     incarnation: str | None = None
     """Of the claim (A4), once the lead has told it."""
@@ -81,10 +91,15 @@ class Shared:
         self.highest_save += 1
         return self.highest_save
 
-    def base_has(self, base: CheckpointRef | None) -> dict[str, CheckpointRef]:
-        """Digest -> where, of the base's chunks of this worker's ranks that may be referred to (B4, B5)."""
+    def base_has(self, base: CheckpointRef | None, save: CheckpointRef, *, emergency: bool) -> dict[str, CheckpointRef]:
+        """Digest -> where, of the base's chunks of this worker's ranks that `save` may refer to (B4, B5). Age does not count in an emergency."""
         if base is None or self.base is None or self.base.ref != base:
             return {}
-        return {
-            c.digest: c.at for m in self.base_manifests.values() for c in m.chunks if c.digest not in self.distrusted
-        }
+        manifests = self.base_manifests.values()
+        old: frozenset[CheckpointRef] = frozenset()
+        if not emergency:
+            places = {c.at for m in manifests for c in m.chunks}
+            old = reuse.too_old(places, save, history=self.history, made_at=self.made_at, now=now())
+        restored = self.record.restored.ref if self.record.restored is not None else None
+        doubted = restored is not None and reuse.is_doubted(self.offered, restored, self.order.restore.excluded)
+        return reuse.referable(manifests, attempt=self.attempt, distrusted=self.distrusted, doubted=doubted, old=old)

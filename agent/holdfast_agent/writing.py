@@ -28,6 +28,7 @@ from holdfast_store.errors import StoreError, Unavailable
 log = logging.getLogger(__name__)
 PERIODIC_SECONDS = 1800
 """A periodic save that takes longer is given up."""
+HISTORY_SECONDS = 10.0
 REMEMBERED = 32
 """Ended flushes whose answer is kept for a repeated question."""
 
@@ -50,6 +51,7 @@ class Writing:
         self._shared = shared
         self._sealed = sealed
         self._flushes: dict[int, Flush] = {}
+        self._learning: asyncio.Task[None] | None = None
         self._node_work: asyncio.Task[None] | None = None
         """Removes older images of the node; the next image is written after it."""
 
@@ -159,6 +161,8 @@ class Writing:
         readers = [h[1] for _, h in held if h is not None]
         for h in readers:
             h.readers += 1
+        if not order.emergency:
+            await self._learn_history()
         started = time.monotonic()
 
         def durable(at: datetime) -> None:
@@ -212,6 +216,25 @@ class Writing:
             local_durable_at=written.node_durable_at,
         )
 
+    async def _learn_history(self) -> None:
+        """How old the base's chunks are (B5), once in an attempt, not in an emergency. A store that does not say it now is asked at the next save."""
+        s = self._shared
+        if s.base is None or s.history or all(r.attempt == s.attempt for r in (s.base.ref, *s.base.refers_to)):
+            return
+        if self._learning is None or self._learning.done():
+            self._learning = asyncio.ensure_future(self._read_history(s.base))
+        await asyncio.wait([self._learning], timeout=HISTORY_SECONDS)
+
+    async def _read_history(self, base: CommitRecord) -> None:
+        s = self._shared
+        assert s.store is not None
+        s.made_at[base.ref] = base.created_at
+        oldest = min(ref.attempt for ref in (base.ref, *base.refers_to))
+        try:
+            s.history = await s.threads.call(s.store.stretches, s.attempt, oldest=oldest)
+        except StoreError as e:
+            log.warning("the age of older chunks is not known: %s", e)
+
     def _job(self, order: peers.FlushOrder) -> flush.Job:
         s = self._shared
         parts = []
@@ -235,7 +258,7 @@ class Writing:
             world_size=s.order.world_size,
             chunk_bytes=s.settings.config.chunk_bytes,
             parts=tuple(parts),
-            base_has=s.base_has(order.base),
+            base_has=s.base_has(order.base, CheckpointRef(order.attempt, order.save), emergency=order.emergency),
             wait_for_node=not order.emergency,
         )
 
@@ -245,6 +268,7 @@ class Writing:
         """The save is a checkpoint: the next one leans on it."""
         s = self._shared
         record = codec.from_json(CommitRecord, message.record.encode(), max_bytes=MAX_MANIFEST_BYTES)
+        s.made_at[record.ref] = record.created_at
         if s.base is None or record.ref > s.base.ref:
             s.base = record
             s.base_manifests = {m.rank: m for m in ended.written.manifests} if ended.written is not None else {}

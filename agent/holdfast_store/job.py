@@ -14,7 +14,7 @@ from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
 from holdfast_store.collect import Expiry, SweepResult
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt, Superseded
-from holdfast_store.lineage import Span, spans
+from holdfast_store.lineage import Span, Stretch, spans
 from holdfast_store.records import Records
 from holdfast_store.resolve import Found, Resolution
 from holdfast_store.retry import Persistent
@@ -217,6 +217,18 @@ class JobStore:
     def lineage(self, attempt: int) -> tuple[Span, ...]:
         """The lineage of a claimed attempt (A7), newest first."""
         return tuple(self._spans(attempt))
+
+    def stretches(self, attempt: int, *, oldest: int) -> tuple[Stretch, ...]:
+        """The same with the time of each claim, within this job, back to attempt `oldest`: one read for each. Absent where a claim is missing."""
+        found: list[Stretch] = []
+        last_save = None
+        while attempt >= oldest:
+            claim = self._records.claim(attempt)
+            found.append(Stretch(attempt, last_save, claim.created_at))
+            if claim.parent is None or claim.parent.job_uid != self.job_uid:
+                break
+            attempt, last_save = claim.parent.attempt, claim.parent.save
+        return tuple(found)
 
     def _newest_for(self, attempt: int) -> Claim | None:
         newest = self.newest_claim()

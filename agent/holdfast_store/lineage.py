@@ -6,6 +6,7 @@ lies above the bound that its successor's claim has set, so it is on no lineage:
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, ParentRef
@@ -23,6 +24,15 @@ class Span:
         return (job_uid, ref.attempt) == (self.job_uid, self.attempt) and (
             self.last_save is None or ref.save <= self.last_save
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The part of a lineage that one attempt has made: its saves up to `last_save`, or all (None), and when it was claimed."""
+
+    attempt: int
+    last_save: int | None
+    claimed_at: datetime
 
 
 def spans(

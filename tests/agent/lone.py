@@ -14,7 +14,7 @@ from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import Mesh
 from holdfast_agent.record import Record
 from holdfast_agent.rounds import Rounds
-from holdfast_agent.saves import Saves
+from holdfast_agent.saves import Saves, info_of
 from holdfast_agent.settings import Settings
 from holdfast_agent.shared import Shared
 from holdfast_agent.slots import SlotBook
@@ -24,7 +24,7 @@ from holdfast_api import peers
 from holdfast_api import ranks as wire
 from holdfast_api.config import AgentConfig, StorageConfig
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import Claim, CommitRecord
+from holdfast_api.manifest import Claim, CommitRecord, ParentRef
 from holdfast_api.messages import AttemptOrder, ClaimInfo, Member, RestoreOrder
 from holdfast_store.job import JobStore
 from holdfast_store.memory import Fault, MemoryBucket
@@ -58,22 +58,31 @@ class Lone:
     """Made inside a running event loop."""
 
     def __init__(
-        self, folder: Path, *, faults: tuple[Fault, ...] = (), before_call: Callable[[str, str], None] | None = None
+        self,
+        folder: Path,
+        *,
+        faults: tuple[Fault, ...] = (),
+        before_call: Callable[[str, str], None] | None = None,
+        after: "Lone | None" = None,
     ):
-        self.bucket = MemoryBucket(faults, before_call=before_call)
+        """`after`: the next attempt, continuing the newest checkpoint of that one in the same store."""
+        self.bucket = after.bucket if after else MemoryBucket(faults, before_call=before_call)
+        self.attempt = after.attempt + 1 if after else 1
         self.store = JobStore(self.bucket, "ns", "job", UID)
         config = AgentConfig("ns", "job", UID, 0, 1, 1, 1, StorageConfig("memory://x"), chunk_bytes=CHUNK)
         settings = Settings(config, ("true",), "pod", "pod-uid", "", "node", "", 0, {}, folder / "token", None)
         member = Member(0, "pod", "pod-uid", 1)
         record = Record(UID, 0, "pod-uid")
-        record.begin(1)
-        record.claim = ClaimInfo(1, "life", now())
-        record.fresh = record.loaded = True
-        self.store.claim(Claim(UID, 1, "life", (member,), None, now()))
+        record.begin(self.attempt)
+        record.claim = ClaimInfo(self.attempt, "life", now())
+        record.fresh, record.loaded = after is None, True
+        last = after.commits()[-1] if after else None
+        parent = ParentRef(UID, last.attempt, last.save) if last else None
+        self.store.claim(Claim(UID, self.attempt, "life", (member,), parent, now()))
         arena = Arena(folder / "arena")
         self.shared = s = Shared(
             settings=settings,
-            order=AttemptOrder(UID, 1, (member,), 1, True, RestoreOrder()),
+            order=AttemptOrder(UID, self.attempt, (member,), 1, True, RestoreOrder()),
             record=record,
             metrics=Metrics(0),
             threads=Threads(),
@@ -94,11 +103,15 @@ class Lone:
         self.saves = Saves(s)
         self.rounds = Rounds(s, self.gates, self.saves)
         self.finish = Finish(s, self.writing, self.saves, self.rounds)
-        s.mesh = Mesh(1, (member,), 0, self.peer, None, b"", UID)
+        s.mesh = Mesh(self.attempt, (member,), 0, self.peer, None, b"", UID)
         self.rank = s.crew.ranks[0]
         self.rank.loaded = self.rank.stepped = True
         self.rank.plan = wire.Plan(1, len(image(0)), ())
         self.rank.book = SlotBook(2)
+        if last is not None:
+            s.base, s.last, record.restored = last, info_of(last), info_of(last)
+            s.base_manifests = {0: self.store.read_manifest(last, 0)}
+            s.offered.add(parent)
         arena.ensure({(0, 0): len(image(0)), (0, 1): len(image(0))})
 
     async def peer(self, message):
@@ -130,15 +143,15 @@ class Lone:
         self.finish.begin()
 
     def offer(self, boundary: int) -> None:
-        self.saves.offered(peers.SaveOffer(1, 0, boundary))
+        self.saves.offered(peers.SaveOffer(self.attempt, 0, boundary))
 
     def commits(self) -> list[CommitRecord]:
         """In the store, oldest first."""
         found = []
         for save in range(1, self.shared.highest_save + 1):
-            key = f"{self.store.prefix}checkpoints/0000000001/{save:010d}/commit.json"
+            key = f"{self.store.prefix}checkpoints/{self.attempt:010d}/{save:010d}/commit.json"
             if key in self.bucket.objects:
-                found.append(self.store.read_commit(CheckpointRef(1, save))[0])
+                found.append(self.store.read_commit(CheckpointRef(self.attempt, save))[0])
         return found
 
     async def until(self, condition: Callable[[], object], what: str = "") -> None:
