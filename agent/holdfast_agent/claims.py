@@ -66,6 +66,8 @@ class Claims:
         self._bad: dict[tuple[str, CheckpointRef], str] = {}
         self._bad_since = time.monotonic()
         self._choice: Choice | None = None
+        self._choices = 0
+        """How many were made: a checkpoint that is chosen again after it was refused is to be tried again (C3)."""
         self._rejected = asyncio.Event()
 
     async def run(self) -> None:
@@ -114,6 +116,7 @@ class Claims:
         while True:
             if self._choice is None:
                 self._choice = await self._choose()
+                self._choices += 1
             if self._shared.record.claim is None:
                 await self._claim(self._choice)
             self._shared.record.block(None)
@@ -202,7 +205,7 @@ class Claims:
         """Everybody fetches; then everybody loads. False if somebody rejected it, or the choice was replaced meanwhile."""
         s = self._shared
         for load in (False, True) if choice.record is not None else (True,):
-            message = peers.Resolved(s.attempt, self._incarnation, choice.parent, choice.text, load)
+            message = peers.Resolved(s.attempt, self._incarnation, choice.parent, choice.text, load, self._choices)
             answers = await s.mesh.ask_all(message, until=Deadline.after(TELL_SECONDS))
             for worker, answer in answers.items():
                 if isinstance(answer, BaseException):

@@ -1,27 +1,32 @@
 """Brings the images of this worker's ranks into slots, every chunk verified by the thread that got it (C3).
 
 Sources in order: the slot itself (container restart, new attempt in place), the node's directory, the store. A chunk that is absent or bad in one is taken
-from the next; if the store's is bad too, the checkpoint is rejected. A store that cannot be reached is not the checkpoint's fault and is waited for.
+from the next; if the store's is bad too, the checkpoint is rejected. A node's directory that cannot be read costs a fetch from the store. A store that
+cannot be reached is not the checkpoint's fault: the try ends with what it said, so that it can be reported, and the next try goes on from there.
 """
 
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from holdfast_agent.arena import Arena, Mapped
 from holdfast_agent.errors import AgentError, CheckpointBad
-from holdfast_agent.threads import Stop, Threads, persist
+from holdfast_agent.threads import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Stop, Threads
 from holdfast_api.manifest import Chunk, CommitRecord, RankManifest
 from holdfast_store.chunks import digest
-from holdfast_store.errors import Absent, Corrupt
+from holdfast_store.errors import Absent, Corrupt, StoreError, Unavailable
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+PATIENCE_SECONDS = 12.0
+"""With a store that is away, for one call: then the try ends and the reason is reported, within 30 s (fault scenario 48)."""
 STORE_TRIES = 2
 """A chunk damaged on the way is fetched again once before the checkpoint is blamed."""
 
@@ -37,7 +42,7 @@ class Image:
 
 
 class Source(Protocol):
-    """A place where chunks may be. Raises Absent or Corrupt; what it raises beside that ends the restore."""
+    """A place where chunks may be. Raises Absent or Corrupt; what it raises beside that ends the try."""
 
     name: str
 
@@ -55,15 +60,23 @@ class InPlace:
 
 
 class OnNode:
+    """A copy, never the truth: whatever keeps it from being read (EIO, no permission, a link in its place) costs a fetch and blocks nothing (C3)."""
+
     name = "local"
 
     def __init__(self, node: LocalTier) -> None:
         self._node = node
+        self._said = False
 
     def read(self, manifest: RankManifest, index: int, view: memoryview) -> None:
         try:
             self._node.read_chunk_into(manifest, index, view)
-        except OSError as e:
+        except (Absent, Corrupt):
+            raise
+        except (StoreError, OSError) as e:
+            if not self._said:
+                self._said = True  # a disk that fails does so for every chunk
+                log.warning("the node's copy cannot be read, the store is asked instead: %s: %s", type(e).__name__, e)
             raise Absent(f"the node's copy cannot be read: {e}") from e
 
 
@@ -71,6 +84,7 @@ class InStore:
     name = "store"
 
     def __init__(self, store: JobStore, stop: Stop) -> None:
+        """`store` tries once: repeating is `patiently`'s."""
         self._store = store
         self._stop = stop
 
@@ -78,25 +92,49 @@ class InStore:
         chunk: Chunk = manifest.chunks[index]
         for left in reversed(range(STORE_TRIES)):
             try:
-                return persist(self._stop, lambda: self._store.get_chunk_into(chunk, view))
+                return patiently(self._stop, lambda: self._store.get_chunk_into(chunk, view))
             except Corrupt:
                 if not left:
                     raise
         return None
 
 
+def patiently(stop: Stop, function: Callable[[], T]) -> T:
+    """Repeats a call that is Unavailable, with growing pauses, for PATIENCE_SECONDS at most. On a worker thread."""
+    end, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return function()
+        except Unavailable:
+            left = end - time.monotonic()
+            if left > 0:
+                stop.pause(min(pause, left))
+            if left <= 0 or stop.wanted:
+                raise
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
 class Tally:
-    """Bytes by source, counted from chunk threads."""
+    """Bytes by source, counted from chunk threads; of one restore, however many tries it takes."""
 
     def __init__(self, note: Callable[[str, int], None]) -> None:
         self._lock = threading.Lock()
         self._note = note
         self.distrusted: set[str] = set()
         """Chunks that did not verify in the store: never referred to again (B5)."""
+        self._there: set[tuple[int, int]] = set()
 
-    def add(self, source: str, count: int) -> None:
+    def add(self, source: str, rank: int, index: int, count: int) -> None:
+        """Each chunk once: a later try finds in the slot what an earlier one has fetched."""
         with self._lock:
-            self._note(source, count)
+            if (rank, index) not in self._there:
+                self._there.add((rank, index))
+                self._note(source, count)
+
+    def begun(self, rank: int) -> bool:
+        """An earlier try has left something in the rank's slot."""
+        with self._lock:
+            return any(r == rank for r, _ in self._there)
 
     def distrust(self, name: str) -> None:
         with self._lock:
@@ -118,7 +156,7 @@ def fetch_chunk(
             if source.name == "store":
                 tally.distrust(manifest.chunks[index].digest)
             continue
-        tally.add(source.name, len(view))
+        tally.add(source.name, manifest.rank, index, len(view))
         return
     raise CheckpointBad(f"rank {manifest.rank}, chunk {index} of {len(manifest.chunks)}: " + "; ".join(found[-2:]))
 
@@ -134,9 +172,13 @@ async def fetch(
     tally: Tally,
     stop: Stop,
 ) -> dict[int, Image]:
-    """`store` is that of the record's own job uid. Raises CheckpointBad, MemoryTooSmall, or a StoreError that is not the checkpoint's fault."""
+    """`store` is that of the record's own job uid. Raises CheckpointBad, MemoryTooSmall, or a StoreError that is not the checkpoint's fault.
+
+    `stop` is of this try; `tally` of the restore, so that the next try looks into the slots first.
+    """
+    store = store.until(0.0)  # without retries of its own, which would go on after `stop`
     try:
-        manifests = {r: await threads.call(persist, stop, _reading(store, record, r)) for r in ranks}
+        manifests = {r: await threads.call(patiently, stop, _reading(store, record, r)) for r in ranks}
     except (Absent, Corrupt) as e:
         raise CheckpointBad(f"manifest: {e}") from e
     for manifest in manifests.values():
@@ -150,17 +192,33 @@ async def fetch(
     images = {}
     failures: list[BaseException] = []
     for rank in ranks:
-        sources: list[Source] = [InPlace()] if slots[rank] is not None else []
+        sources: list[Source] = [InPlace()] if slots[rank] is not None or tally.begun(rank) else []
         sources += [OnNode(node)] if node is not None else []
         sources.append(InStore(store, stop))
         path = arena.path(rank, targets[rank])
         failures += await _fetch_image(manifests[rank], path, sources, threads, tally, stop)
         images[rank] = Image(rank, targets[rank], path, manifests[rank])
-    for failure in sorted(failures, key=lambda e: not isinstance(e, CheckpointBad)):
+    for failure in sorted(failures, key=_weight):
         raise failure
     for image in images.values():
         arena.note(image.rank, image.slot, record.job_uid, record.ref)
     return images
+
+
+def _weight(failure: BaseException) -> int:
+    """What says most comes first: a bad checkpoint, then the store's own words, then what was given up for them."""
+    return 0 if isinstance(failure, CheckpointBad) else 1 if isinstance(failure, StoreError) else 2
+
+
+def _fetch_or_end(
+    manifest: RankManifest, index: int, view: memoryview, sources: list[Source], tally: Tally, stop: Stop
+) -> None:
+    """A store that is away is so for every chunk: the first that has lost patience ends the try for all."""
+    try:
+        fetch_chunk(manifest, index, view, sources, tally, stop)
+    except StoreError as e:
+        stop.set(f"the store: {e}")
+        raise
 
 
 async def _fetch_image(
@@ -176,7 +234,7 @@ async def _fetch_image(
         view = mapped.view[offset : offset + chunk.length]
         views.append(view)
         offset += chunk.length
-        jobs.append(loop.run_in_executor(threads.chunks, fetch_chunk, manifest, index, view, sources, tally, stop))
+        jobs.append(loop.run_in_executor(threads.chunks, _fetch_or_end, manifest, index, view, sources, tally, stop))
     try:
         results = await asyncio.gather(*jobs, return_exceptions=True)
     except asyncio.CancelledError:

@@ -1,10 +1,12 @@
 """A worker's part of a restore: fetch what the lead has resolved, hand it to the ranks once every member has every byte (C3).
 
-A store that cannot be read is not the checkpoint's fault: the agent is blocked, says why, and goes on trying.
+A store that cannot be read is not the checkpoint's fault: the agent is blocked, says why, and goes on trying. What is blocked here ends as soon as
+the store gives bytes again, not only when the last one is there.
 """
 
 import asyncio
 import errno
+import functools
 import logging
 
 from holdfast_agent import restore, storage
@@ -15,6 +17,7 @@ from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.saves import info_of
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop
+from holdfast_agent.unexpected import unexpected
 from holdfast_api import codec, peers
 from holdfast_api import ranks as wire
 from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord
@@ -34,6 +37,8 @@ class Restoring:
         self._may_load = False
         self._fetching: asyncio.Task[Rejection | None] | None = None
         self._stop = Stop()
+        self._away: Blocked | None = None
+        """What this restore has blocked the agent with, for a reason of the store."""
         self._images: dict[int, restore.Image] = {}
         self._record: CommitRecord | None = None
         self.refused = ""
@@ -41,7 +46,7 @@ class Restoring:
 
     async def resolved(self, message: peers.Resolved) -> object:
         """Fetched, or LATER. The lead repeats it until everybody has answered."""
-        if self._resolved is None or self._resolved.parent != message.parent:
+        if self._resolved is None or _choice(self._resolved) != _choice(message):
             await self._begin(message)
         assert self._fetching is not None
         await asyncio.wait([self._fetching], timeout=LATER_SECONDS)
@@ -98,22 +103,23 @@ class Restoring:
         else:
             self._record = codec.from_json(CommitRecord, message.commit.encode(), max_bytes=MAX_MANIFEST_BYTES)
             s.record.fresh = False
-            self._fetching = asyncio.ensure_future(self._fetch(self._record, self._stop))
+            self._fetching = asyncio.ensure_future(self._fetch(self._record))
 
-    async def _fetch(self, record: CommitRecord, stop: Stop) -> Rejection | None:
+    async def _fetch(self, record: CommitRecord) -> Rejection | None:
         """None once everything is there and verified."""
         s = self._shared
         if any(r.loaded for r in s.crew):
             return Rejection(
                 record.attempt,
                 record.save,
-                "a rank has loaded another checkpoint already; a new attempt is needed",
+                "a rank has loaded a checkpoint already; a new attempt is needed",
                 False,
                 now(),
             )
+        tally = restore.Tally(functools.partial(self._count, asyncio.get_running_loop()))
         while True:
             try:
-                self._images = await self._try(record, stop)
+                self._images = await self._try(record, tally)
                 break
             except CheckpointBad as e:
                 return Rejection(record.attempt, record.save, str(e)[:2000], True, now())
@@ -124,21 +130,33 @@ class Restoring:
                 s.record.block(Blocked(BlockedReason.MEMORY_TOO_SMALL, str(e)[:4000]))
                 self._deliver()
             except StoreError as e:
-                s.record.block(storage.blocked(e, s.settings.config.storage))
+                log.warning("the checkpoint %s waits for the store: %s", record.ref, e)
+                self._block(storage.blocked(e, s.settings.config.storage))
+            except BaseException as e:  # nobody awaits this task but for its result: it must not end without one
+                self._block(unexpected(e, f"fetching checkpoint {record.ref}"))
             await asyncio.sleep(RETRY_SECONDS)
-        self.refused = ""
+        self.refused, self._away = "", None
         s.record.block(None)
         s.record.stage(Stage.FETCHED)
         return None
 
-    async def _try(self, record: CommitRecord, stop: Stop) -> dict[int, restore.Image]:
+    def _block(self, blocked: Blocked) -> None:
+        self._away = blocked
+        self._shared.record.block(blocked)
+
+    def _goes_on(self) -> None:
+        """The store gives bytes. What somebody else has blocked the agent with is left alone."""
+        if self._away is not None and self._shared.record.blocked == self._away:
+            self._shared.record.block(None)
+        self._away = None
+
+    async def _try(self, record: CommitRecord, tally: restore.Tally) -> dict[int, restore.Image]:
         s = self._shared
-        await s.changes.until(lambda: s.store is not None, Deadline.after(3600))
-        assert s.store is not None
+        while s.store is None:
+            await s.changes.until(lambda: s.store is not None, Deadline.after(3600))
         own = record.job_uid == s.settings.config.job_uid
         store = s.store if own else s.store.for_job(record.job_uid)
-        tally = restore.Tally(self._count)
-        stop.at = float("inf")
+        self._stop = stop = Stop()
         try:
             return await restore.fetch(
                 record,
@@ -153,7 +171,10 @@ class Restoring:
         finally:
             s.distrusted |= tally.distrusted
 
-    def _count(self, source: str, count: int) -> None:
+    def _count(self, loop: asyncio.AbstractEventLoop, source: str, count: int) -> None:
+        """From chunk threads, one at a time."""
+        if source == restore.InStore.name and self._away is not None:
+            loop.call_soon_threadsafe(self._goes_on)
         fetched = self._shared.record.fetched_from
         fetched[source] = fetched.get(source, 0) + count
         self._shared.metrics.restored_bytes.labels(source).inc(count)
@@ -196,6 +217,11 @@ class Restoring:
 def _ready(image: restore.Image, record: CommitRecord) -> wire.RestoreReady:
     m = image.manifest
     return wire.RestoreReady(str(image.path), m.image_bytes, record.attempt, record.save, m.boundary, m.tensors)
+
+
+def _choice(message: peers.Resolved) -> tuple[object, int]:
+    """What the lead offers: a checkpoint that was refused and is offered again, because it may have been mended, is another offer."""
+    return message.parent, message.choice
 
 
 async def _nothing() -> Rejection | None:

@@ -34,6 +34,8 @@ class RoundRequest:
     """True: ranks stay stopped after the commit. False: training goes on."""
     deadline: datetime | None
     doomed: tuple[int, ...] = ()
+    worker: int = -1
+    """Who asks: its newest deadline counts, also if it is later than the one it gave before (F3). -1: not said."""
     schema: int = 1
 
 
@@ -93,6 +95,8 @@ class OpenGates:
     attempt: int
     round: int
     coordinator: str
+    keep: int = 0
+    """The boundary that was captured and is being saved while training goes on: its slots stay the agent's. 0: none."""
     schema: int = 1
 
 
@@ -169,6 +173,8 @@ class Resolved:
     """The commit record's exact text, so that every member loads the same one; empty for a fresh start."""
     load: bool = True
     """False: fetch and verify only. The lead says True when all members have every byte, so that no rank loads what another must reject (C3)."""
+    choice: int = 0
+    """Grows with each choice of the lead. The same checkpoint under another number is to be tried anew: it may have been mended since it was refused."""
     schema: int = 1
 
 

@@ -1,0 +1,212 @@
+"""C3: what a member does while it fetches, when the store is away, the node's disk fails, or a checkpoint that was refused has been mended."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
+
+from worlds import World, ref
+
+from holdfast_agent import restore, restoring
+from holdfast_agent.arena import Arena
+from holdfast_agent.crew import Changes, Crew
+from holdfast_agent.metrics import Metrics
+from holdfast_agent.peers import LATER
+from holdfast_agent.record import Record
+from holdfast_agent.restoring import Restoring
+from holdfast_agent.shared import Shared
+from holdfast_agent.threads import Threads
+from holdfast_api import layout, peers
+from holdfast_api.config import StorageConfig
+from holdfast_api.manifest import ParentRef
+from holdfast_api.messages import BlockedReason
+from holdfast_store.errors import Denied, Misconfigured, StoreError, Unavailable
+from holdfast_store.local import LocalTier
+from holdfast_store.memory import Effect, Fault, MemoryBucket
+
+IMAGE = b"aaaabbbbccccdddd"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(restoring, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(restoring, "LATER_SECONDS", 0.05)
+
+
+class Member:
+    """Worker 0 of attempt 2, which is told to continue 1/1."""
+
+    def __init__(self, folder: Path, *, node: bool = False) -> None:
+        self.bucket = MemoryBucket()
+        self.world = World(self.bucket).claimed(1).saved(1, 1, IMAGE)
+        (folder / "local").mkdir()
+        self.node = LocalTier(folder / "local", "ns", "job", self.world.uid) if node else None
+        self.record = Record(self.world.uid, 0, "pod")
+        self.shared = Shared(
+            settings=SimpleNamespace(  # type: ignore[arg-type]
+                config=SimpleNamespace(worker=0, job_uid=self.world.uid, storage=StorageConfig("memory://")),
+                ranks=range(1),
+            ),
+            order=SimpleNamespace(attempt=2, members=()),  # type: ignore[arg-type]
+            record=self.record,
+            metrics=Metrics(0),
+            threads=Threads(),
+            arena=Arena(folder / "memory"),
+            node=self.node,
+            crew=Crew(range(1)),
+            changes=Changes(),
+            end=lambda *_: None,
+            fail=lambda *_: None,
+            supersede=lambda *_: None,
+            store=self.world.store,
+        )
+        self.restoring = Restoring(self.shared)
+
+    def resolved(self, choice: int = 1) -> peers.Resolved:
+        _, text = self.world.store._records.commit(ref(1, 1))
+        return peers.Resolved(2, "life", ParentRef(self.world.uid, 1, 1), text, False, choice)
+
+    async def fetched(self, choice: int = 1) -> Any:
+        """As the lead does it: asked until there is an answer."""
+        message = self.resolved(choice)
+        while (answer := await self.restoring.resolved(message)) is LATER:
+            pass
+        return answer
+
+    def image(self) -> bytes:
+        return self.shared.arena.path(0, 0).read_bytes()[: len(IMAGE)]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("key", ["rank-0.json", "/chunks/"])
+async def test_a_store_that_is_away_while_a_member_fetches_is_reported_and_the_restore_goes_on_by_itself(
+    tmp_path: Path, key: str
+) -> None:
+    member = Member(tmp_path)
+    member.bucket.faults.append(Fault(Effect.UNAVAILABLE, "get", key, times=0))
+    asked = asyncio.ensure_future(member.fetched())
+    await until(lambda: member.record.blocked)
+    assert member.record.blocked is not None
+    assert member.record.blocked.reason is BlockedReason.STORAGE_UNREACHABLE
+    assert not asked.done()
+    member.bucket.faults.clear()
+    assert (await asked).rejection is None
+    assert member.image() == IMAGE
+    assert member.record.blocked is None
+
+
+async def test_blocked_ends_with_the_first_bytes_and_what_was_fetched_before_is_not_fetched_again(
+    tmp_path: Path,
+) -> None:
+    member, go = Member(tmp_path), threading.Event()
+    manifest = member.world.store.read_manifest(member.world.store.read_commit(ref(1, 1))[0], 0)
+    away = manifest.chunks[2].digest, manifest.chunks[3].digest
+    member.bucket.calls.clear()
+    member.bucket.faults += [Fault(Effect.UNAVAILABLE, "get", name, times=0) for name in away]
+    asked = asyncio.ensure_future(member.fetched())
+    await until(lambda: member.record.blocked and sum(member.record.fetched_from.values()) == 8)
+
+    def hold(_operation: str, key: str) -> None:
+        if key.endswith(away[1]):
+            go.wait(30)
+
+    member.bucket.before_call = hold
+    member.bucket.faults.clear()
+    await until(lambda: member.record.blocked is None)
+    assert not asked.done()
+    go.set()
+    assert (await asked).rejection is None
+    assert member.image() == IMAGE
+    assert member.record.fetched_from == {"store": len(IMAGE)}
+    assert [k for _, k in member.bucket.calls].count(
+        member.world.store.prefix + layout.chunk_key(ref(1, 1), manifest.chunks[0].digest)
+    ) == 1
+
+
+async def test_one_chunk_that_has_waited_long_enough_ends_the_try_for_all(tmp_path: Path) -> None:
+    """Else a thousand chunks on a few threads would each wait for themselves before anything is said."""
+    member = Member(tmp_path)
+    member.world.saved(1, 2, b"".join(b"%04d" % n for n in range(500)))
+    record, _ = member.world.store.read_commit(ref(1, 2))
+    member.bucket.faults.append(Fault(Effect.UNAVAILABLE, "get", "/chunks/", times=0))
+    stop = restoring.Stop()
+    with pytest.raises(Unavailable):
+        await restore.fetch(
+            record, range(1), store=member.world.store, node=None, arena=member.shared.arena,
+            threads=member.shared.threads, tally=restore.Tally(lambda *_: None), stop=stop,
+        )  # fmt: skip
+    assert len({key for operation, key in member.bucket.calls if operation == "get" and "/chunks/" in key}) < 500
+
+
+@pytest.mark.parametrize("error", [Unavailable, Denied, Misconfigured, OSError])
+async def test_whatever_the_nodes_disk_says_the_store_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    """Fault scenarios 13 and 14: EIO, no permission, a link in its place."""
+
+    def fails(*_: object) -> None:
+        raise error("Input/output error")
+
+    monkeypatch.setattr(LocalTier, "read_chunk_into", fails)
+    member = Member(tmp_path, node=True)
+    assert (await member.fetched()).rejection is None
+    assert member.image() == IMAGE
+    assert member.record.fetched_from == {"store": len(IMAGE)}
+    assert member.record.blocked is None
+    assert sum("Input/output error" in r.getMessage() for r in caplog.records) == 1
+
+
+async def test_a_link_where_the_nodes_image_should_be_is_not_followed_and_blocks_nothing(tmp_path: Path) -> None:
+    member = Member(tmp_path, node=True)
+    assert member.node is not None
+    member.node.write_image(ref(1, 1), 0, memoryview(IMAGE))
+    image = next((tmp_path / "local").rglob("*.safetensors"))
+    image.rename(image.with_suffix(".moved"))
+    image.symlink_to(image.with_suffix(".moved"))
+    with pytest.raises(StoreError):
+        member.node._folder.size(str(image.relative_to(tmp_path / "local")))
+    assert (await member.fetched()).rejection is None
+    assert member.record.fetched_from == {"store": len(IMAGE)}
+
+
+async def test_a_checkpoint_that_was_mended_is_tried_again_when_the_lead_offers_it_again(tmp_path: Path) -> None:
+    member = Member(tmp_path)
+    chunk = next(key for key in member.bucket.objects if "/chunks/" in key)
+    good = member.bucket.objects[chunk]
+    member.bucket.damage(chunk, b"xxxx")
+    assert (await member.fetched(1)).rejection.of_checkpoint
+    member.bucket.damage(chunk, good)
+    assert (await member.fetched(1)).rejection is not None, "the same offer, said twice, has the same answer"
+    assert (await member.fetched(2)).rejection is None
+    assert member.image() == IMAGE
+
+
+async def test_an_error_that_nobody_has_foreseen_is_said_and_the_restore_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, real, tries = Member(tmp_path), restore.fetch, []
+
+    async def fetch(*args: Any, **named: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise LookupError("nobody has thought of this")
+        return await real(*args, **named)
+
+    monkeypatch.setattr(restore, "fetch", fetch)
+    said: list[str] = []
+    member.record.on_change = lambda: said.append(member.record.blocked.message if member.record.blocked else "")
+    assert (await member.fetched()).rejection is None
+    assert any("nobody has thought of this" in s for s in said)
+    assert member.record.blocked is None
