@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_agent import address
+from holdfast_agent import address, earlier
 from holdfast_agent.claims import Claims
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
@@ -79,6 +79,8 @@ class Attempt:
         self._tasks = [asyncio.ensure_future(self._watch_ranks()), asyncio.ensure_future(self._watch_use())]
         if self.claims is not None:
             self._tasks.append(asyncio.ensure_future(self.claims.run()))
+            if s.settings.config.operator_url:
+                self._tasks.append(asyncio.ensure_future(earlier.forward(s)))
             if s.settings.config.every_seconds > 0:
                 self._tasks.append(asyncio.ensure_future(self._save_by_clock()))
 

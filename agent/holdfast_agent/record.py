@@ -14,6 +14,7 @@ from holdfast_api.messages import (
     Blocked,
     CheckpointInfo,
     ClaimInfo,
+    EarlierReport,
     Exit,
     Notice,
     Rejection,
@@ -56,6 +57,8 @@ class Record:
     exit: Exit | None = None
     exit_detail: str = ""
     superseded_by: int = 0
+    earlier: tuple[EarlierReport, ...] = ()
+    """To be forwarded (H4); empty again once the operator has it."""
     storage_note: str = ""
     sequence: int = 0
 
@@ -98,6 +101,16 @@ class Record:
             self.done_requests.append(request_id)
             del self.done_requests[:-KEPT]
             self.changed()
+
+    def forward(self, earlier: tuple[EarlierReport, ...]) -> None:
+        if earlier:
+            self.earlier = earlier
+            self.changed()
+
+    def taken(self, report: AgentReport) -> None:
+        """The operator has this report."""
+        if report.attempt == self.attempt and report.earlier == self.earlier:
+            self.earlier = ()
 
     @property
     def phase(self) -> AgentPhase:
@@ -143,4 +156,5 @@ class Record:
             exit_detail=self.exit_detail,
             superseded_by=self.superseded_by,
             storage_note=self.storage_note,
+            earlier=self.earlier,
         )

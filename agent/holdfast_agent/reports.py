@@ -52,6 +52,8 @@ class Reporter:
         self._storing: asyncio.Task[None] | None = None
         self.store: Callable[[AgentReport], Awaitable[None]] | None = None
         """Writes the report below its attempt; set once there is a store."""
+        self.taken: Callable[[AgentReport], None] = lambda report: None
+        """Told of every report that the operator has taken."""
 
     def changed(self) -> None:
         self._wake.set()
@@ -97,6 +99,7 @@ class Reporter:
                 if response.status >= 300:
                     raise ValueError(f"HTTP {response.status}")
             self._unheard = 0
+            self.taken(report)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as e:
             self._unheard += 1
             self._metrics.reports_failed.labels("operator").inc()
@@ -124,7 +127,7 @@ class Reporter:
     async def _store(self, report: AgentReport) -> None:
         assert self.store is not None
         try:
-            await self.store(report)
+            await self.store(dataclasses.replace(report, earlier=()))  # those lie in the store already
         except Exception as e:
             self._metrics.reports_failed.labels("store").inc()
             log.debug("the store did not take a report: %s: %s", type(e).__name__, e)
@@ -147,7 +150,8 @@ def pause_after(unheard: int) -> float:
 
 
 def termination_message(report: AgentReport) -> bytes:
-    """A report that fits into 4096 bytes: first without what grows, then with the long texts cut."""
+    """A report that fits into 4096 bytes: without what others have said, then without what grows, then with the long texts cut."""
+    report = dataclasses.replace(report, earlier=())
     data = codec.to_json(report)
     if len(data) <= TERMINATION_BYTES:
         return data

@@ -84,6 +84,7 @@ class Agent:
         ) as self._session:
             self._reporter = self._make_reporter()
             self._record.on_change = self._reporter.changed
+            self._reporter.taken = self._record.taken
             self._record.stage(Stage.AGENT_STARTED)
             self._ranks = RankServer(self._memory, self)
             self._server = Server(

@@ -272,6 +272,24 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierReport:
+    """What the last report of an agent in an earlier attempt said: found in the store by the next lead, and forwarded, because the pod that wrote it may be
+    gone, and its termination message with it (H4)."""
+
+    attempt: int
+    worker: int
+    pod_uid: str
+    sequence: int
+    """As in that report: one that was heard directly and is not older says more."""
+    phase: AgentPhase
+    boundary: int = 0
+    stages: dict[str, datetime] = field(default_factory=dict)
+    exit: Exit | None = None
+    exit_detail: str = ""
+    """Its end, at most 500 characters."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentReport:
     """An agent's whole state: pushed when something changes, answered to every order, kept in the store and the termination message (H4)."""
 
@@ -318,4 +336,6 @@ class AgentReport:
     """Greatest attempt that this pod has joined in any life of its agent. Above `attempt`: the agent was restarted in place and refuses that attempt (A1)."""
     saving: Blocked | None = None
     """Why the newest saves could not be stored; None again once one is committed."""
+    earlier: tuple[EarlierReport, ...] = ()
+    """Of the lead: the newest report of each worker in the attempts before its own, at most one a worker; sent until one report with it is taken."""
     schema: int = 1

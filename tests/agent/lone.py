@@ -114,6 +114,12 @@ class Lone:
             s.offered.add(parent)
         arena.ensure({(0, 0): len(image(0)), (0, 1): len(image(0))})
 
+    @staticmethod
+    def a_record() -> Record:
+        record = Record(UID, 0, "pod-uid")
+        record.begin(1)
+        return record
+
     async def peer(self, message):
         match message:
             case peers.FlushOrder():
