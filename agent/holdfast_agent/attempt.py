@@ -260,7 +260,9 @@ class Attempt:
         """One message of holdfast_api.peers, of this attempt. The answer, None, or LATER."""
         match message:
             case peers.RoundRequest():
-                running = self.rounds.request(message.cause, evacuate=message.evacuate, deadline=message.deadline)
+                running = self.rounds.request(
+                    message.cause, evacuate=message.evacuate, deadline=message.deadline, worker=message.worker
+                )
                 return peers.RoundAnswer(max(running.number, 1))
             case peers.CloseGates():
                 return await self.gates.close_gates(message)
@@ -303,13 +305,19 @@ class Attempt:
             for future in ended:
                 process = waiting.pop(future)
                 code = future.result()
-                if code != 0 and not self._going:
+                if code != 0:
+                    if self._going:
+                        log.warning("rank %d ended with %d during the evacuation", process.rank, code)
+                    await self._until_it_matters()
                     await self._failed(process, code)
                     return
-                if code != 0:
-                    log.warning("rank %d ended with %d during the evacuation", process.rank, code)
-        if not self._going:
-            await self._all_ended()
+        await self._until_it_matters()
+        await self._all_ended()
+
+    async def _until_it_matters(self) -> None:
+        """At once, or when the evacuation is withdrawn: training cannot go on without the rank then."""
+        while self._going:
+            await self.shared.changes.until(lambda: not self._going, Deadline.after(3600))
 
     @property
     def _going(self) -> bool:

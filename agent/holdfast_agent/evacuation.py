@@ -5,7 +5,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any
 
@@ -108,7 +107,7 @@ class Evacuation:
             if merged.noticed_at is not None:
                 s.record.stage(Stage.NOTICED, merged.noticed_at)
             if self._rounds.active is not None:
-                self._rounds.active.deadline.tighten(merged.deadline)
+                self._rounds.wanted_by(s.settings.config.worker, merged.deadline)
             if not s.record.sealed:
                 s.record.evacuating = True
                 self._drive()
@@ -138,7 +137,8 @@ class Evacuation:
         while not s.record.sealed and (merged := self._merged()).acting:
             if not s.record.loaded:
                 log.warning("the evacuation finds nothing to save: the attempt has not loaded yet")
-            request = peers.RoundRequest(s.attempt, merged.cause, True, merged.deadline, merged.doomed)
+            own = s.settings.config.worker
+            request = peers.RoundRequest(s.attempt, merged.cause, True, merged.deadline, merged.doomed, own)
             for worker in coordinators(s.mesh.workers, merged.doomed):
                 try:
                     await s.mesh.ask(worker, request, until=Deadline.after(ASK_SECONDS))
@@ -166,6 +166,7 @@ class Evacuation:
         self._gates.open_all()
         self._saves.kick()
         s.record.changed()
+        s.changes.bump()
 
     async def _carry_out(self, order: CheckpointOrder) -> None:
         """The lead runs the round; another worker asks it to, in case it was not told."""
@@ -175,14 +176,17 @@ class Evacuation:
         limit = Deadline.of(order.deadline, otherwise_seconds=REQUEST_SECONDS)
         await s.changes.until(lambda: s.record.loaded, limit)
         if s.is_lead:
-            running = self._rounds.request(order.cause, evacuate=order.then_stop, deadline=order.deadline)
+            running = self._rounds.request(
+                order.cause, evacuate=order.then_stop, deadline=order.deadline, worker=s.settings.config.worker
+            )
             await running.ended.wait()
         else:
             known = self._gates.greatest
             if not await s.changes.until(lambda: self._gates.greatest > known, Deadline.after(ASK_SECONDS)):
                 request = peers.RoundRequest(s.attempt, order.cause, order.then_stop, order.deadline)
                 await _quietly(s.mesh.ask(min(s.mesh.workers), request, until=limit))
-            await s.changes.until(lambda: s.record.sealed or not self._gates.closed, limit)
+            before = s.last_boundary
+            await s.changes.until(lambda: s.record.sealed or s.last_boundary > before, limit)
         s.record.request_done(order.request_id)
         if order.then_stop and s.record.sealed:
             await self._end_when_told()
@@ -203,7 +207,7 @@ class Evacuation:
             left = Deadline(deadline).remaining if deadline is not None else 0.0
             # The watchdog reports less than the truth can be: an end by it has not been able to say more.
             code = EXIT_CODES[Exit.PREEMPTED_SEALED if s.sealed_new else Exit.PREEMPTED_NOTHING_NEW]
-            self._watchdog.arm(max(0.0, left - HARD_END_SECONDS), code, time.monotonic())
+            self._watchdog.arm(max(0.0, left - HARD_END_SECONDS), code)
             done = s.record.sealed and self._rounds.active is None
             if done or left <= plan.EXIT_MARGIN_SECONDS or not s.record.loaded:
                 return self._end()

@@ -66,8 +66,8 @@ class Gates:
             for rank in self._shared.crew:
                 await self._make_room(rank)
                 rank.send(wire.ReleaseGate(order.round, order.target))
+        # How long is the coordinator's to say: what it knows of the deadline may change while the ranks run.
         soon = Deadline.after(LATER_SECONDS)
-        soon.tighten(order.deadline)
         if not await self._shared.changes.until(lambda: self._arrived(order.target) is not None, soon):
             return LATER
         answer = self._arrived(order.target)
@@ -80,7 +80,7 @@ class Gates:
         name = (order.round, order.coordinator)
         if name >= self.greatest:
             self.greatest = name
-            self.open_all()
+            self.open_all(keep=order.keep)
 
     # ---- also for the agent itself
 
@@ -90,13 +90,13 @@ class Gates:
         self._sacrifices.add(task)
         task.add_done_callback(self._sacrifices.discard)
 
-    def open_all(self) -> None:
-        """Training goes on."""
+    def open_all(self, *, keep: int = 0) -> None:
+        """Training goes on; the slots of boundary `keep` are about to be written."""
         if self.closed:
             self.closed = False
             for rank in self._shared.crew:
                 rank.send(wire.OpenGate(self.greatest[0]))
-            self._writing.release_round()
+            self._writing.release_round(keep)
             self._shared.changes.bump()
 
     def keep_closed(self, seconds: float) -> None:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 TRY_SECONDS = 15.0
 """Of one HTTP request; the receiver answers 202 well before."""
+OWN_LOOK_SECONDS = 0.25
+"""How late the own worker's handler is left after a deadline that has moved closer."""
 LATER_SECONDS = 8.0
 """After so long a receiver answers "not yet" (202)."""
 
@@ -93,9 +95,16 @@ class Mesh:
 
     async def _ask_self(self, message: Any, until: Deadline) -> Any:
         while not until.passed:
-            answer = await self.handler(message)
-            if not isinstance(answer, Later):
-                return answer
+            answering = asyncio.ensure_future(_of(self.handler(message)))
+            try:
+                while not answering.done() and not until.passed:
+                    await asyncio.wait([answering], timeout=min(until.remaining, OWN_LOOK_SECONDS))
+                if not answering.done():
+                    break
+            finally:
+                answering.cancel()
+            if not isinstance(answering.result(), Later):
+                return answering.result()
         raise PeerSilent(f"own worker has no answer to {type(message).__name__} before the deadline")
 
     async def _try(self, member: Member, message: Any, round: int, until: Deadline) -> Any:
@@ -142,6 +151,10 @@ class Mesh:
         if other == self.attempt:
             return PeerRefused(f"worker {member.worker} knows a newer round")
         return PeerRefused(f"worker {member.worker} has joined attempt {other}")
+
+
+async def _of(answer: Awaitable[Any]) -> Any:
+    return await answer
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -60,6 +60,7 @@ class Record:
     earlier: tuple[EarlierReport, ...] = ()
     """To be forwarded (H4); empty again once the operator has it."""
     storage_note: str = ""
+    saving: Blocked | None = None
     sequence: int = 0
 
     def begin(self, attempt: int) -> None:
@@ -85,6 +86,12 @@ class Record:
             self.blocked = blocked
             self.changed()
 
+    def cannot_save(self, why: Blocked) -> None:
+        """The store did not take a save. Over with the next commit."""
+        if why != self.saving:
+            self.saving = why
+            self.changed()
+
     def reject(self, rejection: Rejection) -> None:
         if not any((r.attempt, r.save) == (rejection.attempt, rejection.save) for r in self.rejections):
             self.rejections.append(rejection)
@@ -94,6 +101,7 @@ class Record:
         if all(c.ref != info.ref for c in self.checkpoints):
             self.checkpoints.append(info)
             del self.checkpoints[:-KEPT]
+            self.saving = None
             self.changed()
 
     def request_done(self, request_id: str) -> None:
@@ -156,5 +164,6 @@ class Record:
             exit_detail=self.exit_detail,
             superseded_by=self.superseded_by,
             storage_note=self.storage_note,
+            saving=self.saving,
             earlier=self.earlier,
         )

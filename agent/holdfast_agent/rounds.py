@@ -35,10 +35,23 @@ class Round:
     evacuate: bool
     deadline: Deadline
     number: int = 0
+    asked: dict[int, datetime] = field(default_factory=dict)
+    """Worker -> by when it asked for it last."""
+    arrival: Deadline | None = None
+    """Until when the ranks are waited for; moves with `deadline`."""
+    commit: Deadline | None = None
+    """Until when the record must be written; moves with `deadline`."""
+    going_on: bool = False
+    """Everything is captured and training goes on: an evacuation that comes now is a round of its own."""
     lost: bool = False
     """Another coordinator runs a greater round: it decides, this one keeps still (E1)."""
     info: CheckpointInfo | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def earliest(asked: Mapping[int, datetime], before: datetime) -> datetime:
+    """F1: the minimum over those who ask. Each one's newest word counts, so that what was assumed at SIGTERM may be lengthened (F3). Pure."""
+    return min(asked.values(), default=before)
 
 
 def target_of(votes: Mapping[int, int], done: Mapping[int, int], world_size: int) -> int:
@@ -88,10 +101,10 @@ class Rounds:
 
     # ---- requests
 
-    def request(self, cause: Cause, *, evacuate: bool, deadline: datetime | None) -> Round:
-        """Starts a round or joins the running one; `ended` is set when it is over."""
-        if self._running is not None:
-            self._running.deadline.tighten(deadline)
+    def request(self, cause: Cause, *, evacuate: bool, deadline: datetime | None, worker: int = -1) -> Round:
+        """Starts a round or joins the running one; `ended` is set when it is over. `worker` is who asks."""
+        if self._running is not None and not (evacuate and self._running.going_on):
+            self.wanted_by(worker, deadline)
             if evacuate and not self._running.evacuate:
                 self._running.evacuate, self._running.cause = True, cause
             return self._running
@@ -102,6 +115,8 @@ class Rounds:
             Deadline.of(deadline, otherwise_seconds=seconds),
             max(self._least, self._gates.next_round()),
         )
+        if deadline is not None:
+            running.asked[worker] = deadline
         if evacuate and self._shared.record.sealed:
             running.ended.set()  # said twice: it is over already
             return running
@@ -112,6 +127,22 @@ class Rounds:
     @property
     def active(self) -> Round | None:
         return self._running
+
+    def wanted_by(self, worker: int, deadline: datetime | None) -> None:
+        """A worker's newest word on how long there is."""
+        running = self._running
+        if running is None or deadline is None:
+            return
+        if worker < 0 and worker in running.asked:
+            deadline = min(deadline, running.asked[worker])
+        running.asked[worker] = deadline
+        at = earliest(running.asked, running.deadline.at)
+        if at != running.deadline.at:
+            running.deadline.at = at
+            fits = self._fit(running)
+            for wait, seconds in ((running.arrival, fits.arrive_seconds), (running.commit, fits.commit_seconds)):
+                if wait is not None:
+                    wait.at = Deadline.after(seconds).at
 
     async def cancel(self, *, reopen: bool) -> None:
         """The notices were withdrawn (`reopen`: everybody's gates open again), or the attempt is over."""
@@ -151,9 +182,10 @@ class Rounds:
         except Exception:
             log.exception("round %d failed", running.number)
         finally:
-            self._running = None
+            if self._running is running:
+                self._running = None
             try:
-                if running.lost or not self._reopen:
+                if running.lost or running.going_on or not self._reopen:
                     pass
                 elif not running.evacuate:
                     await self._open(running)
@@ -179,9 +211,26 @@ class Rounds:
         except (AgentError, ValueError) as e:
             log.warning("round %d: %s", running.number, e)
             return await self._fall_back(running, str(e))
+        if not running.evacuate:
+            return await self._go_on(running, boundary)
         if boundary <= s.last_boundary:
             return s.last  # what the ranks hold is durable already
         return await self._make(running, boundary)
+
+    async def _go_on(self, running: Round, boundary: int) -> CheckpointInfo | None:
+        """The copy is there: training waits for nothing more. What is left is a save like a periodic one, which an evacuation puts aside."""
+        running.going_on = True
+        await self._open(running, keep=boundary)
+        if boundary <= self._shared.last_boundary:
+            return self._shared.last
+        saving = self._saves.beside_training(boundary, running.cause, running.deadline)
+        if self._running is running:
+            self._running = None
+        self._shared.changes.bump()
+        await asyncio.wait([saving])
+        if saving.cancelled():
+            raise SaveGivenUp("an evacuation came before it was written")
+        return saving.result()
 
     async def _close(self, running: Round, fits: plan.Plan) -> list[peers.GateVotes]:
         s = self._shared
@@ -205,7 +254,7 @@ class Rounds:
         target = target_of(entered, done, s.order.world_size)
         if target == s.last_boundary and all(e == target for e in entered.values()) and running.evacuate:
             log.info("round %d: boundary %d is committed already", running.number, target)
-        until = Deadline.after(self._fit(running).arrive_seconds)
+        until = running.arrival = Deadline.after(self._fit(running).arrive_seconds)
         order = peers.ReleaseGates(s.attempt, running.number, s.settings.pod_uid, target, until.at)
         answers = await s.mesh.ask_all(order, until=until, round=running.number)
         _check_not_lost(answers)
@@ -230,10 +279,12 @@ class Rounds:
         return await self._make(running, boundary)
 
     async def _make(self, running: Round, boundary: int) -> CheckpointInfo:
-        """An emergency is worth another try while there is time: credentials are renewed, a connection comes back."""
+        """An emergency is worth another try while there is time: credentials are renewed, a connection comes back, the deadline proves to be later."""
+        if running.evacuate:
+            await self._saves.step_aside()
         for left in reversed(range(TRIES if running.evacuate else 1)):
             fits = self._fit(running)
-            deadline = Deadline.after(fits.commit_seconds) if running.evacuate else running.deadline
+            deadline = running.commit = Deadline.after(fits.commit_seconds)
             try:
                 return await self._saves.make(
                     boundary,
@@ -248,9 +299,9 @@ class Rounds:
                 await asyncio.sleep(min(1.0, self._fit(running).commit_seconds / 4))
         raise AssertionError("unreachable")
 
-    async def _open(self, running: Round) -> None:
+    async def _open(self, running: Round, *, keep: int = 0) -> None:
         s = self._shared
-        order = peers.OpenGates(s.attempt, running.number, s.settings.pod_uid)
+        order = peers.OpenGates(s.attempt, running.number, s.settings.pod_uid, keep)
         await s.mesh.ask_all(order, until=Deadline.after(OPEN_SECONDS), round=running.number)
 
     def _fit(self, running: Round) -> plan.Plan:

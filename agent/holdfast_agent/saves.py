@@ -5,7 +5,6 @@ The lead coordinates periodic saves, for which no agreement is needed: it waits 
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -63,6 +62,8 @@ class Saves:
         self._lock = asyncio.Lock()
         self._offers: dict[int, set[int]] = {}
         self._periodic: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[CheckpointInfo]] = set()
+        """Saves of rounds after which training went on."""
         self._under_way: Commit | None = None
         self._unstored: Unstored | None = None
         self._failed_finals: dict[int, int] = {}
@@ -144,19 +145,27 @@ class Saves:
         return bool(held) and (held[0].kind == "final" or self._shared.crew.done_at == boundary)
 
     async def step_aside(self) -> None:
-        """An emergency: the periodic save ends now, unless its commit record is on the way."""
-        task = self._periodic
-        if task is not None and not task.done() and not self._shared.committing:
+        """An emergency: what is saved beside training ends now, unless its commit record is on the way."""
+        if self._shared.committing:
+            return
+        running = [t for t in (self._periodic, *self._beside) if t is not None and not t.done()]
+        for task in running:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def beside_training(self, boundary: int, cause: Cause, deadline: Deadline) -> asyncio.Task[CheckpointInfo]:
+        """A save of what a round has captured, for which no rank waits. The task raises SaveGivenUp, or is cancelled by an emergency."""
+        task = asyncio.ensure_future(self.make(boundary, cause, deadline=deadline))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        return task
 
     async def close(self) -> None:
         self._closed = True
-        if self._periodic is not None:
-            self._periodic.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._periodic
+        running = [t for t in (self._periodic, *self._beside) if t is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         if self._under_way is not None and not self._under_way.task.done():
             self._under_way.stop.set("the attempt is over")
             await asyncio.wait([self._under_way.task], timeout=DECIDE_SECONDS)
@@ -228,6 +237,8 @@ class Saves:
         if isinstance(e, NotOnRecord):
             s.base = None  # it may be what is missing: the next save leans on nothing (B4)
         given_up = e if isinstance(e, SaveGivenUp) else SaveGivenUp(str(e), storage=storage.refusal(e))
+        if given_up.storage is not None:
+            s.record.cannot_save(storage.blocked(given_up.storage, s.settings.config.storage))
         if told:
             await self._tell(peers.Committed(s.attempt, save, ""))
         if kept and given_up.storage is not None:
@@ -377,8 +388,6 @@ class Saves:
 
     def _note(self, save: int, e: Exception) -> None:
         log.warning("save %d is given up: %s", save, e)
-        self._shared.record.storage_note = f"save {save} was given up: {e}"[:1000]
-        self._shared.record.changed()
 
 
 def _committing(shared: Shared, record: CommitRecord, stop: Stop) -> tuple[CommitRecord, str]:

@@ -27,17 +27,14 @@ def install(loop: asyncio.AbstractEventLoop, *, on_term: Callable[[], None], lap
 
 
 class Watchdog:
-    """Ends the process at a moment, whatever the event loop does. Armed at SIGTERM; arming again can only bring the moment closer."""
+    """Ends the process at a moment, whatever the event loop does. Armed at SIGTERM and again whenever the deadline is known better: a loop that hangs
+    keeps the last moment it gave."""
 
     def __init__(self) -> None:
         self._timer: threading.Timer | None = None
-        self._at = float("inf")
 
-    def arm(self, seconds: float, code: int, now: float) -> None:
-        """`now` is a monotonic time in seconds."""
-        if now + seconds >= self._at:
-            return
-        self._at = now + seconds
+    def arm(self, seconds: float, code: int) -> None:
+        """So many seconds from now, whatever was armed before."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = threading.Timer(seconds, os._exit, args=(code,))

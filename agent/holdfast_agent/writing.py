@@ -95,9 +95,9 @@ class Writing:
                 return running.task
         return None
 
-    def release_round(self) -> None:
-        """A round is over and training goes on: what it captured and no save wants is given back."""
-        wanted = frozenset(f.order.boundary for f in self._flushes.values() if not f.over)
+    def release_round(self, keep: int = 0) -> None:
+        """A round is over and training goes on: what it captured and no save wants is given back. `keep` is wanted by a save that is about to begin."""
+        wanted = frozenset(f.order.boundary for f in self._flushes.values() if not f.over) | {keep}
         self._give_back(lambda r: slots.freed_by_open(r.book, wanted) if r.book else [])
 
     def free(self, rank: Rank, slot: int) -> None:

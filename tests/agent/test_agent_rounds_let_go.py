@@ -1,0 +1,75 @@
+"""A round that is no evacuation stops training for the copy and not for the upload (design, section 3); an evacuation that comes meanwhile is a round of
+its own and loses no step.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lone import Barrier, Lone, in_thread
+
+from holdfast_api import ranks as wire
+from holdfast_api.messages import Cause
+
+
+class StandingRank:
+    """A rank that votes for the boundary it stands at and captures it when it is let go to it."""
+
+    def __init__(self, one: Lone) -> None:
+        self.one, self.open, self.boundary, self.gate_open = one, True, 10, True
+        one.rank.link = SimpleNamespace(open=True, send=self.send)
+
+    def send(self, message) -> None:
+        one = self.one
+        match message:
+            case wire.CloseGate():
+                self.gate_open = False
+                one.rank.vote = wire.Vote(message.round, self.boundary)
+            case wire.ReleaseGate():
+                if not one.rank.holds(message.target):
+                    slot = next(s for s in range(2) if s not in one.rank.book.held)
+                    one.capture(slot, message.target, "round")
+            case wire.OpenGate():
+                self.gate_open = True
+        one.shared.changes.bump()
+
+
+async def test_training_goes_on_while_what_was_captured_is_still_being_written(tmp_path):
+    commit = Barrier("create", "commit.json")
+    one = Lone(tmp_path, before_call=commit)
+    rank = StandingRank(one)
+    running = one.rounds.request(Cause.MANUAL, evacuate=False, deadline=None)
+    await in_thread(commit.reached)
+    assert rank.gate_open
+    assert not running.ended.is_set(), "who asked for it hears of it when it is durable"
+    assert one.rank.holds(10), "the slot is the agent's until then"
+    commit.free.set()
+    await running.ended.wait()
+    assert running.info is not None
+    assert [r.progress.boundary for r in one.commits()] == [10]
+    await one.close()
+
+
+async def test_an_evacuation_meanwhile_saves_where_the_ranks_are_then(tmp_path):
+    chunk = Barrier("create", "/chunks/")
+    one = Lone(tmp_path, before_call=chunk)
+    rank = StandingRank(one)
+    first = one.rounds.request(Cause.PERIODIC, evacuate=False, deadline=None)
+    await in_thread(chunk.reached)
+    assert rank.gate_open
+    rank.boundary = 17
+    second = one.rounds.request(Cause.SPOT, evacuate=True, deadline=None)
+    assert second is not first
+    await asyncio.sleep(0.1)
+    chunk.free.set()
+    await second.ended.wait()
+    await first.ended.wait()
+    assert second.info is not None
+    assert second.info.boundary == 17
+    assert one.commits()[-1].progress.boundary == 17
+    assert not rank.gate_open
+    assert {m.info.boundary for m in one.sealed} == {17}
+    await one.close()
