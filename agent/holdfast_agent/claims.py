@@ -16,6 +16,7 @@ from holdfast_agent.errors import AgentError
 from holdfast_agent.pins import without_carried_out
 from holdfast_agent.saves import info_of
 from holdfast_agent.shared import Shared
+from holdfast_agent.unexpected import unexpected
 from holdfast_api import peers
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, CommitRecord, ParentRef
@@ -86,6 +87,10 @@ class Claims:
                 self._shared.record.block(storage.blocked(e, self._shared.settings.config.storage))
             except NeedsPerson as e:
                 self._shared.record.block(e.blocked)
+            except BaseException as e:  # nobody awaits this task: it must not end without a word
+                if self._shared.record.claim is None:
+                    self._choice = None
+                self._shared.record.block(unexpected(e, "looking for the checkpoint to continue"))
             await self._changed(order)
             if self._shared.order is not order or time.monotonic() - self._bad_since >= LOOK_AGAIN_SECONDS:
                 self._bad.clear()  # somebody may have mended the store

@@ -26,9 +26,19 @@ from holdfast_agent.server import Server, WrongAttempt
 from holdfast_agent.settings import Settings
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Threads
+from holdfast_agent.unexpected import unexpected
 from holdfast_api import ranks as wire
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.messages import AgentReport, AttemptOrder, CheckpointOrder, CollectOrder, Exit, NoticeOrder, Stage
+from holdfast_api.messages import (
+    AgentReport,
+    AttemptOrder,
+    Blocked,
+    CheckpointOrder,
+    CollectOrder,
+    Exit,
+    NoticeOrder,
+    Stage,
+)
 from holdfast_api.names import EXIT_CODES
 from holdfast_api.signing import Role
 from holdfast_store.bucket import open_bucket
@@ -249,6 +259,7 @@ class Agent:
     async def _open_store(self) -> None:
         """Tried until it can be opened: a Secret or an endpoint may be mended while the agent waits."""
         config = self._settings.config
+        said: Blocked | None = None
         while self._store is None:
             try:
                 bucket = await self._threads.call(
@@ -257,8 +268,14 @@ class Agent:
                 self._store = JobStore(bucket, config.namespace, config.job, config.job_uid)
             except StoreError as e:
                 log.warning("the store cannot be opened: %s", e)
-                self._record.block(storage.blocked(e, config.storage))
+                said = storage.blocked(e, config.storage)
+            except BaseException as e:  # nobody awaits this task: it must not end without a word
+                said = unexpected(e, "opening the store")
+            if self._store is None:
+                self._record.block(said)
                 await asyncio.sleep(RETRY_SECONDS)
+        if said is not None and self._record.blocked == said:
+            self._record.block(None)
         store = self._store
         self._reporter.store = lambda report: self._threads.call(store.write_report, report)
         if self._attempt is not None:

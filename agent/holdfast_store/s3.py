@@ -23,6 +23,7 @@ from holdfast_api.config import StorageConfig
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.errors import Absent, Corrupt, Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.s3_answers import Answer, classify, read_text
+from holdfast_store.s3_border import border, bordered, checked_endpoint
 from holdfast_store.s3_credentials import NO_CREDENTIALS, CredentialProvider, ca_bundle, session_from
 
 CHECKSUM = "CRC64NVME"
@@ -57,11 +58,14 @@ def settings_from(storage: StorageConfig, environ: Mapping[str, str]) -> S3Setti
     prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
     if not _BUCKET.match(parts.netloc) or not _PREFIX.match(prefix) or ".." in prefix or parts.query or parts.fragment:
         raise Misconfigured(f"storage uri {storage.uri!r}: write s3://bucket/prefix with letters, digits and ._=- only")
-    endpoint = storage.endpoint or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or ""
-    if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
-        raise Misconfigured(f"storage endpoint {endpoint!r}: write http://host:port or https://host:port")
+    given = {
+        "spec.checkpoint.storage.endpoint": storage.endpoint,
+        "AWS_ENDPOINT_URL_S3": environ.get("AWS_ENDPOINT_URL_S3"),
+        "AWS_ENDPOINT_URL": environ.get("AWS_ENDPOINT_URL"),
+    }
+    endpoint = next((checked_endpoint(value, field) for field, value in given.items() if value), "")
     region = storage.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return S3Settings(parts.netloc, prefix, endpoint.rstrip("/"), region)
+    return S3Settings(parts.netloc, prefix, endpoint, region)
 
 
 class S3Bucket:
@@ -76,7 +80,8 @@ class S3Bucket:
         self._ca_path = ca_path
         self._checked = threading.Event()
         self._making = threading.Lock()
-        self._store = _obstore(settings, self._provider, ca)
+        with border(settings.where):
+            self._store = _obstore(settings, self._provider, ca)
 
     @classmethod
     def from_config(cls, storage: StorageConfig, environ: Mapping[str, str]) -> "S3Bucket":
@@ -91,6 +96,7 @@ class S3Bucket:
     def uri(self) -> str:
         return f"s3://{self.settings.bucket}/{self.settings.prefix}".rstrip("/")
 
+    @bordered
     def check(self) -> None:
         """Lists one key. Not HeadBucket: its answers have no body, and a 404 without a code may as well be a wrong access key (B7)."""
         try:
@@ -124,6 +130,7 @@ class S3Bucket:
     def get_into(self, key: str, view: memoryview) -> None:
         self._fill(key, self._open(check_key(key)), view)
 
+    @bordered
     def head(self, key: str) -> ObjectInfo:
         check_key(key)
         try:
@@ -158,7 +165,8 @@ class S3Bucket:
         question = {"Bucket": self.settings.bucket, "Prefix": self.settings.prefix + prefix, "Delimiter": delimiter}
         while True:
             try:
-                page: dict[str, Any] = client.list_objects_v2(**question)
+                with border(self.settings.where):
+                    page: dict[str, Any] = client.list_objects_v2(**question)
             except botocore.exceptions.ClientError as e:
                 raise self._refusal(prefix, _boto_answer(e)) from e
             except botocore.exceptions.NoCredentialsError as e:
@@ -177,6 +185,7 @@ class S3Bucket:
     def list_folders(self, prefix: str) -> Folders:
         return [*self.list_level(prefix).folders]
 
+    @bordered
     def delete(self, keys: Sequence[str]) -> None:
         names = [check_key(key) for key in keys]
         for start in range(0, len(names), _DELETE_AT_ONCE):
@@ -192,6 +201,7 @@ class S3Bucket:
         """0: single PUTs leave nothing behind (J3), so there are no multipart uploads of ours to abort."""
         return 0
 
+    @bordered
     def refuses_wrong_checksum(self, key: str) -> bool:
         """Whether the server compares the checksum of an upload with what it received. For the probe (B8)."""
         target = {"Bucket": self.settings.bucket, "Key": self.settings.prefix + check_key(key)}
@@ -206,6 +216,7 @@ class S3Bucket:
             raise Unavailable(f"{self.settings.where}: {e}") from e
         return False
 
+    @bordered
     def administration(self) -> Any:
         """A boto3 client for questions about the bucket; made anew because it is used a few times in a process's life."""
         s = self.settings
@@ -218,6 +229,7 @@ class S3Bucket:
         with self._making:  # a session, unlike a client, is not for several threads
             return self._session.client("s3", endpoint_url=s.endpoint or None, verify=self._ca_path, config=config)
 
+    @bordered
     def _put(self, key: str, data: Buffer, mode: Any) -> None:
         view = memoryview(data).cast("B")
         try:
@@ -225,12 +237,14 @@ class S3Bucket:
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
 
+    @bordered
     def _open(self, key: str) -> Any:
         try:
             return obstore.get(self._store, key)
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
 
+    @bordered
     def _fill(self, key: str, found: Any, view: memoryview) -> None:
         size = found.meta["size"]
         if size != view.nbytes:
