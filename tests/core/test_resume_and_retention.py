@@ -8,7 +8,7 @@ from job_worlds import T0, a_job, checkpoint, claim, of_type, seconds
 
 from holdfast_api import names
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.messages import AgentPhase, Cause, CheckpointInfo, Rejection, Stage
+from holdfast_api.messages import AgentPhase, Cause, CheckpointInfo, EarlierReport, Rejection, Stage
 from holdfast_operator.core import events, resume, retention
 from holdfast_operator.core.actions import SendAttempt, SendCheckpoint, SendCollect
 from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus, ResumeFrom
@@ -71,6 +71,25 @@ def test_without_notice_it_begins_at_the_loss_and_counts_the_steps_done_again() 
     w.reports(1, AgentPhase.TRAINING, boundary=41, stages=done).settled()
     entry = w.status.preemptions[-1]
     assert (entry.noticed_at, entry.total_milliseconds, entry.steps_lost) == (T0 + seconds(2), 8000, 7)
+
+
+def test_what_the_lost_agents_said_last_comes_from_the_store_by_the_next_lead() -> None:
+    """H4: the operator was away while they saved, and their pods are gone."""
+    w = a_job().with_pods().training(step=40)
+    w.change_pod(1, phase="Failed", reason="Evicted", finished_at=T0).settled()
+    w.with_pod(1, 2, "n2").settled()
+    told = tuple(
+        EarlierReport(1, n, f"uid-{n}-1", 1, AgentPhase.SEALED, 44 + n, {
+            Stage.QUIESCED.value: T0 + seconds(1 + n), Stage.SEALED.value: T0 + seconds(3)})
+        for n in (0, 1)
+    )  # fmt: skip
+    w.after(4).all_report(AgentPhase.STARTING, boundary=0, stages={}).settled()
+    done = {Stage.FIRST_STEP.value: T0 + seconds(10)}
+    w.reports(0, AgentPhase.TRAINING, boundary=46, stages=done, claim=claim(2, "1/4", 45), earlier=told)
+    w.reports(1, AgentPhase.TRAINING, boundary=46, stages=done).settled()
+    entry = w.status.preemptions[-1]
+    assert [p.milliseconds for p in entry.phases][:2] == [2000, 1000]
+    assert (entry.sealed_at, entry.step_at_notice, entry.steps_lost) == (T0 + seconds(3), 45, 0)
 
 
 def test_the_list_of_preemptions_is_bounded_and_keeps_the_newest() -> None:

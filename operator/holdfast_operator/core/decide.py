@@ -13,6 +13,7 @@ from holdfast_operator.core import (
     attempts,
     checkpoint_now,
     conditions,
+    earlier,
     evacuate,
     events,
     failures,
@@ -62,7 +63,7 @@ def decide(seen: Observed, now: datetime) -> Decision:
         status, verdict = finish.count_start_failure(seen, status, now)
     if verdict is not None:
         return _finished_round(seen, status.model_copy(update={"phase": Phase.FAILED}), (), verdict, now)
-    status = resume.update(seen, status, now)
+    status = resume.update(seen, earlier.complete(seen, status), now)
     status, actions = _by_phase(seen, status, now)
     return _finished_round(seen, status.model_copy(update={"phase": phases.current(status)}), actions, None, now)
 
