@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ import aiohttp
 from holdfast_agent import laptop, membership, signals, storage
 from holdfast_agent.arena import Arena
 from holdfast_agent.attempt import Attempt
+from holdfast_agent.collecting import Asked, Outcome, rests
 from holdfast_agent.crew import Changes, Crew
 from holdfast_agent.errors import ProtocolBroken
 from holdfast_agent.gatekeeper import Gatekeeper
@@ -20,6 +22,7 @@ from holdfast_agent.launcher import Launcher
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import Mesh
 from holdfast_agent.ranks import RankLink, RankServer
+from holdfast_agent.record import KEPT as REPORTED
 from holdfast_agent.record import Record
 from holdfast_agent.reports import Reporter
 from holdfast_agent.server import Server, WrongAttempt
@@ -81,7 +84,8 @@ class Agent:
         self._joined = membership.newest(self._memory, config.job_uid)
         self._joining = asyncio.Lock()
         self._ended = asyncio.Event()
-        self._collecting: set[tuple[int, int]] = set()
+        self._collecting: set[CheckpointRef] = set()
+        self._asked: dict[CheckpointRef, Asked] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchdog = signals.Watchdog()
 
@@ -175,21 +179,38 @@ class Agent:
         return self._attempt
 
     async def _collect(self, order: CollectOrder) -> None:
-        """D2: the lead of a claimed attempt deletes what was given up; each checkpoint once."""
+        """D2: the lead of a claimed attempt deletes what was given up; one after the other, and none again while the last answer counts."""
         for ref in order.expired:
-            if self._store is None or self._record.claim is None or (ref.attempt, ref.save) in self._collecting:
+            if self._store is None or self._record.claim is None or ref in self._collecting:
                 continue
-            self._collecting.add((ref.attempt, ref.save))
-            try:
-                done = await self._threads.call(
-                    self._store.expire, ref, by_attempt=order.attempt, reason="retention", in_use=self._in_use()
-                )
-                (self._record.expired if done.deleted else self._record.kept).append(ref)
-                self._record.changed()
-            except StoreError as e:
-                log.warning("checkpoint %s is not deleted yet: %s", ref, e)
-            finally:
-                self._collecting.discard((ref.attempt, ref.save))
+            if not rests(self._asked.get(ref), time.monotonic()):
+                self._collecting.add(ref)
+                try:
+                    self._asked[ref] = Asked(await self._expire(self._store, ref, order.attempt), time.monotonic())
+                finally:
+                    self._collecting.discard(ref)
+            self._say_collected(ref, self._asked[ref].outcome)
+
+    async def _expire(self, store: JobStore, ref: CheckpointRef, attempt: int) -> Outcome:
+        try:
+            done = await self._threads.call(
+                store.expire, ref, by_attempt=attempt, reason="retention", in_use=self._in_use()
+            )
+        except Exception as e:
+            log.warning("checkpoint %s is not deleted yet: %s: %s", ref, type(e).__name__, e)
+            return Outcome.FAILED
+        if not done.deleted:
+            log.info("checkpoint %s is kept: %s", ref, done.kept_because)
+        return Outcome.DELETED if done.deleted else Outcome.KEPT
+
+    def _say_collected(self, ref: CheckpointRef, outcome: Outcome) -> None:
+        """Newest last, also if it was said before: a report holds the last few only."""
+        record = self._record
+        said = {Outcome.DELETED: record.expired, Outcome.KEPT: record.kept}.get(outcome)
+        if said is not None and ref not in said[-REPORTED:]:
+            record.expired, record.kept = ([r for r in known if r != ref] for known in (record.expired, record.kept))
+            (record.expired if outcome is Outcome.DELETED else record.kept).append(ref)
+            record.changed()
 
     def _in_use(self) -> tuple[CheckpointRef, ...]:
         """What a save leans on, and what is being restored (D5)."""

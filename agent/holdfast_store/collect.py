@@ -1,7 +1,8 @@
 """Deletion (D2, D4, D5): in an order in which a stop at any point leaves nothing that exists and lacks something.
 
-Expiring: tombstone; look for branches; commit record; list every commit; chunks that nobody else refers to; manifests. The tombstone stays, so that a
-repeated commit cannot revive the checkpoint. Sweeping removes what no commit has, or can have any more. Whoever cannot explain something keeps it.
+Expiring: look for branches; tombstone; look for branches again; commit record; list every commit; chunks that nobody else refers to; manifests. The
+tombstone stays, so that a repeated commit cannot revive the checkpoint. Sweeping removes what no commit has, or can have any more. Whoever cannot
+explain something keeps it.
 """
 
 import logging
@@ -72,8 +73,11 @@ def expire(
         return _kept("it has no commit record, so nothing says what it is (D5)")
     if state.committed and (why := _in_the_way(records, ref, lineage, in_use)):
         return _kept(why)
+    if state.exists and (branch := _branch_on(records, ref)):
+        # Before the tombstone too: a restore in the moment until it is taken back would take an older checkpoint.
+        return _kept(f"the branch {branch} builds on it (D6)")
     _bury(records, ref, by_attempt, reason)
-    if state.committed and (branch := _branch_on(records, ref)):
+    if state.committed and (branch := _branch_or_exhumed(records, ref)):
         return _kept(f"the branch {branch} builds on it (D6)")
     chunks = _referred_chunks(records, ref, state)
     records.bucket.delete([records.prefix + layout.commit_key(ref)])
@@ -163,10 +167,15 @@ def _bury(records: Records, ref: CheckpointRef, by_attempt: int, reason: str) ->
 
 
 def _branch_on(records: Records, ref: CheckpointRef) -> str:
-    """The branch that builds on the checkpoint, if any; then, and if that cannot be learnt, the tombstone is taken back."""
+    """The branch that builds on the checkpoint, or ""."""
+    return next((b.branch_uid for b in records.branches().values() if b.checkpoint == ref), "")
+
+
+def _branch_or_exhumed(records: Records, ref: CheckpointRef) -> str:
+    """As `_branch_on`, after the tombstone: if there is one, and if that cannot be learnt, the tombstone is taken back."""
     branch, known = "", False
     try:
-        branch = next((b.branch_uid for b in records.branches().values() if b.checkpoint == ref), "")
+        branch = _branch_on(records, ref)
         known = True
     finally:
         if branch or not known:

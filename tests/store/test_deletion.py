@@ -114,6 +114,27 @@ def test_a_checkpoint_that_a_branch_builds_on_is_kept_and_usable(bucket: Bucket)
     assert expire(world, ref(1, 1)).deleted
 
 
+def test_what_a_branch_builds_on_gets_no_tombstone_not_even_for_a_moment() -> None:
+    """D2, D6: whoever resolves in that moment would take an older checkpoint."""
+    bucket = MemoryBucket()
+    world = four_saves(bucket)
+    world.store.write_branch(BranchRef("uid-1", "uid-2", ref(1, 1), NOW))
+    before = bucket.changes
+    assert "branch uid-2" in expire(world, ref(1, 1)).kept_because
+    assert bucket.changes == before
+
+
+def test_references_are_read_once_more_after_the_tombstone() -> None:
+    """D2: a branch that came in between has not seen the tombstone, or is seen."""
+    bucket = MemoryBucket()
+    world = four_saves(bucket)
+    bucket.calls.clear()
+    expire(world, ref(1, 1))
+    buried = bucket.calls.index(("create", world.store.prefix + layout.tombstone_key(ref(1, 1))))
+    looked = [n for n, call in enumerate(bucket.calls) if call == ("list", world.store.prefix + "refs/")]
+    assert looked[0] < buried < looked[1]
+
+
 def test_a_branch_that_cannot_be_read_protects_everything() -> None:
     bucket = MemoryBucket()
     world = four_saves(bucket)
