@@ -31,7 +31,7 @@ from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, Cause, E
 
 log = logging.getLogger(__name__)
 SLOTS = 2
-UNUSED_SECONDS = 25.0
+UNUSED_SECONDS = 20.0
 """A script that has not said Hello by then does not use the library, as far as anybody can tell."""
 FAILED_SECONDS = 5.0
 """How long the agent stays after a trainer's failure, for a save that runs, the report, or the next attempt."""

@@ -74,6 +74,25 @@ def test_a_script_that_crashes_at_once_ends_the_job_with_its_last_words(lab: Any
     job.wait("the job is Failed", lambda s: s.get("phase") == "Failed", 60)
 
 
+def test_a_command_that_does_not_exist_is_named(lab: Any) -> None:
+    job = lab.start(command=("pythn", "train.py"), spec={"budgets": {"failures": {"max": 1, "backoffSeconds": 0}}})
+    assert "pythn" in job.wait_condition(text="pythn")["message"]
+    job.wait("the job is Failed", lambda s: s.get("phase") == "Failed", 60)
+
+
+def test_a_corrected_image_reaches_pods_that_exist_already(lab: Any) -> None:
+    """Nobody has to delete a pod by hand: what a running container was started with is made anew while nothing is at stake."""
+    manifest = lab.manifest(env={"STEPS": "20", "SLEEP": "0"})
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    right, container["image"] = container["image"], "localhost/no-such-image:1"
+    lab.kube.apply(manifest)
+    job = lab.job("small")
+    assert job.wait_condition(reason="ImagePull", text="no-such-image")
+    container["image"] = right
+    lab.kube.apply(manifest)
+    job.wait_succeeded()
+
+
 def test_an_image_without_the_agent_says_which_line_to_add(lab: Any) -> None:
     manifest = lab.manifest()
     manifest["spec"]["template"]["spec"]["containers"][0]["image"] = "localhost/holdfast-base:1"

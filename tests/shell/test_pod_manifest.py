@@ -146,6 +146,13 @@ def test_only_the_jobs_pods_and_the_operators_namespace_reach_a_worker() -> None
     assert operator["ports"] == [{"port": names.AGENT_PORT, "protocol": "TCP"}]
 
 
+def test_the_namespace_of_prometheus_reaches_the_agents_port_and_nothing_else() -> None:
+    _, callers = children.network_policy(JOB, "holdfast-system", "monitoring")["spec"]["ingress"]
+    found = [c["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for c in callers["from"]]
+    assert found == ["holdfast-system", "monitoring"]
+    assert callers["ports"] == [{"port": names.AGENT_PORT, "protocol": "TCP"}]
+
+
 def test_the_longest_job_name_still_gives_a_host_name() -> None:
     job = JobMeta("j" * names.MAX_JOB_NAME, "team", JOB.uid)
     made = worker_pod(job, spec(), 1023, 999_999, (), CONTEXT)

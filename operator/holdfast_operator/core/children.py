@@ -32,11 +32,11 @@ def keys_secret(job: JobMeta, master: bytes) -> Manifest:
     }
 
 
-def network_policy(job: JobMeta, operator_namespace: str) -> Manifest:
-    """Ranks talk among themselves on ports that the libraries choose; the agent's port is open to the operator's namespace too. Policies add up: who
-    scrapes /metrics from elsewhere adds one."""
+def network_policy(job: JobMeta, operator_namespace: str, scrape_namespace: str = "") -> Manifest:
+    """Ranks talk among themselves on ports that the libraries choose; the agent's port is open to the operator's namespace too, and to the one from which
+    Prometheus scrapes. (Whatever else the port offers is signed, H2.)"""
     own_pods = {"podSelector": {"matchLabels": {names.LABEL_JOB_UID: job.uid}}}
-    operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}}}
+    callers = [_namespace(n) for n in (operator_namespace, scrape_namespace) if n]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -46,10 +46,14 @@ def network_policy(job: JobMeta, operator_namespace: str) -> Manifest:
             "policyTypes": ["Ingress"],
             "ingress": [
                 {"from": [own_pods]},
-                {"from": [operator], "ports": [{"port": names.AGENT_PORT, "protocol": "TCP"}]},
+                {"from": callers, "ports": [{"port": names.AGENT_PORT, "protocol": "TCP"}]},
             ],
         },
     }
+
+
+def _namespace(name: str) -> Manifest:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
 def _metadata(job: JobMeta) -> Manifest:

@@ -117,6 +117,7 @@ class Operator:
             context=context,
             master=master,
             operator_namespace=self._settings.namespace,
+            scrape_namespace=self._settings.scrape_namespace,
             identity=self._settings.identity,
             background=background,
             pod_made=self._pod_cache.put,

@@ -64,6 +64,8 @@ class Executor:
     context: PodContext
     master: bytes
     operator_namespace: str
+    scrape_namespace: str
+    """From where Prometheus scrapes the agents; empty: from the operator's own namespace only."""
     identity: str
     background: Background
     pod_made: Callable[[dict[str, Any]], None]
@@ -132,7 +134,8 @@ class Executor:
         """Service, Secret and NetworkPolicy exist and are ours. The operator may not read Secrets: one of this name counts as ours (its name holds the
         job's uid), and an agent that got another one's keys refuses our signature."""
         core, policies = f"/api/v1/namespaces/{job.namespace}", f"/apis/networking.k8s.io/v1/namespaces/{job.namespace}"
-        service, policy = children.service(job), children.network_policy(job, self.operator_namespace)
+        service = children.service(job)
+        policy = children.network_policy(job, self.operator_namespace, self.scrape_namespace)
         made = [
             await self._create(job, f"{core}/services", service, f"service {service['metadata']['name']}", memory),
             await self._create(

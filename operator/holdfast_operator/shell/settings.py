@@ -21,6 +21,8 @@ class Settings:
     """Where agents send reports."""
     identity: str
     """Of this process, in the Lease."""
+    scrape_namespace: str = ""
+    """From where Prometheus scrapes the agents, for the NetworkPolicy of each job."""
     log_level: str = "INFO"
     log_json: bool = True
     leader_election: bool = True
@@ -40,6 +42,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     option("--namespace", "HOLDFAST_NAMESPACE", _own_namespace(), "namespace of the operator: Lease and master key")
     option("--watch-namespace", "HOLDFAST_WATCH_NAMESPACE", "", "only jobs of this namespace; empty: all")
     option("--report-url", "HOLDFAST_REPORT_URL", "", "where agents send reports; default: the operator's Service")
+    option(
+        "--scrape-namespace", "HOLDFAST_SCRAPE_NAMESPACE", "", "namespace from which Prometheus may scrape the agents"
+    )
     option("--identity", "HOLDFAST_IDENTITY", os.uname().nodename, "name of this process in the Lease")
     option("--log-level", "HOLDFAST_LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR")
     option("--log-format", "HOLDFAST_LOG_FORMAT", "json", "json or text")
@@ -53,6 +58,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         watch_namespace=args.watch_namespace,
         report_url=args.report_url or f"http://holdfast-operator.{args.namespace}.svc:{args.report_port}",
         identity=args.identity,
+        scrape_namespace=args.scrape_namespace,
         log_level=_one_of(parser, "--log-level", args.log_level.upper(), ("DEBUG", "INFO", "WARNING", "ERROR")),
         log_json=_one_of(parser, "--log-format", args.log_format, ("json", "text")) == "json",
         leader_election=_one_of(parser, "--leader-election", args.leader_election, ("true", "false")) == "true",
