@@ -70,7 +70,8 @@ class JobStore:
     def resolve(self, order: RestoreOrder, attempt: int, *, world_size: int) -> Resolution:
         """What `attempt` may continue: usable commits of the lineage before it, newest first, with the order's exclusions (A7, C1, C2, D3).
 
-        Reads at most `resolve.ENOUGH` commit records and no manifest. A commit of another number of ranks ends the walk: see `reason`.
+        Reads at most `resolve.ENOUGH` commit records and no manifest, and asks about no save that the order excludes. A commit of another number of
+        ranks ends the walk: see `reason`.
         """
         before = self._spans_before(attempt)
         source = self
@@ -78,7 +79,10 @@ class JobStore:
             # Not continued yet. Once a claim has, its own lineage leads there, and the order says nothing more.
             source = self.for_job(order.resume_from_uid)
             before = source._spans_before(layout.MAX_NUMBER)
-        selection = resolve.select(order, self.job_uid, self._saves_on(before), world_size=world_size)
+        selection = resolve.select(order, self.job_uid, self._saves_on(before, order), world_size=world_size)
+        if not selection.candidates and not selection.stopped:
+            # Nothing can be used: now everything is looked at, so that each one is named with its reason (C1).
+            selection = resolve.select(order, self.job_uid, self._saves_on(before), world_size=world_size)
         fresh, reason = order.fresh, ""
         if not selection.candidates:
             ever = source.ever_committed()
@@ -253,11 +257,14 @@ class JobStore:
         except Absent:
             return None
 
-    def _saves_on(self, lineage: list[Span]) -> Iterator[Found]:
+    def _saves_on(self, lineage: list[Span], order: RestoreOrder | None = None) -> Iterator[Found]:
+        """Newest first. With `order` without those that it excludes anyway."""
         for span in lineage:
             records = self.for_job(span.job_uid)._records
-            for ref in inventory.saves(records, span.attempt):
-                if not span.holds(span.job_uid, ref):
+            own = span.job_uid == self.job_uid
+            known = resolve.look_at(order, span, own=own) if order else None
+            for ref in inventory.saves(records, span.attempt) if known is None else known:
+                if not span.holds(span.job_uid, ref) or (order and resolve.is_excluded(order, ref, own=own)):
                     continue
                 state = inventory.state(records, ref)
                 verdict = functools.partial(self._failed_verdict, span.job_uid, state)

@@ -12,6 +12,7 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CheckpointKind, CommitRecord
 from holdfast_api.messages import Rejection, RestoreOrder
 from holdfast_store.errors import Corrupt
+from holdfast_store.lineage import Span
 
 ENOUGH = 20
 """Candidates that are read at most: a restore that refuses twenty checkpoints in a row needs a person."""
@@ -62,6 +63,22 @@ def is_excluded(order: RestoreOrder, ref: CheckpointRef, *, own: bool) -> bool:
     if ref in order.excluded:
         return True
     return own and order.horizon is not None and ref <= order.horizon and ref not in order.retained
+
+
+def look_at(order: RestoreOrder, span: Span, *, own: bool) -> tuple[CheckpointRef, ...] | None:
+    """The only saves of a span that may still be used, newest first; None where a listing has to tell.
+
+    So the time to resume does not grow with what was ever deleted: of all that lies at or below the horizon only what is retained costs a request (D3).
+    Above it everything is listed, because there may be commits that the operator has not heard of.
+    """
+    known: Iterable[CheckpointRef]
+    if order.pinned is not None:
+        known = (order.pinned,)
+    elif own and order.horizon is not None and span.attempt < order.horizon.attempt:
+        known = order.retained
+    else:
+        return None
+    return tuple(sorted((r for r in known if span.holds(span.job_uid, r)), reverse=True))
 
 
 def select(order: RestoreOrder, own_uid: str, found: Iterable[Found], *, world_size: int) -> Selection:

@@ -9,7 +9,7 @@ from worlds import NOW, World, ref
 
 from holdfast_api import codec, layout
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import CheckpointKind, Claim, ParentRef, Verdict
+from holdfast_api.manifest import CheckpointKind, Claim, ParentRef, Tombstone, Verdict
 from holdfast_api.messages import RestoreOrder
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
@@ -89,6 +89,65 @@ def test_what_the_operator_excludes_is_left_out_and_named_when_nothing_else_is_l
 def test_at_or_below_the_horizon_only_what_is_retained_may_be_used(world: World) -> None:
     world.claimed(1).saved(1, 1).saved(1, 2).saved(1, 3).claimed(2, ref(1, 3)).saved(2, 1)
     assert world.candidates(3, RestoreOrder(horizon=ref(1, 3), retained=(ref(1, 2),))) == ["2/1", "1/2"]
+
+
+def deleted_for_long(checkpoints: int) -> tuple[MemoryBucket, World, RestoreOrder]:
+    """Ten saves an attempt, all but the last two of each of the last two attempts deleted; the order as the operator gives it then."""
+    bucket, attempts = MemoryBucket(), checkpoints // 10
+    world = World(bucket)
+    for attempt in range(1, attempts + 1):
+        claim = world.a_claim(attempt, ref(attempt - 1, 10) if attempt > 1 else None)
+        bucket.create(world.store.prefix + layout.claim_key(attempt), codec.to_json(claim))
+        for save in range(1, 11):
+            if attempt > attempts - 2 and save > 8:
+                world.saved(attempt, save)
+            else:
+                stone = Tombstone("uid-1", attempt, save, attempt, "test", NOW)
+                bucket.create(world.store.prefix + layout.tombstone_key(ref(attempt, save)), codec.to_json(stone))
+    retained = tuple(ref(a, s) for a in (attempts - 1, attempts) for s in (9, 10))
+    return bucket, world, RestoreOrder(horizon=ref(attempts, 8), retained=retained)
+
+
+def requests_to_resolve(checkpoints: int) -> tuple[int, list[str]]:
+    bucket, world, order = deleted_for_long(checkpoints)
+    bucket.calls.clear()
+    found = world.candidates(checkpoints // 10 + 1, order)
+    return sum(operation == "list" for operation, _ in bucket.calls), found
+
+
+def test_what_was_ever_deleted_costs_no_time_to_resume() -> None:
+    """D3: below the horizon only what is retained costs a request."""
+    few, many = requests_to_resolve(40), requests_to_resolve(500)
+    assert many[1] == ["50/10", "50/9", "49/10", "49/9"]
+    assert many[0] == few[0] <= 8
+
+
+def test_a_commit_above_the_horizon_that_the_operator_has_not_heard_of_is_found_among_them() -> None:
+    """C2."""
+    bucket, world, order = deleted_for_long(40)
+    world.saved(4, 11)
+    assert world.candidates(5, order)[0] == "4/11"
+    world.claimed(5, ref(4, 11)).saved(5, 1)
+    assert world.candidates(6, order)[:2] == ["5/1", "4/11"]
+    bucket.faults.append(Fault(Effect.UNAVAILABLE, "list", "checkpoints/0000000005", times=0))
+    with pytest.raises(Unavailable):
+        world.candidates(6, order)
+
+
+def test_when_nothing_can_be_used_what_lies_below_the_horizon_is_named_too() -> None:
+    """C1."""
+    world = World(MemoryBucket()).claimed(1).saved(1, 1).claimed(2, ref(1, 1)).saved(2, 1)
+    found = world.store.resolve(RestoreOrder(excluded=(ref(2, 1),), horizon=ref(1, 9)), 3, world_size=1)
+    assert (found.candidates, found.fresh_allowed) == ((), False)
+    assert "1/1" in found.reason
+    assert "2/1" in found.reason
+
+
+def test_a_pinned_checkpoint_is_found_without_looking_at_the_others() -> None:
+    bucket, world, order = deleted_for_long(500)
+    bucket.calls.clear()
+    assert world.candidates(51, dataclasses.replace(order, pinned=ref(49, 9))) == ["49/9"]
+    assert sum(operation == "list" for operation, _ in bucket.calls) <= 3
 
 
 def test_an_expired_checkpoint_is_no_candidate(world: World) -> None:
