@@ -7,11 +7,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_agent import address, earlier
+from holdfast_agent import address, clocks, earlier, layouts
 from holdfast_agent.claims import Claims
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
-from holdfast_agent.errors import MemoryTooSmall, PeerRefused, ProtocolBroken
+from holdfast_agent.errors import PeerRefused, ProtocolBroken
 from holdfast_agent.evacuation import Evacuation
 from holdfast_agent.finish import Finish
 from holdfast_agent.gates import Gates
@@ -23,16 +23,13 @@ from holdfast_agent.saves import Saves
 from holdfast_agent.settings import environment_of_ranks, process_environment
 from holdfast_agent.shared import Shared
 from holdfast_agent.signals import Watchdog
-from holdfast_agent.slots import SlotBook
 from holdfast_agent.writing import Writing
 from holdfast_api import peers
 from holdfast_api import ranks as wire
-from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, Cause, Exit, Stage
+from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, Exit, Stage
 
 log = logging.getLogger(__name__)
 SLOTS = 2
-UNUSED_SECONDS = 20.0
-"""A script that has not said Hello by then does not use the library, as far as anybody can tell."""
 FAILED_SECONDS = 5.0
 """How long the agent stays after a trainer's failure, for a save that runs, the report, or the next attempt."""
 FINISH_SECONDS = 3600.0
@@ -76,13 +73,14 @@ class Attempt:
         s.metrics.attempt.set(s.attempt)
         s.record.stage(Stage.ATTEMPT_ACCEPTED)
         self._launch()
-        self._tasks = [asyncio.ensure_future(self._watch_ranks()), asyncio.ensure_future(self._watch_use())]
+        self._tasks = [asyncio.ensure_future(self._watch_ranks()), asyncio.ensure_future(clocks.watch_use(s))]
         if self.claims is not None:
             self._tasks.append(asyncio.ensure_future(self.claims.run()))
             if s.settings.config.operator_url:
                 self._tasks.append(asyncio.ensure_future(earlier.forward(s)))
             if s.settings.config.every_seconds > 0:
-                self._tasks.append(asyncio.ensure_future(self._save_by_clock()))
+                by_clock = clocks.save_by_clock(s, self.saves, self.rounds, lambda: self._going)
+                self._tasks.append(asyncio.ensure_future(by_clock))
 
     async def close(self) -> None:
         """Ranks first: nobody writes into a slot afterwards. Then the readers."""
@@ -179,26 +177,7 @@ class Attempt:
             )
         if message.image_bytes <= 0 or message.image_bytes > 1 << 44:
             raise ProtocolBroken(f"a plan of {message.image_bytes} bytes")
-        return self._make_slots(rank, message)
-
-    async def _make_slots(self, rank: Rank, message: wire.Plan) -> None:
-        """A new plan starts with empty slots: what they hold belongs to the plan before."""
-        s = self.shared
-        if rank.book is not None:
-            for slot, held in list(rank.book.held.items()):
-                if (task := self.writing.abandon(held.captured.boundary)) is not None:
-                    await asyncio.wait([task])
-                rank.book.held.pop(slot, None)
-        try:
-            await s.threads.call(s.arena.ensure, {(rank.number, slot): message.image_bytes for slot in range(SLOTS)})
-        except (MemoryTooSmall, OSError) as e:
-            text = str(e) if isinstance(e, MemoryTooSmall) else f"the slots in {s.arena.folder} cannot be made: {e}"
-            s.record.block(Blocked(BlockedReason.MEMORY_TOO_SMALL, text))
-            rank.send(wire.Refused(text))
-            return
-        rank.plan, rank.book = message, SlotBook(SLOTS)
-        paths = tuple(str(s.arena.path(rank.number, slot)) for slot in range(SLOTS))
-        rank.send(wire.Slots(message.plan, paths, message.image_bytes))
+        return layouts.make_slots(self.shared, self.writing, rank, message, SLOTS)
 
     def _passed(self, rank: Rank, message: object) -> None:
         assert isinstance(message, wire.Passed)
@@ -362,36 +341,3 @@ class Attempt:
             detail = NEVER_USED
             s.record.block(Blocked(BlockedReason.LIBRARY_NOT_USED, NEVER_USED))
         s.end(Exit.FINISHED, detail)
-
-    # ---- clocks
-
-    async def _watch_use(self) -> None:
-        """A script that runs long without the library trains, and nothing of it is saved: somebody must hear of it."""
-        s = self.shared
-        await asyncio.sleep(UNUSED_SECONDS)
-        if all(r.hello is None for r in s.crew) and s.record.blocked is None:
-            s.record.block(
-                Blocked(
-                    BlockedReason.LIBRARY_NOT_USED,
-                    f"the script has run for {UNUSED_SECONDS:.0f} s without calling holdfast.Checkpointer: it trains, but nothing is saved; "
-                    "add the five lines that docs/ shows",
-                )
-            )
-
-    async def _save_by_clock(self) -> None:
-        """every.seconds: the lead asks for a round when the newest save is that old."""
-        s = self.shared
-        seconds = s.settings.config.every_seconds
-        await s.changes.until(lambda: s.record.loaded, Deadline.after(10**8))
-        self.saves.started_at = asyncio.get_running_loop().time()
-        while True:
-            age = asyncio.get_running_loop().time() - self.saves.started_at
-            await asyncio.sleep(max(0.2, seconds - age))
-            idle = not (self._going or s.crew.done_at is not None or self.rounds.active)
-            if (
-                idle
-                and asyncio.get_running_loop().time() - self.saves.started_at >= seconds
-                and s.record.boundary > s.last_boundary
-            ):
-                await self.rounds.request(Cause.PERIODIC, evacuate=False, deadline=None).ended.wait()
-                self.saves.started_at = max(self.saves.started_at, asyncio.get_running_loop().time() - seconds / 2)

@@ -1,0 +1,42 @@
+"""What happens in an attempt because time has passed, not because somebody spoke: each function is one task."""
+
+import asyncio
+from collections.abc import Callable
+
+from holdfast_agent.clock import Deadline
+from holdfast_agent.rounds import Rounds
+from holdfast_agent.saves import Saves
+from holdfast_agent.shared import Shared
+from holdfast_api.messages import Blocked, BlockedReason, Cause
+
+UNUSED_SECONDS = 20.0
+"""A script that has not said Hello by then does not use the library, as far as anybody can tell."""
+
+
+async def watch_use(shared: Shared) -> None:
+    """A script that runs long without the library trains, and nothing of it is saved: somebody must hear of it."""
+    s = shared
+    await asyncio.sleep(UNUSED_SECONDS)
+    if all(r.hello is None for r in s.crew) and s.record.blocked is None:
+        s.record.block(
+            Blocked(
+                BlockedReason.LIBRARY_NOT_USED,
+                f"the script has run for {UNUSED_SECONDS:.0f} s without calling holdfast.Checkpointer: it trains, but nothing is saved; "
+                "add the five lines that docs/ shows",
+            )
+        )
+
+
+async def save_by_clock(shared: Shared, saves: Saves, rounds: Rounds, leaving: Callable[[], bool]) -> None:
+    """every.seconds: the lead asks for a round when the newest save is that old."""
+    s = shared
+    clock = asyncio.get_running_loop().time
+    seconds = s.settings.config.every_seconds
+    await s.changes.until(lambda: s.record.loaded, Deadline.after(10**8))
+    saves.started_at = clock()
+    while True:
+        await asyncio.sleep(max(0.2, seconds - (clock() - saves.started_at)))
+        idle = not (leaving() or s.crew.done_at is not None or rounds.active)
+        if idle and clock() - saves.started_at >= seconds and s.record.boundary > s.last_boundary:
+            await rounds.request(Cause.PERIODIC, evacuate=False, deadline=None).ended.wait()
+            saves.started_at = max(saves.started_at, clock() - seconds / 2)
