@@ -13,7 +13,7 @@ from hack.cluster.artefacts.project_images import ROLES, reference
 from hack.cluster.cache import Cache
 from hack.cluster.errors import Unsupported
 from hack.cluster.paths import REPOSITORY
-from hack.cluster.processes import end, run
+from hack.cluster.processes import run
 from hack.cluster.settings import Settings
 from hack.cluster.state import Store
 from hack.services import S3Info
@@ -23,7 +23,7 @@ NAME = "holdfast"
 
 def ensure(node_count: int, grace_seconds: int, programs: Path, *, images: bool) -> "KindCluster":
     """The kind cluster of our name, created if it is not there."""
-    store = Store(Cache().directory / "clusters" / "kind")
+    store = _store()
     if NAME not in run("kind", "get", "clusters").split():
         store.directory.mkdir(parents=True, exist_ok=True)
         torch = api.torch_directory() if images else None
@@ -63,11 +63,18 @@ class KindCluster(api.Cluster):
         self.state = store.directory
         self.kubeconfig = store.kubeconfig
         self.bin = programs
-        self.s3_data = services.s3_data(store)
         networks = json.loads(run("docker", "network", "inspect", "kind"))
         self.host_ip = next(
             entry["Gateway"] for entry in networks[0]["IPAM"]["Config"] if ":" not in entry.get("Gateway", ":")
         )
+
+    @property
+    def s3_data(self) -> Path:
+        return services.s3_data(self._store)
+
+    @property
+    def api_proxy(self) -> str | None:
+        return services.start_api_proxy(self._store, self.bin, self.kubeconfig)
 
     @property
     def node_names(self) -> list[str]:
@@ -80,7 +87,7 @@ class KindCluster(api.Cluster):
         return services.start_s3(self._store, self.bin, self.host_ip, bucket)
 
     def prometheus(self, config: Path) -> str:
-        return services.start_prometheus(self._store, self.bin, config, self.host_ip)
+        return services.start_prometheus(self._store, self.bin, config, "127.0.0.1", services.free_port())
 
     def load_images(self) -> None:
         for role in ROLES:
@@ -88,7 +95,14 @@ class KindCluster(api.Cluster):
         run("kind", "load", "docker-image", "--name", NAME, *map(reference, ROLES))
 
     def down(self) -> None:
-        for process in self._store.read().processes.values():
-            end(process)
-        run("kind", "delete", "cluster", "--name", NAME)
-        self._store.file.unlink(missing_ok=True)
+        down()
+
+
+def down() -> None:
+    """Ends the cluster of our name and what runs beside it; harmless when there is none."""
+    services.end_all(_store())
+    run("kind", "delete", "cluster", "--name", NAME)
+
+
+def _store() -> Store:
+    return Store(Cache().directory / "clusters" / "kind")

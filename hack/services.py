@@ -21,6 +21,7 @@ S3_PORT = 7070
 S3_REGION = "us-east-1"
 PROMETHEUS = SERVICE_PREFIX + "prometheus"
 PROMETHEUS_PORT = 9090
+API_PROXY = SERVICE_PREFIX + "api-proxy"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,37 @@ def start_prometheus(store: Store, programs: Path, config: Path, address: str, p
     return url
 
 
+def start_api_proxy(store: Store, programs: Path, kubeconfig: Path) -> str:
+    """`HOST:PORT` of a `kubectl proxy` that runs from now on, with the person's own rights, for this machine only."""
+    known = store.read()
+    running = known.processes.get(API_PROXY)
+    if running is not None and running.alive() and API_PROXY in known.notes:
+        return known.notes[API_PROXY]
+    stop(store, API_PROXY)
+    port = free_port()
+    argv: list[str | Path] = [programs / "kubectl", f"--kubeconfig={kubeconfig}", "proxy", f"--port={port}"]
+    store.spawn(API_PROXY, argv)
+    _wait_open(store, API_PROXY, "127.0.0.1", port)
+    with store.changing() as state:
+        state.notes[API_PROXY] = f"127.0.0.1:{port}"
+    return f"127.0.0.1:{port}"
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on: the usual ones may be a person's own."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def end_all(store: Store) -> None:
+    """Ends every process that the state file records and forgets them; what they have written stays."""
+    if store.exists():
+        for process in store.read().processes.values():
+            end(process)
+        store.file.unlink()
+
+
 def stop(store: Store, name: str) -> None:
     """Ends one of these services; its data stays for the next start. Harmless when it is not there."""
     process = store.read().processes.get(name)
@@ -148,4 +180,5 @@ def from_environment(bucket: str, environment: Mapping[str, str] = os.environ) -
     if absent:
         raise ClusterError(f"on a cluster of your own, name a bucket's server and keys: set {', '.join(absent)}")
     endpoint, access_key, secret_key = (environment[name] for name in names)
-    return S3Info(endpoint, access_key, secret_key, environment.get("AWS_REGION", S3_REGION), bucket)
+    region = environment.get("AWS_REGION", S3_REGION)
+    return S3Info(endpoint, access_key, secret_key, region, environment.get("HOLDFAST_BUCKET") or bucket)

@@ -43,6 +43,8 @@ def decide(facts: Facts) -> Target:
             raise ClusterError(
                 "HOLDFAST_USE_CURRENT_CLUSTER is set, but KUBECONFIG is not: name the cluster's file there"
             )
+        if os.pathsep in facts.kubeconfig:
+            raise ClusterError("KUBECONFIG names several files: name the one of the cluster to use")
         return Target.CURRENT
     if facts.is_linux and facts.is_root and facts.has_cgroup_v1:
         return Target.NAMESPACES

@@ -10,24 +10,34 @@ Unsupported.
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hack import services, target
 from hack.cluster import lifecycle, network, nodes, preflight
-from hack.cluster.artefacts import catalogue
+from hack.cluster.artefacts import catalogue, project_images
+from hack.cluster.artefacts.artefact import Artefact
 from hack.cluster.artefacts.torch_cpu import torch_cpu
 from hack.cluster.build import build
 from hack.cluster.cache import Cache, digest_of
-from hack.cluster.errors import Unsupported
-from hack.cluster.paths import DEFAULT_NAME
+from hack.cluster.errors import ClusterError, Unsupported
+from hack.cluster.paths import DEFAULT_NAME, state_directory
 from hack.cluster.processes import run
 from hack.cluster.progress import Listener
+from hack.cluster.settings import Settings
 from hack.cluster.state import Store
 from hack.services import S3Info
 
 #: Where pods find torch; a hostPath volume and PYTHONPATH bring it into a training container.
 TORCH_PATH_IN_POD = "/mnt/shared"
+#: What making torch for the CPU needs.
+TORCH_PACKAGES: Mapping[str, str] = {"gcc": "gcc", "binutils": "objdump"}
+
+#: Names of images that the nodes can pull, for clusters that no image of this checkout is brought to.
+OPERATOR_IMAGE, TRAINER_IMAGE = "HOLDFAST_OPERATOR_IMAGE", "HOLDFAST_TRAINER_IMAGE"
+#: A directory of every node that holds torch, where the trainer's image has none.
+TORCH_PATH = "HOLDFAST_TORCH_PATH"
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,24 @@ class Cluster(ABC):
     kubeconfig: Path
     #: With kubectl and helm.
     bin: Path
-    #: The host as pods reach it.
-    host_ip: str
+    #: Where torch lies in every node's file system, for a hostPath volume; empty: it is in the image.
     torch_path_in_pod: str = TORCH_PATH_IN_POD
-    #: Where the S3 server keeps its buckets, a directory each: for tests that damage what lies there.
-    s3_data: Path
+    operator_image: str = project_images.reference("operator")
+    trainer_image: str = project_images.reference("trainer")
+    #: Its machines are ours: `node` can switch them off, and nobody else is on them.
+    owns_machines: bool = False
+    #: It was made for this and goes away with `down`; on any other, what was put there is taken away piece by piece.
+    is_ours: bool = True
+
+    @property
+    @abstractmethod
+    def s3_data(self) -> Path:
+        """Where the S3 server keeps its buckets, a directory each: for tests that damage what lies there."""
+
+    @property
+    def api_proxy(self) -> str | None:
+        """`HOST:PORT` of a `kubectl proxy`, where this machine cannot reach pods by their addresses; None where it can."""
+        return None
 
     def environment(self) -> dict[str, str]:
         """The environment in which kubectl and helm mean this cluster."""
@@ -118,6 +141,8 @@ class Cluster(ABC):
 class NamespaceCluster(Cluster):
     """Nodes made of namespaces on this machine."""
 
+    owns_machines = True
+
     def __init__(self, store: Store, programs: Path) -> None:
         self._store = store
         self._programs = programs
@@ -125,7 +150,10 @@ class NamespaceCluster(Cluster):
         self.kubeconfig = store.kubeconfig
         self.bin = store.bin
         self.host_ip = store.read().settings.host_ip
-        self.s3_data = services.s3_data(store)
+
+    @property
+    def s3_data(self) -> Path:
+        return services.s3_data(self._store)
 
     @property
     def node_names(self) -> list[str]:
@@ -154,14 +182,42 @@ class NamespaceCluster(Cluster):
 
 
 class CurrentCluster(Cluster):
-    """A cluster that was there already; its nodes and images are its owner's business."""
+    """A cluster that was there already: its machines, its images and its bucket are its owner's business."""
 
-    def __init__(self, programs: Path) -> None:
-        self.kubeconfig = Path(os.environ["KUBECONFIG"])
-        self.state = Cache().directory / "clusters" / "current"
+    is_ours = False
+
+    def __init__(self, programs: Path, environment: Mapping[str, str] = os.environ) -> None:
+        """Raises ClusterError that names the variables which are not set."""
+        self.require(environment)
+        self.operator_image, self.trainer_image = environment[OPERATOR_IMAGE], environment[TRAINER_IMAGE]
+        self.torch_path_in_pod = environment.get(TORCH_PATH, "")
+        self.kubeconfig = Path(environment["KUBECONFIG"]).expanduser()
         self.bin = programs
-        self.host_ip = os.environ.get("HOLDFAST_HOST_IP", "127.0.0.1")
-        self.s3_data = self.state / "not-ours"
+        self._store = _current_store()
+        self.state = self._store.directory
+        if not self._store.exists():
+            # The state file only records what runs beside the cluster; its other settings mean nothing here.
+            self._store.create(Settings(kube="", archives=(), templates=""))
+
+    @staticmethod
+    def require(environment: Mapping[str, str] = os.environ) -> None:
+        """Raises ClusterError that names the variables which are not set."""
+        absent = [name for name in (OPERATOR_IMAGE, TRAINER_IMAGE) if not environment.get(name)]
+        if absent:
+            raise ClusterError(
+                f"on a cluster of your own, name images that its nodes can pull: set {', '.join(absent)}"
+            )
+        services.from_environment("any", environment)
+
+    @property
+    def s3_data(self) -> Path:
+        raise Unsupported(
+            "the files of the bucket's server are not ours to look at or to damage on a cluster that was there already"
+        )
+
+    @property
+    def api_proxy(self) -> str | None:
+        return services.start_api_proxy(self._store, self.bin, self.kubeconfig)
 
     @property
     def node_names(self) -> list[str]:
@@ -175,13 +231,14 @@ class CurrentCluster(Cluster):
         return services.from_environment(bucket)
 
     def prometheus(self, config: Path) -> str:
-        raise Unsupported(f"{config}: no Prometheus is started beside a cluster that was there already")
+        return services.start_prometheus(self._store, self.bin, config, "127.0.0.1", services.free_port())
 
     def load_images(self) -> None:
-        """Its nodes pull from a registry; the chart's values name the images."""
+        """Its nodes pull them."""
 
     def down(self) -> None:
-        """Nothing of it is ours."""
+        """Ends what runs beside it on this machine; the cluster stays."""
+        services.end_all(self._store)
 
 
 def ensure_cluster(
@@ -202,6 +259,36 @@ def ensure_cluster(
     request = lifecycle.Request(name=name, node_count=nodes, grace_seconds=grace, images=images)
     store = lifecycle.up(request, on_progress)
     return NamespaceCluster(store, toolchain(on_progress))
+
+
+def down() -> None:
+    """Ends the cluster that `ensure_cluster` gave, or, where it was there already, what runs beside it on this machine."""
+    chosen = target.decide(target.look())
+    if chosen is target.Target.CURRENT:
+        services.end_all(_current_store())
+    elif chosen is target.Target.KIND:
+        from hack import kind
+
+        kind.down()
+    else:
+        lifecycle.down(Store(state_directory()))
+
+
+def _current_store() -> Store:
+    return Store(Cache().directory / "clusters" / "current")
+
+
+def wanted() -> list[Artefact]:
+    """All that the demo and the cluster tests need built on this machine, for the kind of cluster they will run on. What the machine lacks is
+    said first (ClusterError), and packages that it may install are installed."""
+    chosen = target.decide(target.look())
+    if chosen is target.Target.NAMESPACES:
+        lifecycle.require_machine()
+        return [*catalogue.for_cluster(images=True), *catalogue.for_toolchain()]
+    if chosen is target.Target.CURRENT:
+        CurrentCluster.require()
+    preflight.require_toolchain(TORCH_PACKAGES if chosen is target.Target.KIND else {})
+    return [*catalogue.for_toolchain(), *([torch_cpu()] if chosen is target.Target.KIND else [])]
 
 
 def toolchain(on_progress: Listener | None = None) -> Path:
@@ -227,7 +314,7 @@ def toolchain(on_progress: Listener | None = None) -> Path:
 
 def torch_directory(on_progress: Listener | None = None) -> Path:
     """A directory with torch for the CPU, for the search path of the host's Python; built if need be."""
-    preflight.require_toolchain({"gcc": "gcc", "binutils": "objdump"})
+    preflight.require_toolchain(TORCH_PACKAGES)
     cache = Cache()
     part = torch_cpu()
     build([part], cache, on_progress)

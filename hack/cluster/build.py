@@ -69,7 +69,7 @@ def build(wanted: Iterable[Artefact], cache: Cache | None = None, listener: List
         return
     crew = _Crew(cache, todo)
     board = Board(listener)
-    with _stops_on_signal():
+    with stops_on_signal():
         try:
             while not crew.finished():
                 crew.start_what_may()
@@ -178,7 +178,7 @@ def make_one(artefact: Artefact, cache: Cache, children: Children) -> None:
 
 
 @contextlib.contextmanager
-def _stops_on_signal() -> Iterator[None]:
+def stops_on_signal() -> Iterator[None]:
     """Turns SIGTERM into an exception of the main thread, as Python does with Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield

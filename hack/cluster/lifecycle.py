@@ -47,7 +47,7 @@ def up(request: Request, listener: Listener | None = None) -> Store:
     """Brings a cluster up, building what is missing; a cluster that runs is mended and stays."""
     say = listener or _say_with_time()
     refuse_hidden(request.directory)
-    preflight.require({**preflight.CLUSTER_PACKAGES, **preflight.BUILD_PACKAGES}, say)
+    require_machine(say)
     cache = Cache()
     wanted = catalogue.for_cluster(images=request.images)
     build(wanted, cache, listener)
@@ -73,10 +73,15 @@ def down(store: Store, *, keep_logs: bool = False, listener: Listener | None = N
         _take_down(store, say, keep_logs)
 
 
+def require_machine(listener: Listener | None = None) -> None:
+    """Raises ClusterError with everything that this machine lacks; what apt can install is installed."""
+    preflight.require({**preflight.CLUSTER_PACKAGES, **preflight.BUILD_PACKAGES}, listener or _say_with_time())
+
+
 def load_images(store: Store, listener: Listener | None = None) -> None:
     """Builds Holdfast's images if their sources changed, and brings them to the running nodes."""
     say = listener or _say_with_time()
-    preflight.require({**preflight.CLUSTER_PACKAGES, **preflight.BUILD_PACKAGES}, say)
+    require_machine(say)
     cache = Cache()
     wanted: list[Artefact] = [project_images.project_images()]
     build(wanted, cache, listener)

@@ -127,6 +127,10 @@ def look(packages: Mapping[str, str], cache: Path | None = None) -> Facts:
     )
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def require(packages: Mapping[str, str], listener: Listener) -> None:
     """Raises with everything that is missing; what apt can install and we may install is installed."""
     _complete_search_path()
@@ -139,12 +143,15 @@ def require(packages: Mapping[str, str], listener: Listener) -> None:
         install(sorted(facts.absent_packages), listener)
 
 
-def require_toolchain(packages: Mapping[str, str]) -> None:
+def require_toolchain(packages: Mapping[str, str], listener: Listener = _say) -> None:
     """The same for programs alone, which need neither root nor cgroups."""
     _complete_search_path()
-    problems = missing_for_programs(look(packages))
+    facts = look(packages)
+    problems = missing_for_programs(facts)
     if problems:
         raise ClusterError("; ".join(map(str, problems)))
+    if facts.absent_packages:
+        install(sorted(facts.absent_packages), listener)
 
 
 def install(packages: list[str], listener: Listener) -> None:

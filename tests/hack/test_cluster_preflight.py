@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from hack.cluster.preflight import Facts, missing, missing_for_programs
+from hack.cluster import preflight
+from hack.cluster.errors import ClusterError
+from hack.cluster.paths import REPOSITORY
+from hack.cluster.preflight import GIGABYTES_NEEDED, GO_NEEDED, Facts, missing, missing_for_programs
+from hack.cluster.python import MINOR
 
 GOOD = Facts(
     system="Linux",
@@ -60,3 +64,22 @@ def test_programs_alone_need_neither_root_nor_cgroups() -> None:
     assert [str(problem) for problem in missing_for_programs(replace(facts, go_version=None))] == [
         "no Go: install Go 1.26 or newer and put it on the search path"
     ]
+
+
+def test_packages_for_programs_are_installed_where_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: list[str] = []
+    monkeypatch.setattr(preflight, "look", lambda _: replace(GOOD, absent_packages=frozenset({"gcc", "binutils"})))
+    monkeypatch.setattr(preflight, "install", lambda packages, _: installed.extend(packages))
+    preflight.require_toolchain({})
+    assert installed == ["binutils", "gcc"]
+    monkeypatch.setattr(preflight, "look", lambda _: replace(GOOD, is_root=False, absent_packages=frozenset({"gcc"})))
+    with pytest.raises(ClusterError, match="apt-get install --no-install-recommends gcc"):
+        preflight.require_toolchain({})
+
+
+def test_the_readme_names_all_that_is_asked_for() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    (sentence,) = [line for line in readme.splitlines() if "needs a Linux machine" in line]
+    python, go = (".".join(map(str, version)) for version in (MINOR, GO_NEEDED))
+    for needed in ("root", "cgroup v1", f"Python {python}", f"Go {go}", f"{GIGABYTES_NEEDED} GB"):
+        assert needed in sentence
