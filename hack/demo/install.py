@@ -15,7 +15,8 @@ from hack.demo.kube import Kube, wait_for
 TOP = Path(__file__).resolve().parents[2]
 EXAMPLE = TOP / "examples/01-bytes-gpt/train.py"
 SYSTEM = "holdfast-system"
-OPERATOR_IMAGE = "localhost/holdfast-operator"
+RELEASE = "holdfast"
+OPERATOR_IMAGE = "localhost/holdfast-operator:dev"
 TRAINER_IMAGE = "localhost/holdfast-trainer:dev"
 
 
@@ -34,13 +35,23 @@ class Bucket:
     name: str
 
 
-def install_chart(kube: Kube, helm: Path, *values: str, timeout: int = 120) -> None:
+def image_values(image: str) -> list[str]:
+    """The chart's values for an image name with a tag, a digest or both. Pure."""
+    name, _, digest = image.partition("@")
+    repository, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:  # the colon of a registry's port, or none
+        repository, tag = name, ""
+    values = {"repository": repository, "tag": tag or ("" if digest else "latest"), "digest": digest}
+    return [f"image.{key}={value}" for key, value in values.items() if value]
+
+
+def install_chart(kube: Kube, helm: Path, *values: str, image: str = OPERATOR_IMAGE, timeout: int = 120) -> None:
     """`helm upgrade --install` of charts/holdfast from this checkout, waiting until the operator is ready."""
-    settings = [f"image.repository={OPERATOR_IMAGE}", "image.tag=dev", "image.pullPolicy=IfNotPresent", *values]
+    settings = [*image_values(image), "image.pullPolicy=IfNotPresent", *values]
     # The tag stays "dev" whatever is in the image: without this a new build would not replace the running operator.
     settings.append(f"podAnnotations.holdfast\\.dev/build=b{source_digest()}")
     command = [
-        str(helm), "upgrade", "--install", "holdfast", str(TOP / "charts/holdfast"), "--kubeconfig", str(kube.kubeconfig),
+        str(helm), "upgrade", "--install", RELEASE, str(TOP / "charts/holdfast"), "--kubeconfig", str(kube.kubeconfig),
         "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", f"{timeout}s",
     ]  # fmt: skip
     for s in settings:
@@ -48,6 +59,21 @@ def install_chart(kube: Kube, helm: Path, *values: str, timeout: int = 120) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout + 60, check=False)
     if done.returncode:
         raise HelmFailed(done.stderr.strip() or done.stdout.strip())
+
+
+def release_is_there(kube: Kube, helm: Path) -> bool:
+    """Somebody has installed Holdfast there already."""
+    status = [str(helm), "status", RELEASE, "--kubeconfig", str(kube.kubeconfig), "--namespace", SYSTEM]
+    return subprocess.run(status, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def remove_chart(kube: Kube, helm: Path) -> None:
+    """The opposite of `install_chart`, the namespace included; the definition of TrainingJob stays, as the chart keeps it."""
+    command = [str(helm), "uninstall", RELEASE, "--kubeconfig", str(kube.kubeconfig), "--namespace", SYSTEM, "--wait"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    if done.returncode:
+        raise HelmFailed(done.stderr.strip() or done.stdout.strip())
+    kube.run("delete", "namespace", SYSTEM, "--ignore-not-found", "--wait=false")
 
 
 def source_digest() -> str:
@@ -100,6 +126,7 @@ def training_job(
     uri: str,
     *,
     torch_path: str,
+    image: str = TRAINER_IMAGE,
     arguments: tuple[str, ...] = (),
     environment: dict[str, str] | None = None,
     spec: dict[str, Any] | None = None,
@@ -116,7 +143,7 @@ def training_job(
         volumes.append({"name": "torch", "hostPath": {"path": torch_path}})
     container = {
         "name": "trainer",
-        "image": TRAINER_IMAGE,
+        "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": [*command, *arguments],
         "env": [{"name": k, "value": v} for k, v in env.items()],

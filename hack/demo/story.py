@@ -2,6 +2,9 @@
 
 Read `Story.run` for the order of events. Every claim is checked against the API server, the logs or Prometheus; a failed check is printed and makes
 the exit code 1.
+
+On a cluster whose machines are not ours (kind, or the one of HOLDFAST_USE_CURRENT_CLUSTER) no power is cut: some seconds after the notice the pod on
+that node is deleted without grace. What the demo put on a cluster that was there before it is taken away again.
 """
 
 import argparse
@@ -16,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from hack.cluster import api
+from hack.cluster.errors import ClusterError
 from hack.demo import curves, install, metrics, show
 from hack.demo.damage import Damager
-from hack.demo.kube import Kube, wait_for
+from hack.demo.kube import Kube, KubectlFailed, wait_for
+from hack.demo.metrics import Sum
 
 NAMESPACE = "demo"
 JOB, REFERENCE = "bytes-gpt", "bytes-gpt-reference"
@@ -31,6 +36,14 @@ NOTICE_AT = 17
 """The notice comes once this step has been passed: between two periodic checkpoints (every 10 steps)."""
 NOTICE_SECONDS = 12
 """How long after the notice the node's power is cut. AWS gives 120 s; the demo is impatient."""
+RESUMES = Sum("holdfast_time_to_resume_seconds_count", where=(("phase", "total"),))
+FIGURES = {
+    "preemptions": Sum("holdfast_preemptions_total", by="cause"),
+    "resumes observed": Sum(RESUMES.metric, by="cause", where=RESUMES.where),
+    "time to resume, s": Sum("holdfast_time_to_resume_seconds_sum", by="cause", where=RESUMES.where),
+    "steps lost": Sum("holdfast_steps_lost_total"),
+}
+"""What section 7 shows."""
 
 
 class Story:
@@ -42,13 +55,15 @@ class Story:
         self.failed: list[str] = []
         self.followed: dict[str, subprocess.Popen[bytes]] = {}
         self.resumes_before = 0.0
-        self.cluster: Any = None
+        self.release_was_there = True
+        self.cluster: api.Cluster | Any = None
         self.kube: Kube = None  # type: ignore[assignment]  # set by _cluster, the first step
+        self.figures: metrics.Source
 
     def run(self) -> int:
         self._cluster()
         self._install()
-        self._prometheus()
+        self._metrics()
         self._reference()
         self._train()
         victim = self._take_node_away()
@@ -75,37 +90,54 @@ class Story:
     def _cluster(self) -> None:
         self.title("1. A real Kubernetes cluster of two nodes")
         self.cluster = api.ensure_cluster(nodes=2, grace=12, images=True)
+        if self.damage:
+            _ = self.cluster.s3_data  # raises where nothing can be damaged behind the server's back
         self.kube = Kube(self.cluster.bin / "kubectl", self.cluster.kubeconfig)
-        nodes = self.kube.get("nodes")["items"]
-        for node in nodes:
+        found = self.kube.get("nodes")["items"]
+        for node in found:
             self.say(f"node {node['metadata']['name']} Kubernetes {node['status']['nodeInfo']['kubeletVersion']}")
-            if any(t["key"] == TAINT for t in node["spec"].get("taints", [])):
-                self.kube.run("taint", "node", node["metadata"]["name"], f"{TAINT}-")  # of a demo before
-        self.check(len(nodes) >= 2, "two nodes are there")
+        self._take_notices_back()  # of a demo before
+        self.check(len(found) >= 2, "two nodes are there")
+        if not self.cluster.owns_machines:
+            self.say(
+                "the machines of this cluster are not ours: in place of a power cut a pod will be deleted without grace, "
+                f"and the taint {TAINT} will stand on one node until the demo ends"
+            )
 
     def _install(self) -> None:
         self.title("2. Holdfast by helm, a bucket, a namespace")
-        install.install_chart(self.kube, self.cluster.bin / "helm")
+        self.release_was_there = install.release_is_there(self.kube, self.cluster.bin / "helm")
+        install.install_chart(self.kube, self.cluster.bin / "helm", image=self.cluster.operator_image)
         self.say("helm: release holdfast is deployed and ready")
         s3 = self.cluster.s3(BUCKET)
         self.bucket = install.Bucket(s3.endpoint, s3.access_key, s3.secret_key, s3.region, s3.bucket)
         install.prepare_namespace(self.kube, NAMESPACE, self.bucket)
         for name in (JOB, REFERENCE):
             self.kube.run("delete", "trainingjob", name, "-n", NAMESPACE, "--ignore-not-found", "--wait=true")
-        self.say(f"bucket s3://{BUCKET} on a real S3 server (versitygw) at {s3.endpoint}; namespace {NAMESPACE}")
+        server = "a real S3 server (versitygw)" if self.cluster.is_ours else "your S3 server"
+        self.say(f"bucket s3://{self.bucket.name} on {server} at {s3.endpoint}; namespace {NAMESPACE}")
 
-    def _prometheus(self) -> None:
+    def _metrics(self) -> None:
         targets, config = self.cluster.state / "targets.json", self.cluster.state / "prometheus-demo.json"
-        self.discovery = metrics.Discovery(self.kube, targets)
-        self.discovery.start()
         config.write_text(json.dumps(metrics.scrape_config(targets)))
-        self.prometheus = self.cluster.prometheus(config)
-        self.say(f"Prometheus at {self.prometheus}")
+        try:
+            base = self.cluster.prometheus(config)
+            proxy = self.cluster.api_proxy
+        except (ClusterError, OSError) as e:
+            self.figures = metrics.OperatorPage(self.kube, install.SYSTEM)
+            self.say(f"no Prometheus can run here ({e}): the figures are read from the operator's own page of metrics")
+            return
+        self.discovery = metrics.Discovery(self.kube, targets, proxy)
+        self.discovery.start()
+        self.figures = metrics.Prometheus(base)
+        self.say(
+            f"Prometheus at {base}" + (f", scraping through the API server (kubectl proxy at {proxy})" if proxy else "")
+        )
 
     def _job(self, name: str) -> dict[str, Any]:
         return install.training_job(
-            name, NAMESPACE, f"s3://{BUCKET}/demo", torch_path=self.cluster.torch_path_in_pod,
-            arguments=("--steps", str(self.steps), *SIZE), spec={"fresh": True},
+            name, NAMESPACE, f"s3://{self.bucket.name}/demo", torch_path=self.cluster.torch_path_in_pod,
+            image=self.cluster.trainer_image, arguments=("--steps", str(self.steps), *SIZE), spec={"fresh": True},
         )  # fmt: skip
 
     def _reference(self) -> None:
@@ -129,7 +161,8 @@ class Story:
 
     def _take_node_away(self) -> str:
         victim = self._victim()
-        self.title(f"5. A spot interruption notice on {victim}, and {NOTICE_SECONDS} s later its power is cut")
+        end = "its power is cut" if self.cluster.owns_machines else "its pod is deleted without grace"
+        self.title(f"5. A spot interruption notice on {victim}, and {NOTICE_SECONDS} s later {end}")
         self.damager = None
         if self.damage:
             server_data = self.cluster.s3_data / BUCKET
@@ -171,9 +204,8 @@ class Story:
                 seen = line.split(" step")[0]
                 self.say(line)
             if not cut and time.monotonic() - self.noticed > NOTICE_SECONDS:
-                self.cluster.node(victim).off()
+                self._end_of_node(victim)
                 cut = True
-                self.say(f"{victim}: power cut")
             past = status.get("preemptions") or []
             return cut and bool(past and past[-1].get("resumedAt"))
 
@@ -181,6 +213,48 @@ class Story:
         if self.damager:
             self.damager.stop()
         self._watch(JOB, lambda s: s.get("phase") in ("Succeeded", "Failed"), 300)
+
+    def _end_of_node(self, victim: str) -> None:
+        """The machine goes, or what comes nearest to it where machines are not ours."""
+        if self.cluster.owns_machines:
+            self.cluster.node(victim).off()
+            self.say(f"{victim}: power cut")
+            return
+        pods = install.pods_of(self.kube, NAMESPACE, JOB)
+        names = [p["metadata"]["name"] for p in pods if p["spec"].get("nodeName") == victim]
+        for name in names:
+            self.kube.run("delete", "pod", name, "-n", NAMESPACE, "--grace-period=0", "--force", "--ignore-not-found")
+        gone = f"{', '.join(names)} deleted without grace" if names else "its pod had left already"
+        self.say(f"{victim}: not ours to switch off; {gone}")
+
+    def _take_notices_back(self) -> None:
+        for node in self.kube.get("nodes")["items"]:
+            if any(t["key"] == TAINT for t in node["spec"].get("taints", [])):
+                self.kube.run("taint", "node", node["metadata"]["name"], f"{TAINT}-")
+
+    def leave(self) -> None:
+        """Takes down what the demo brought; with --keep everything stays but the programs that only the demo needs."""
+        if self.cluster is None or self.keep:
+            return
+        if self.cluster.is_ours:
+            self.cluster.down()
+            return
+        try:
+            self._take_notices_back()
+            self.kube.run(
+                "delete", "trainingjob", "--all", "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s", timeout=90
+            )
+            self.kube.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
+            if not self.release_was_there:
+                install.remove_chart(self.kube, self.cluster.bin / "helm")
+            self.say(
+                "taken away from your cluster: the notice, the namespace"
+                + ("" if self.release_was_there else ", the release")
+            )
+        except (KubectlFailed, install.HelmFailed, subprocess.TimeoutExpired) as e:
+            print(f"Something of the demo stays on your cluster: {e}", file=sys.stderr)
+        finally:
+            self.cluster.down()
 
     def _results(self, victim: str) -> None:
         self.title("6. What came of it")
@@ -232,21 +306,16 @@ class Story:
         self.check(past.get("resumedFrom") not in touched, "the job resumed from the checkpoint before")
         events = self.kube.get("events", namespace=NAMESPACE)["items"]
         self.check(any("Rejected" in e["reason"] for e in events), "an event says so")
-        count = metrics.query(self.prometheus, "sum(holdfast_fallbacks_total)")
+        count = self.figures.read(Sum("holdfast_fallbacks_total"))
         self.check(bool(count) and count[0][1] >= 1, "the metric holdfast_fallbacks_total says so")
 
     def _show_metrics(self) -> None:
-        self.title("7. As a real Prometheus scraped it")
-        expressions = {
-            "preemptions": "sum by (cause) (holdfast_preemptions_total)",
-            "resumes observed": "sum by (cause) (holdfast_time_to_resume_seconds_count{phase='total'})",
-            "time to resume, s": "sum by (cause) (holdfast_time_to_resume_seconds_sum{phase='total'})",
-            "steps lost": "sum(holdfast_steps_lost_total)",
-        }
+        scraped = isinstance(self.figures, metrics.Prometheus)
+        self.title("7. As a real Prometheus scraped it" if scraped else "7. As the operator's page of metrics says it")
         rows = []
-        for name, expression in expressions.items():
-            found = wait_for(f"{name} in Prometheus", partial(metrics.query, self.prometheus, expression), timeout=20)
-            rows += [(name, expression, ",".join(labels.values()), round(value, 3)) for labels, value in found]
+        for name, figure in FIGURES.items():
+            found = wait_for(f"{name} in the metrics", partial(self.figures.read, figure), timeout=20)
+            rows += [(name, figure.promql, ",".join(labels.values()), round(value, 3)) for labels, value in found]
         print(show.table(("what", "query", "labels", "value"), rows))
         self.check(any(r[0] == "preemptions" and r[3] >= 1 for r in rows), "the preemption is in the metrics")
         self.check(self._resumes() - self.resumes_before == 1, "exactly one resume was observed")
@@ -264,14 +333,21 @@ class Story:
             )
         if self.keep:
             print(f"The cluster is still up:\n  export KUBECONFIG={self.cluster.kubeconfig} PATH={self.cluster.bin}:$PATH\n"
-                  f"  kubectl get tj -n {NAMESPACE} -w\n  kubectl describe tj {JOB} -n {NAMESPACE}\n"
-                  f"  hack/cluster/node n2 on        # power it on again\n  make cluster-down              # and nothing is left")  # fmt: skip
+                  f"  kubectl get tj -n {NAMESPACE} -w\n  kubectl describe tj {JOB} -n {NAMESPACE}\n" + self._how_to_end())  # fmt: skip
         return 1 if self.failed else 0
+
+    def _how_to_end(self) -> str:
+        if self.cluster.owns_machines:
+            return "  hack/cluster/node n2 on        # power it on again\n  make cluster-down              # and nothing is left"
+        end = "  scripts/run -m hack.harness down   # ends what runs for it on this machine"
+        if self.cluster.is_ours:
+            return f"{end}, and the cluster"
+        return f"  kubectl taint node --all {TAINT}-\n  kubectl delete namespace {NAMESPACE}\n  helm uninstall holdfast -n {install.SYSTEM}\n{end}"
 
     # ---- looking
 
     def _resumes(self) -> float:
-        found = metrics.query(self.prometheus, "sum(holdfast_time_to_resume_seconds_count{phase='total'})")
+        found = self.figures.read(RESUMES)
         return found[0][1] if found else 0.0
 
     def _status(self, name: str) -> dict[str, Any]:
@@ -350,13 +426,12 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: taking down what was started", file=sys.stderr)
         return 130
-    except (DemoFailed, TimeoutError, install.HelmFailed) as e:
+    except (DemoFailed, TimeoutError, ClusterError, KubectlFailed, install.HelmFailed, subprocess.TimeoutExpired) as e:
         print(f"\nThe demo cannot go on: {e}", file=sys.stderr)
         return 1
     finally:
         story.end_followers()
-        if story.cluster is not None and not story.keep:
-            story.cluster.down()
+        story.leave()
 
 
 if __name__ == "__main__":
