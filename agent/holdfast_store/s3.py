@@ -31,6 +31,8 @@ _PREFIX = re.compile(r"([A-Za-z0-9_=][A-Za-z0-9._=-]*/)*\Z")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
 _PIECE_BYTES = 4 << 20
 _DELETE_AT_ONCE = 1000
+_CONNECTIONS = 32
+"""As many threads ask at once at most: the agent's for metadata, and the readers of manifests."""
 _ERRORS = (obstore.exceptions.BaseError, OSError, ValueError)
 
 
@@ -80,6 +82,7 @@ class S3Bucket:
         self._ca_path = ca_path
         self._checked = threading.Event()
         self._making = threading.Lock()
+        self._client: Any = None
         with border(settings.where):
             self._store = _obstore(settings, self._provider, ca)
 
@@ -104,7 +107,7 @@ class S3Bucket:
         except botocore.exceptions.ClientError as e:
             raise self._refusal("", _boto_answer(e)) from e
         except botocore.exceptions.NoCredentialsError as e:
-            raise Denied(NO_CREDENTIALS) from e
+            raise self._without_credentials() from e
         except (botocore.exceptions.BotoCoreError, OSError) as e:
             raise self._refusal("", read_text(str(e))) from e
         self._checked.set()
@@ -170,7 +173,7 @@ class S3Bucket:
             except botocore.exceptions.ClientError as e:
                 raise self._refusal(prefix, _boto_answer(e)) from e
             except botocore.exceptions.NoCredentialsError as e:
-                raise Denied(NO_CREDENTIALS) from e
+                raise self._without_credentials() from e
             except (botocore.exceptions.BotoCoreError, OSError) as e:
                 raise self._refusal(prefix, read_text(str(e))) from e
             if page.get("Name") != self.settings.bucket or "IsTruncated" not in page:
@@ -218,16 +221,28 @@ class S3Bucket:
 
     @bordered
     def administration(self) -> Any:
-        """A boto3 client for questions about the bucket; made anew because it is used a few times in a process's life."""
+        """The boto3 client for questions about the bucket, which any thread may use. One: making it takes longer than most questions, and each would
+        open connections of its own."""
         s = self.settings
         config = botocore.config.Config(
             connect_timeout=s.connect_seconds,
             read_timeout=30,
             retries={"total_max_attempts": 1},
+            max_pool_connections=_CONNECTIONS,
             s3={"addressing_style": "path" if s.endpoint else "auto"},
         )
         with self._making:  # a session, unlike a client, is not for several threads
-            return self._session.client("s3", endpoint_url=s.endpoint or None, verify=self._ca_path, config=config)
+            if self._client is None:
+                self._client = self._session.client(
+                    "s3", endpoint_url=s.endpoint or None, verify=self._ca_path, config=config
+                )
+            return self._client
+
+    def _without_credentials(self) -> Denied:
+        """The next question is asked by a new client: one that was made without credentials never looks for them again."""
+        with self._making:
+            self._client = None
+        return Denied(NO_CREDENTIALS)
 
     @bordered
     def _put(self, key: str, data: Buffer, mode: Any) -> None:
