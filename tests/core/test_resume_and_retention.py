@@ -141,6 +141,25 @@ def test_what_the_store_keeps_is_asked_for_again_after_everything_else_and_never
     assert order.order.expired == (CheckpointRef(1, 1), CheckpointRef(1, 3))
 
 
+def test_what_nobody_uses_and_nobody_knew_of_is_given_up_and_what_is_retained_is_not() -> None:
+    """The operator was away while it was committed, or a zombie committed it off the lineage (A7, D3)."""
+    w = a_job().with_pods().training(number=3, parent="2/4").with_checkpoints("2/4", "3/1")
+    strays = (CheckpointRef(1, 7), CheckpointRef(2, 5), CheckpointRef(2, 4))
+    w.reports(0, AgentPhase.TRAINING, stray=strays)
+    (order,) = of_type(w.settled(), SendCollect)[-1:]
+    assert order.order.expired == (CheckpointRef(1, 7), CheckpointRef(2, 5))
+    assert w.status.horizon == ""
+    w.reports(0, AgentPhase.TRAINING, stray=(), expired=(CheckpointRef(1, 7), CheckpointRef(2, 5))).settled()
+    assert w.status.expiring == ()
+
+
+def test_strays_are_not_given_up_before_the_attempt_has_taken_a_step() -> None:
+    w = a_job().with_pods().attempt(2)
+    w.all_report(AgentPhase.STARTING).settled()
+    w.reports(0, AgentPhase.RESTORING, claim=claim(2, "1/2", 20), stray=(CheckpointRef(1, 7),)).settled()
+    assert w.status.expiring == ()
+
+
 def test_what_was_deleted_does_not_come_back_from_an_old_report() -> None:
     w = a_job().with_pods().training(number=2).with_status(horizon="2/3")
     w.reports(0, AgentPhase.TRAINING, checkpoints=(checkpoint("2/2", 20), checkpoint("2/4", 40))).settled()

@@ -25,6 +25,7 @@ def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
     attempt = status.attempt
     if attempt is None or attempt.claimed_at is None or attempt.first_step_at is None:
         return status
+    status = _with_strays(seen, status)
     doomed = surplus(status.checkpoints, max(AT_LEAST, seen.spec.checkpoint.keep.last), proven=proven(status))
     doomed = doomed[: MAX_EXPIRING - len(status.expiring)]
     if not doomed:
@@ -37,6 +38,15 @@ def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
             "horizon": str(horizon),
         }
     )
+
+
+def _with_strays(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
+    """Gives up what the lead has found in the store that nobody uses and nobody has ever asked to have deleted; what is retained here stays."""
+    lead = members(seen, status.attempt)[0].report
+    known = {*status.expiring, *(c.name for c in status.checkpoints)}
+    new = [str(ref) for ref in lead.stray if str(ref) not in known] if lead is not None else []
+    new = new[: MAX_EXPIRING - len(status.expiring)]
+    return status.model_copy(update={"expiring": (*status.expiring, *new)}) if new else status
 
 
 def proven(status: TrainingJobStatus) -> str:
