@@ -16,6 +16,7 @@ from holdfast_agent.errors import AgentError
 from holdfast_agent.pins import without_carried_out
 from holdfast_agent.saves import info_of
 from holdfast_agent.shared import Shared
+from holdfast_agent.strays import strays
 from holdfast_agent.unexpected import unexpected
 from holdfast_api import peers
 from holdfast_api.layout import CheckpointRef
@@ -233,11 +234,15 @@ class Claims:
             return
         self._swept = True
         try:
-            await s.threads.call(self._store.sweep, attempt=s.attempt)
+            swept = await s.threads.call(self._store.sweep, attempt=s.attempt)
         except Superseded as e:
             s.supersede(e.newest.attempt)
-        except StoreError as e:
-            log.warning("leftovers of earlier attempts are not swept: %s", e)
+        except Exception as e:
+            log.warning("leftovers of earlier attempts are not swept: %s: %s", type(e).__name__, e)
+        else:
+            continued = self._choice.record if self._choice is not None else None
+            spared = [found.ref for found in (continued, s.base, s.last) if found is not None]
+            s.record.found_stray(strays(swept, s.order.restore, spared))
 
     # ---- inside
 

@@ -60,6 +60,9 @@ class Record:
     earlier: tuple[EarlierReport, ...] = ()
     """To be forwarded (H4); empty again once the operator has it."""
     storage_note: str = ""
+    joined: int = 0
+    """Of the pod, in any life of its agent (A2)."""
+    stray: tuple[CheckpointRef, ...] = ()
     saving: Blocked | None = None
     sequence: int = 0
 
@@ -67,9 +70,10 @@ class Record:
         """A new attempt: only what belongs to the pod stays."""
         fresh = Record(self.job_uid, self.worker, self.pod_uid)
         for name in Record.__slots__:
-            if name not in ("on_change", "sequence", "storage_note", "blocked"):
+            if name not in ("on_change", "sequence", "storage_note", "blocked", "joined"):
                 setattr(self, name, getattr(fresh, name))
         self.attempt = attempt
+        self.joined = max(self.joined, attempt)
         self.changed()
 
     def changed(self) -> None:
@@ -108,6 +112,11 @@ class Record:
         if request_id not in self.done_requests:
             self.done_requests.append(request_id)
             del self.done_requests[:-KEPT]
+            self.changed()
+
+    def found_stray(self, refs: tuple[CheckpointRef, ...]) -> None:
+        if refs != self.stray:
+            self.stray = refs
             self.changed()
 
     def forward(self, earlier: tuple[EarlierReport, ...]) -> None:
@@ -164,6 +173,8 @@ class Record:
             exit_detail=self.exit_detail,
             superseded_by=self.superseded_by,
             storage_note=self.storage_note,
+            joined=self.joined,
+            stray=self.stray,
             saving=self.saving,
             earlier=self.earlier,
         )

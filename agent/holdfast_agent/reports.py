@@ -162,6 +162,7 @@ def termination_message(report: AgentReport) -> bytes:
         notices=report.notices[-1:],
         expired=(),
         kept=(),
+        stray=(),
         done_requests=(),
     )
     for length in (1024, 256, 32):

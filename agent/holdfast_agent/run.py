@@ -81,7 +81,7 @@ class Agent:
         self._changes = Changes()
         self._store: JobStore | None = None
         self._attempt: Attempt | None = None
-        self._joined = membership.newest(self._memory, config.job_uid)
+        self._joined = self._record.joined = membership.newest(self._memory, config.job_uid)
         self._joining = asyncio.Lock()
         self._ended = asyncio.Event()
         self._collecting: set[CheckpointRef] = set()
@@ -210,6 +210,7 @@ class Agent:
         if said is not None and ref not in said[-REPORTED:]:
             record.expired, record.kept = ([r for r in known if r != ref] for known in (record.expired, record.kept))
             (record.expired if outcome is Outcome.DELETED else record.kept).append(ref)
+            record.stray = tuple(r for r in record.stray if r != ref)  # it has been ordered: the operator knows of it
             record.changed()
 
     def _in_use(self) -> tuple[CheckpointRef, ...]:

@@ -41,6 +41,8 @@ class SweepResult:
     """Deletions that had been cut short and were brought to their end."""
     off_lineage: tuple[CheckpointRef, ...]
     """Commits that no claim can reach. Left alone: only an order deletes a commit."""
+    committed: tuple[CheckpointRef, ...] = ()
+    """Every checkpoint that exists, those included."""
 
 
 @dataclass(slots=True)
@@ -105,8 +107,9 @@ def sweep(records: Records, attempt: int, *, lineage: list[Span]) -> SweepResult
         if verdict:
             doomed.append(ref)
     objects, freed = _delete_leftovers(records, doomed)
-    gone_off = (r for r in committed if not found[r].expired and not any(s.holds(records.job_uid, r) for s in lineage))
-    return SweepResult(objects, freed, tuple(finished), tuple(sorted(gone_off)))
+    exist = sorted(r for r in committed if not found[r].expired)
+    gone_off = (r for r in exist if not any(s.holds(records.job_uid, r) for s in lineage))
+    return SweepResult(objects, freed, tuple(finished), tuple(gone_off), tuple(exist))
 
 
 def _leftover(

@@ -60,9 +60,12 @@ class Selection:
 
 def is_excluded(order: RestoreOrder, ref: CheckpointRef, *, own: bool) -> bool:
     """Quarantined or expired by the operator (C2); at or below the horizon and not retained (D3), which speaks of the job's own checkpoints only."""
-    if ref in order.excluded:
-        return True
-    return own and order.horizon is not None and ref <= order.horizon and ref not in order.retained
+    return ref in order.excluded or (own and below_horizon(order, ref))
+
+
+def below_horizon(order: RestoreOrder, ref: CheckpointRef) -> bool:
+    """D3, of one of the job's own checkpoints."""
+    return order.horizon is not None and ref <= order.horizon and ref not in order.retained
 
 
 def look_at(order: RestoreOrder, span: Span, *, own: bool) -> tuple[CheckpointRef, ...] | None:

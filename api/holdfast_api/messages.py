@@ -338,4 +338,7 @@ class AgentReport:
     """Why the newest saves could not be stored; None again once one is committed."""
     earlier: tuple[EarlierReport, ...] = ()
     """Of the lead: the newest report of each worker in the attempts before its own, at most one a worker; sent until one report with it is taken."""
+    stray: tuple[CheckpointRef, ...] = ()
+    """Of the lead: committed checkpoints of this job that no attempt can reach, or that lie at or below the horizon and are not retained (D3), oldest
+    first, at most 64. Found once after the claim; one that was ordered to be deleted is left out. Nothing is deleted without an order (D1, D2)."""
     schema: int = 1

@@ -79,6 +79,16 @@ async def test_after_an_hour_the_store_is_asked_again_and_a_deletion_replaces_wh
     assert (agent.report().expired, agent.report().kept) == ((ref(1, 1),), ())
 
 
+async def test_a_stray_that_was_ordered_is_no_longer_named_and_stays_so_when_it_is_kept(lead) -> None:
+    """D3: else whoever was told that it is gone would be told of it again."""
+    agent, world = lead
+    world.store.write_branch(BranchRef("uid-1", "uid-2", ref(1, 2), NOW))
+    agent._record.found_stray((ref(1, 1), ref(1, 2), ref(1, 9)))
+    await agent._collect(order(1, 2))
+    assert agent.report().stray == (ref(1, 9),)
+    assert (agent.report().expired, agent.report().kept) == ((ref(1, 1),), (ref(1, 2),))
+
+
 async def test_a_store_that_failed_is_left_alone_for_a_minute(lead) -> None:
     agent, world = lead
     world.store.bucket.faults.append(Fault(Effect.UNAVAILABLE, times=1))

@@ -81,8 +81,11 @@ def test_a_container_restarted_in_place_resumes_from_the_slot_in_memory(gang):
     kill_all(g)
     newest = g.commits()[-1][1]
     pod = g.pods[0].start()
-    assert pod.order("/v1/attempt", g.orders())[0] == 409  # A1: the attempt has had its start
+    assert (pod.report().attempt, pod.report().joined) == (0, 1)
+    status, report = pod.order("/v1/attempt", g.orders())  # A1: the attempt has had its start
+    assert (status, report.attempt, report.joined) == (409, 0, 1), "whoever orders it can see why it is refused"
     g.begin()
+    assert pod.report().joined == 2
     g.wait_for_commit(newest + 10)
     assert starts(g) == {f"restored {newest}"}
     assert "arena" in pod.report().fetched_from
