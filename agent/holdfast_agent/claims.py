@@ -68,6 +68,8 @@ class Claims:
         self._bad: dict[tuple[str, CheckpointRef], str] = {}
         self._bad_since = time.monotonic()
         self._choice: Choice | None = None
+        self._why = ""
+        """What the store's walk says about there being nothing to continue."""
         self._choices = 0
         """How many were made: a checkpoint that is chosen again after it was refused is to be tried again (C3)."""
         self._rejected = asyncio.Event()
@@ -156,6 +158,16 @@ class Claims:
 
     async def _choose(self) -> Choice:
         """The newest checkpoint whose manifests all verify. Raises NeedsPerson rather than start from nothing (C1)."""
+        while True:
+            bad = len(self._bad)
+            choice = await self._look_for_one()
+            if choice is not None:
+                return choice
+            if len(self._bad) == bad:
+                raise self._nothing_usable()
+            # What was found to be bad is excluded now, and older ones are looked for.
+
+    async def _look_for_one(self) -> Choice | None:
         s = self._shared
         newest = await s.threads.call(self._store.newest_claim)
         order = without_carried_out(self._order_without_bad(), newest)
@@ -170,11 +182,15 @@ class Claims:
                 return Choice(record, candidate.text)
         if resolution.fresh_allowed and (order.fresh or not (resolution.candidates or self._bad)):
             return Choice()
-        reasons = [f"{r.attempt}/{r.save}: {r.reason}" for r in s.record.rejections]
-        raise NeedsPerson(
+        self._why = resolution.reason
+        return None
+
+    def _nothing_usable(self) -> NeedsPerson:
+        reasons = [f"{r.attempt}/{r.save}: {r.reason}" for r in self._shared.record.rejections]
+        return NeedsPerson(
             BlockedReason.NO_USABLE_CHECKPOINT,
             "checkpoints exist and none can be used, so nothing is started from zero: "
-            + "; ".join([*([resolution.reason] if resolution.reason else []), *reasons])
+            + "; ".join([*([self._why] if self._why else []), *reasons])
             + "; mend the store, name one with spec.resumeFrom.checkpoint, or set spec.fresh: true to start from nothing",
         )
 

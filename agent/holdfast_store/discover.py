@@ -1,5 +1,6 @@
 """Which jobs of a namespace and name have ever saved here (A9): found by folder names, believed by what the records inside say."""
 
+import itertools
 import re
 
 from holdfast_api import layout
@@ -9,6 +10,8 @@ from holdfast_store.bucket import Bucket
 from holdfast_store.errors import Absent, Corrupt
 from holdfast_store.records import Records
 
+_LOOKED_AT = 3
+"""A job that has not been deleted has its newest checkpoints."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
 
@@ -27,12 +30,14 @@ def records_of(bucket: Bucket, namespace: str, job: str, uid: str) -> Records:
 
 
 def has_commits(records: Records) -> bool:
-    """A checkpoint that exists, on whatever lineage."""
-    return any(
-        inventory.state(records, ref).exists
-        for attempt in inventory.attempts(records)
-        for ref in inventory.saves(records, attempt)
-    )
+    """A checkpoint that exists, on whatever lineage. Of a job whose checkpoints were all deleted only tombstones are left, any number: they are
+    listed together."""
+    saves = (ref for attempt in inventory.attempts(records) for ref in inventory.saves(records, attempt))
+    if any(inventory.state(records, ref).exists for ref in itertools.islice(saves, _LOOKED_AT)):
+        return True
+    if next(saves, None) is None:
+        return False
+    return any(lying.committed and not lying.expired for lying in inventory.scan(records).values())
 
 
 def ever_committed(records: Records) -> bool:

@@ -1,6 +1,7 @@
 """One job's checkpoints in a bucket: the face that agent, library and CLI use. The rules stand in the modules it calls."""
 
 import functools
+import itertools
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 
@@ -73,6 +74,11 @@ class JobStore:
         Reads at most `resolve.ENOUGH` commit records and no manifest, and asks about no save that the order excludes. A commit of another number of
         ranks ends the walk: see `reason`.
         """
+        if lowest := resolve.floor(order):
+            # The usual case, at a cost that does not grow with the number of attempts: older ones are followed only if nothing is found here.
+            near = self._saves_on(self._spans_before(attempt, lowest), order)
+            if (found := resolve.select(order, self.job_uid, near, world_size=world_size)).candidates:
+                return Resolution(tuple(found.candidates), tuple(found.rejections), order.fresh, "")
         before = self._spans_before(attempt)
         source = self
         if order.resume_from_uid and order.resume_from_uid not in {s.job_uid for s in before}:
@@ -243,13 +249,21 @@ class JobStore:
     def _spans(self, attempt: int) -> Iterator[Span]:
         return spans(self.job_uid, attempt, None, self._claim_of)
 
-    def _spans_before(self, attempt: int) -> list[Span]:
-        """The lineage that `attempt` would continue: bounded by its own claim if it has one, else that of the newest claim before it."""
+    def _spans_before(self, attempt: int, lowest: int = 0) -> list[Span]:
+        """The lineage that `attempt` would continue: bounded by its own claim if it has one, else that of the newest claim before it.
+
+        With `lowest` only the job's own, down to that attempt.
+        """
         numbers = inventory.claimed(self._records)
-        if attempt in numbers:
-            return list(self._spans(attempt))[1:]
         before = [n for n in numbers if n < attempt]
-        return list(self._spans(before[-1])) if before else []
+        lineage: Iterator[Span] = iter(())
+        if attempt in numbers:
+            lineage = itertools.islice(self._spans(attempt), 1, None)
+        elif before:
+            lineage = self._spans(before[-1])
+        return [
+            *itertools.takewhile(lambda s: not lowest or (s.job_uid == self.job_uid and s.attempt >= lowest), lineage)
+        ]
 
     def _claim_of(self, job_uid: str, attempt: int) -> Claim | None:
         try:

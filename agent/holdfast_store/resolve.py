@@ -68,6 +68,13 @@ def below_horizon(order: RestoreOrder, ref: CheckpointRef) -> bool:
     return order.horizon is not None and ref <= order.horizon and ref not in order.retained
 
 
+def floor(order: RestoreOrder) -> int:
+    """The oldest attempt with own checkpoints that may still be used, as far as the order tells; 0 if it does not."""
+    if order.horizon is None or order.pinned is not None or order.resume_from_uid:
+        return 0
+    return min([order.horizon.attempt, *(ref.attempt for ref in order.retained)])
+
+
 def look_at(order: RestoreOrder, span: Span, *, own: bool) -> tuple[CheckpointRef, ...] | None:
     """The only saves of a span that may still be used, newest first; None where a listing has to tell.
 

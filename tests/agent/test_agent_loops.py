@@ -9,14 +9,17 @@ from types import SimpleNamespace
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 
-from lone import Lone
+from lone import UID, Lone
+from worlds import World, ref
 
 from holdfast_agent import claims, run
 from holdfast_agent.claims import Claims
+from holdfast_agent.clock import now
 from holdfast_agent.run import Agent
-from holdfast_api import peers
-from holdfast_api.messages import Blocked
+from holdfast_api import codec, layout, peers
+from holdfast_api.messages import Blocked, Rejection, RestoreOrder
 from holdfast_store.memory import MemoryBucket
 
 PANIC = type("PanicException", (BaseException,), {})
@@ -84,4 +87,65 @@ async def test_an_error_that_nobody_has_foreseen_while_the_store_is_opened_is_sa
     assert agent._store is not None
     assert str(error) in words(said)
     assert agent._record.blocked is None
+    await lone.close()
+
+
+class Refusing(Lone):
+    """The second member: refuses the only checkpoint until it is mended."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked: list[peers.Resolved] = []
+        self.mended = False
+
+    async def peer(self, message: object) -> object:
+        assert isinstance(message, peers.Resolved)
+        self.asked.append(message)
+        bad = Rejection(1, 1, "chunk 0 does not fit its digest", True, now())
+        return peers.Fetched(self.attempt, 0, None if self.mended else bad)
+
+
+async def test_a_refused_checkpoint_is_offered_again_under_another_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C3: only then a member that has refused it looks again, which it must once the store was mended."""
+    monkeypatch.setattr(claims, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(claims, "LOOK_AGAIN_SECONDS", 0.0)
+    lone = Refusing(tmp_path)
+    World(lone.bucket, UID).saved(1, 1)
+    lone.shared.order = dataclasses.replace(lone.shared.order, attempt=2)
+    lone.shared.record.claim = None
+    task = asyncio.ensure_future(Claims(lone.shared).run())
+    await lone.until(lambda: len(lone.asked) >= 2)
+    lone.mended = True
+    await lone.until(lambda: lone.asked[-1].load)
+    offers = [m.choice for m in lone.asked]
+    assert offers[:2] == [1, 2]
+    assert offers[-2] == offers[-1], "fetch, then load: one offer"
+    assert {m.parent.save for m in lone.asked if m.parent} == {1}
+    task.cancel()
+    await lone.close()
+
+
+async def test_when_all_manifests_of_the_near_ones_are_bad_older_ones_are_looked_for_at_once(tmp_path: Path) -> None:
+    """C3: the usual walk ends where the job's own usable ones do; beyond may be those of the job that it branched from."""
+    lone = Member(tmp_path)
+    source = World(lone.bucket, "uid-source").claimed(1).saved(1, 7)
+    own = World(lone.bucket, UID)
+    lone.bucket.damage(
+        own.store.prefix + layout.claim_key(1), codec.to_json(own.a_claim(1, ref(1, 7), parent_uid=source.uid))
+    )
+    own.saved(1, 1)
+    lone.bucket.damage(own.store.prefix + layout.manifest_key(ref(1, 1), 0), b"?")
+    restore = RestoreOrder(horizon=ref(1, 1), retained=(ref(1, 1),))
+    lone.shared.order = dataclasses.replace(lone.shared.order, attempt=2, restore=restore)
+    record, said = lone.shared.record, []
+    record.claim = None
+    record.on_change = lambda: said.append(record.blocked)
+    task = asyncio.ensure_future(Claims(lone.shared).run())
+    await lone.until(lambda: record.claim)
+    assert record.claim is not None
+    assert record.claim.parent_job_uid == source.uid
+    assert words(said) == ""
+    task.cancel()
     await lone.close()
