@@ -18,7 +18,7 @@ from holdfast_agent.shared import Shared
 from holdfast_agent.writing import Writing
 from holdfast_api import peers
 from holdfast_api import ranks as wire
-from holdfast_api.messages import Blocked, Cause
+from holdfast_api.messages import Blocked
 from holdfast_store.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ LOOK_SECONDS = 1.0
 ASK_SECONDS = 10.0
 IDLE_SECONDS = 60.0
 """So long nothing is heard of the others' last boundary before their ranks are asked where they ended."""
+REFUSE_SECONDS = 2 * OFFER_SECONDS + 2.0
 LINGER_SECONDS = 120.0
 """A worker that does not hold its last boundary stays so long, for the others to hear it."""
 SILENT_SECONDS = 3600.0
@@ -96,17 +97,18 @@ class Finish:
                     until=Deadline.after(ASK_SECONDS),
                 )
                 silent = Deadline.after(SILENT_SECONDS)
-            except PeerRefused as e:
+            except PeerRefused:
                 # The lead has given it up, or has ended: in the second case the store knows more.
                 if await self._in_store(end) is False:
-                    return self._saves.impossible(end) or str(e)
+                    await self._refuse_others(end)
+                    return self._saves.impossible or "the lead has given it up, and its report says why"
             except PeerSilent as e:
                 if await self._in_store(end) is False and silent.passed:
                     return str(e)
             if self._saves.pending:
                 idle = Deadline.after(IDLE_SECONDS)
             elif s.is_lead and idle.passed and (reason := await self._of_others(end)):
-                await self._saves.give_up(end, reason)
+                await self._saves.give_up(reason)
                 idle = Deadline.after(IDLE_SECONDS)
         return ""
 
@@ -119,19 +121,23 @@ class Finish:
         def held() -> bool:
             return bool(s.crew.held(end)) or s.last_boundary >= end
 
-        if not await s.changes.until(held, Deadline.after(LAST_CAPTURE_SECONDS)) and s.is_lead:
-            # The library captures the last boundary by itself; if it did not, a round asks for it.
-            await self._rounds.request(Cause.FINAL, evacuate=False, deadline=None).ended.wait()
-        return held()
+        # The library captures the last boundary before it says Done; a rank that has not will not, whatever it is asked.
+        return await s.changes.until(held, Deadline.after(LAST_CAPTURE_SECONDS))
 
     async def _missing(self, end: int) -> str:
         """This worker cannot give its part. The others hear it: from the lead, or when the lead asks."""
         reason = "not every rank has captured it"
         if self._shared.is_lead:
-            await self._saves.give_up(end, reason)
-        if len(self._shared.mesh.workers) > 1:
+            await self._saves.give_up(reason)
+            await self._refuse_others(end)
+        elif len(self._shared.mesh.workers) > 1:
             await self._durable(end, LINGER_SECONDS)
         return "" if self._shared.last_boundary >= end else reason
+
+    async def _refuse_others(self, end: int) -> None:
+        """The lead stays until every worker has offered once more and has been told."""
+        if self._shared.is_lead and len(self._shared.mesh.workers) > 1:
+            await self._durable(end, REFUSE_SECONDS)
 
     async def _durable(self, end: int, seconds: float) -> bool:
         """Waits for it so long; meanwhile whoever looks sees what is in the way."""

@@ -67,7 +67,8 @@ class Saves:
         self._under_way: Commit | None = None
         self._unstored: Unstored | None = None
         self._failed_finals: dict[int, int] = {}
-        self._impossible: dict[int, str] = {}
+        self.impossible = ""
+        """Why the last state of the job can be saved never; every offer is refused then."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self.refused_by: StoreError | None = None
@@ -78,9 +79,9 @@ class Saves:
     # ---- periodic
 
     def offered(self, offer: peers.SaveOffer) -> None:
-        """The lead: a worker's ranks all hold a boundary. Raises PeerRefused if it can be saved never: nobody need wait for it."""
-        if offer.boundary in self._impossible:
-            raise PeerRefused(f"boundary {offer.boundary} cannot be saved: {self._impossible[offer.boundary]}")
+        """The lead: a worker's ranks all hold a boundary. Raises PeerRefused if the last state can be saved never: nobody need wait for it."""
+        if self.impossible:
+            raise PeerRefused(f"nothing more is saved: {self.impossible}")
         self._offers.setdefault(offer.boundary, set()).add(offer.worker)
         for old in sorted(self._offers)[:-OFFERS_KEPT]:
             del self._offers[old]
@@ -121,20 +122,16 @@ class Saves:
         self._shared.changes.bump()
         failed = self._failed_finals[boundary] = self._failed_finals.get(boundary, 0) + 1
         if not e.may_pass and failed >= FINAL_TRIES:
-            await self.give_up(boundary, str(e))
+            await self.give_up(str(e))
             return
         await asyncio.sleep(pause_before_try(failed))
 
-    async def give_up(self, boundary: int, reason: str) -> None:
-        """The lead: a last boundary can be saved never, for a reason that lies in it. Whoever offers it again is told (`offered`)."""
-        self._impossible[boundary] = reason
-        self._offers.pop(boundary, None)
+    async def give_up(self, reason: str) -> None:
+        """The lead: the last state can be saved never, for a reason that lies in it. Whoever offers what it holds is told (`offered`)."""
+        self.impossible = reason
+        self._offers.clear()
         self._unstored = None
         await self._tell(peers.Committed(self._shared.attempt, max(1, self._shared.highest_save), ""))
-
-    def impossible(self, boundary: int) -> str:
-        """Why, or ""."""
-        return self._impossible.get(boundary, "")
 
     def _is_replaced(self, boundary: int) -> Callable[[], bool]:
         """The next periodic save makes up for one that fails; nothing makes up for the last state."""

@@ -208,7 +208,7 @@ class FakeTrainer:
             voted = self.round if self.closed else None
         if voted is not None:
             self.send(ranks.Vote(voted, self.boundary, True))
-        if self.boundary not in self.holds.values():
+        if self.boundary not in self.holds.values() and self.o.no_final_rank != self.rank:
             self.capture("final", 0)
         self.send(ranks.Done(self.boundary))
         self.expect(ranks.FinishAllowed)
@@ -231,6 +231,7 @@ def main():
     parser.add_argument("--fail-load-rank", type=int, default=-1)
     parser.add_argument("--environment", default="")
     parser.add_argument("--finish-seconds", type=float, default=0.0, help="between the last step and finish()")
+    parser.add_argument("--no-final-rank", type=int, default=-1, help="ends without capturing its last boundary")
     parser.add_argument("--silent", action="store_true", help="never speaks to the agent")
     options = parser.parse_args()
     if options.environment:

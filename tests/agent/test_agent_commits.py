@@ -12,7 +12,7 @@ from lone import Barrier, Lone, in_thread
 
 from holdfast_agent import finish, saves
 from holdfast_agent.clock import Deadline
-from holdfast_agent.errors import SaveGivenUp
+from holdfast_agent.errors import PeerRefused, SaveGivenUp
 from holdfast_api import peers
 from holdfast_api.messages import BlockedReason, Cause
 from holdfast_store.memory import Effect, Fault
@@ -183,6 +183,16 @@ async def test_slots_given_back_before_the_end_was_known_are_taken_again(tmp_pat
     one.done(10)
     await one.finish.over()
     assert [(r.save, r.progress.boundary) for r in one.commits()] == [(2, 10)]
+    await one.close()
+
+
+async def test_once_the_last_state_is_given_up_every_offer_is_refused_so_that_nobody_waits(tmp_path):
+    one = Lone(tmp_path)
+    await one.saves.give_up("the ranks ended at different boundaries: [9, 10]")
+    for boundary in (9, 10):
+        with pytest.raises(PeerRefused, match="different boundaries"):
+            one.offer(boundary)
+    assert not one.saves.pending
     await one.close()
 
 

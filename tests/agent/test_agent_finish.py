@@ -73,6 +73,14 @@ def test_a_periodic_save_at_the_last_boundary_that_fails_is_made_up_for(gang):
     assert g.commits()[-1][1:] == (20, "final")
 
 
+def test_a_last_state_that_the_lead_does_not_hold_lets_everybody_go_and_says_so(gang):
+    g = gang(trainer=("15", "--no-final-rank", "0")).start().begin()
+    assert [p.wait() for p in g.pods.values()] == [0, 0], "".join(p.words() for p in g.pods.values())
+    assert g.commits()[-1][1] == 10
+    for pod, words in zip(g.pods.values(), ("not every rank has captured it", "the lead has given it up"), strict=True):
+        assert f"the last boundary 15 could not be saved: {words}" in pod.last_report().exit_detail
+
+
 def test_on_a_laptop_the_ranks_wait_too_the_terminal_says_why_and_ctrl_c_ends_it(tmp_path):
     directory, log = tmp_path / "job", tmp_path / "agent.log"
     trainer = [sys.executable, str(Path(__file__).with_name("fake_trainer.py")), *SLOW]
