@@ -144,7 +144,8 @@ def test_what_the_store_keeps_is_asked_for_again_after_everything_else_and_never
 def test_what_nobody_uses_and_nobody_knew_of_is_given_up_and_what_is_retained_is_not() -> None:
     """The operator was away while it was committed, or a zombie committed it off the lineage (A7, D3)."""
     w = a_job().with_pods().training(number=3, parent="2/4").with_checkpoints("2/4", "3/1")
-    strays = (CheckpointRef(1, 7), CheckpointRef(2, 5), CheckpointRef(2, 4))
+    w.with_status(quarantined=("1/6",))
+    strays = (CheckpointRef(1, 6), CheckpointRef(1, 7), CheckpointRef(2, 5), CheckpointRef(2, 4))
     w.reports(0, AgentPhase.TRAINING, stray=strays)
     (order,) = of_type(w.settled(), SendCollect)[-1:]
     assert order.order.expired == (CheckpointRef(1, 7), CheckpointRef(2, 5))

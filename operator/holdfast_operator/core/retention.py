@@ -41,9 +41,10 @@ def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
 
 
 def _with_strays(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
-    """Gives up what the lead has found in the store that nobody uses and nobody has ever asked to have deleted; what is retained here stays."""
+    """Gives up what the lead has found in the store that nobody uses and nobody has ever asked to have deleted; what is retained here stays, and so does
+    what was refused: somebody may want to look at it."""
     lead = members(seen, status.attempt)[0].report
-    known = {*status.expiring, *(c.name for c in status.checkpoints)}
+    known = {*status.expiring, *status.quarantined, *(c.name for c in status.checkpoints)}
     new = [str(ref) for ref in lead.stray if str(ref) not in known] if lead is not None else []
     new = new[: MAX_EXPIRING - len(status.expiring)]
     return status.model_copy(update={"expiring": (*status.expiring, *new)}) if new else status
