@@ -46,6 +46,7 @@ class Reporter:
         self._termination_path = termination_path
         self._metrics = metrics
         self._wake = asyncio.Event()
+        self._running: asyncio.Task[object] | None = None
         self._unheard = 0
         """Reports in a row that the operator has not taken."""
         self._stored: tuple[object, ...] = ()
@@ -59,6 +60,7 @@ class Reporter:
         self._wake.set()
 
     async def run(self) -> None:
+        self._running = asyncio.current_task()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_after(self._unheard)):
@@ -76,6 +78,8 @@ class Reporter:
 
     async def finish(self, seconds: float) -> None:
         """The last report, also into the store, within `seconds`: nothing comes after it that could make up for it."""
+        if self._running is not None:
+            self._running.cancel()  # a report on its way would arrive after the last one, or hold it up
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.send()
