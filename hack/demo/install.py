@@ -61,19 +61,32 @@ def install_chart(kube: Kube, helm: Path, *values: str, image: str = OPERATOR_IM
         raise HelmFailed(done.stderr.strip() or done.stdout.strip())
 
 
-def release_is_there(kube: Kube, helm: Path) -> bool:
-    """Somebody has installed Holdfast there already."""
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What of Holdfast a cluster had before we came."""
+
+    release: bool
+    namespace: bool
+
+
+def look(kube: Kube, helm: Path) -> Before:
+    """To be asked before `install_chart`."""
     status = [str(helm), "status", RELEASE, "--kubeconfig", str(kube.kubeconfig), "--namespace", SYSTEM]
-    return subprocess.run(status, capture_output=True, timeout=60, check=False).returncode == 0
+    release = subprocess.run(status, capture_output=True, timeout=60, check=False).returncode == 0
+    return Before(release, kube.find("namespace", SYSTEM) is not None)
 
 
-def remove_chart(kube: Kube, helm: Path) -> None:
-    """The opposite of `install_chart`, the namespace included; the definition of TrainingJob stays, as the chart keeps it."""
+def remove_chart(kube: Kube, helm: Path, before: Before) -> None:
+    """The opposite of `install_chart`; what was there before stays (a namespace may hold the key of an earlier release), and so does the definition of
+    TrainingJob, as the chart keeps it."""
+    if before.release:
+        return
     command = [str(helm), "uninstall", RELEASE, "--kubeconfig", str(kube.kubeconfig), "--namespace", SYSTEM, "--wait"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode:
         raise HelmFailed(done.stderr.strip() or done.stdout.strip())
-    kube.run("delete", "namespace", SYSTEM, "--ignore-not-found", "--wait=false")
+    if not before.namespace:
+        kube.run("delete", "namespace", SYSTEM, "--ignore-not-found", "--wait=false")
 
 
 def source_digest() -> str:

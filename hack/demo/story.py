@@ -8,6 +8,7 @@ that node is deleted without grace. What the demo put on a cluster that was ther
 """
 
 import argparse
+import contextlib
 import json
 import signal
 import subprocess
@@ -55,7 +56,8 @@ class Story:
         self.failed: list[str] = []
         self.followed: dict[str, subprocess.Popen[bytes]] = {}
         self.resumes_before = 0.0
-        self.release_was_there = True
+        self.brought_namespace = False
+        self.before: install.Before | None = None
         self.cluster: api.Cluster | Any = None
         self.kube: Kube = None  # type: ignore[assignment]  # set by _cluster, the first step
         self.figures: metrics.Source
@@ -106,11 +108,17 @@ class Story:
 
     def _install(self) -> None:
         self.title("2. Holdfast by helm, a bucket, a namespace")
-        self.release_was_there = install.release_is_there(self.kube, self.cluster.bin / "helm")
+        if not self.cluster.is_ours and self.kube.find("namespace", NAMESPACE):
+            raise DemoFailed(
+                f"your cluster has a namespace {NAMESPACE!r} already, and the demo deletes the one it makes; if it is of an earlier demo: "
+                f"kubectl delete namespace {NAMESPACE}"
+            )
+        self.before = install.look(self.kube, self.cluster.bin / "helm")
         install.install_chart(self.kube, self.cluster.bin / "helm", image=self.cluster.operator_image)
         self.say("helm: release holdfast is deployed and ready")
         s3 = self.cluster.s3(BUCKET)
         self.bucket = install.Bucket(s3.endpoint, s3.access_key, s3.secret_key, s3.region, s3.bucket)
+        self.brought_namespace = True
         install.prepare_namespace(self.kube, NAMESPACE, self.bucket)
         for name in (JOB, REFERENCE):
             self.kube.run("delete", "trainingjob", name, "-n", NAMESPACE, "--ignore-not-found", "--wait=true")
@@ -228,33 +236,35 @@ class Story:
         self.say(f"{victim}: not ours to switch off; {gone}")
 
     def _take_notices_back(self) -> None:
+        """The demo's own; where machines are not ours a notice may be a real one."""
         for node in self.kube.get("nodes")["items"]:
-            if any(t["key"] == TAINT for t in node["spec"].get("taints", [])):
-                self.kube.run("taint", "node", node["metadata"]["name"], f"{TAINT}-")
+            for taint in node["spec"].get("taints", []):
+                if taint["key"] == TAINT and (self.cluster.owns_machines or taint.get("value") == "demo"):
+                    self.kube.run("taint", "node", node["metadata"]["name"], f"{TAINT}-")
 
     def leave(self) -> None:
-        """Takes down what the demo brought; with --keep everything stays but the programs that only the demo needs."""
+        """Takes down what the demo brought, and only that; with --keep everything stays."""
         if self.cluster is None or self.keep:
             return
-        if self.cluster.is_ours:
-            self.cluster.down()
-            return
         try:
-            self._take_notices_back()
-            self.kube.run(
-                "delete", "trainingjob", "--all", "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s", timeout=90
-            )
-            self.kube.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
-            if not self.release_was_there:
-                install.remove_chart(self.kube, self.cluster.bin / "helm")
-            self.say(
-                "taken away from your cluster: the notice, the namespace"
-                + ("" if self.release_was_there else ", the release")
-            )
+            if not self.cluster.is_ours and self.kube is not None:
+                self._take_away()
         except (KubectlFailed, install.HelmFailed, subprocess.TimeoutExpired) as e:
             print(f"Something of the demo stays on your cluster: {e}", file=sys.stderr)
         finally:
             self.cluster.down()
+
+    def _take_away(self) -> None:
+        self._take_notices_back()
+        if self.brought_namespace:
+            jobs = ("trainingjob", "--all", "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s")
+            self.kube.run("delete", *jobs, timeout=90)
+            self.kube.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
+        if self.before is not None:
+            install.remove_chart(self.kube, self.cluster.bin / "helm", self.before)
+        brought_release = self.before is not None and not self.before.release
+        brought = {"the namespace": self.brought_namespace, "the release": brought_release}
+        self.say(f"taken away from your cluster: {', '.join(['the notice', *(k for k, v in brought.items() if v)])}")
 
     def _results(self, victim: str) -> None:
         self.title("6. What came of it")
@@ -312,10 +322,15 @@ class Story:
     def _show_metrics(self) -> None:
         scraped = isinstance(self.figures, metrics.Prometheus)
         self.title("7. As a real Prometheus scraped it" if scraped else "7. As the operator's page of metrics says it")
+        with contextlib.suppress(TimeoutError):  # a scrape comes once a second; whether it is there is checked below
+            wait_for("the resume in the metrics", lambda: self._resumes() > self.resumes_before, timeout=20)
         rows = []
         for name, figure in FIGURES.items():
             found = wait_for(f"{name} in the metrics", partial(self.figures.read, figure), timeout=20)
-            rows += [(name, figure.promql, ",".join(labels.values()), round(value, 3)) for labels, value in found]
+            # Series of every cause begin at zero; a table of sixteen zeros shows nothing.
+            rows += [
+                (name, figure.promql, ",".join(labels.values()), round(v, 3)) for labels, v in found if v or not labels
+            ]
         print(show.table(("what", "query", "labels", "value"), rows))
         self.check(any(r[0] == "preemptions" and r[3] >= 1 for r in rows), "the preemption is in the metrics")
         self.check(self._resumes() - self.resumes_before == 1, "exactly one resume was observed")

@@ -43,11 +43,11 @@ def bucket(cluster: Any) -> install.Bucket:
 def installed(kube: Kube, cluster: Any) -> Iterator[None]:
     """The chart of this checkout, installed with the real helm program; taken away again from a cluster that was there and did not have it."""
     helm = cluster.bin / "helm"
-    ours_to_remove = not cluster.is_ours and not install.release_is_there(kube, helm)
+    before = install.look(kube, helm)
     install.install_chart(kube, helm, image=cluster.operator_image)
     yield
-    if ours_to_remove:
-        install.remove_chart(kube, helm)
+    if not cluster.is_ours:
+        install.remove_chart(kube, helm, before)
 
 
 @pytest.fixture(scope="session")

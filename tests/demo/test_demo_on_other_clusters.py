@@ -128,7 +128,11 @@ class Recorder(Kube):
             ]
             return json.dumps({"items": pods})
         if arguments[:2] == ("get", "nodes"):
-            return json.dumps({"items": [node("n1", story.TAINT), node("n2", "theirs")]})
+            ours, real = node("n1", story.TAINT), node("n3", story.TAINT)
+            ours["spec"]["taints"][0]["value"], real["spec"]["taints"][0]["value"] = "demo", "by-aws"
+            return json.dumps({"items": [ours, node("n2", "theirs"), real]})
+        if arguments[:2] == ("get", "namespace"):
+            return json.dumps({"metadata": {"name": "demo"}})
         return ""
 
 
@@ -149,10 +153,18 @@ class Theirs:
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> story.Story:
     RECORDED.clear()
-    monkeypatch.setattr(install, "remove_chart", lambda *_: RECORDED.append(("helm uninstall",)))
+    # helm says no to `status`, when there is no release, and takes everything else.
+    (tmp_path / "helm").write_text(f"#!/bin/sh\necho $1 >> {tmp_path}/helm-calls\n[ $1 != status ]\n")
+    (tmp_path / "helm").chmod(0o755)
     one = story.Story(damage=False, keep=False, steps=30, out=None)
     one.cluster, one.kube = Theirs(), Recorder(tmp_path, tmp_path)
+    one.cluster.bin = tmp_path
     return one
+
+
+def helm_calls(one: story.Story) -> list[str]:
+    noted: Path = one.cluster.bin / "helm-calls"
+    return noted.read_text().split() if noted.exists() else []
 
 
 def test_in_place_of_a_power_cut_the_pod_on_that_node_is_deleted_without_grace_and_that_is_said(
@@ -165,14 +177,74 @@ def test_in_place_of_a_power_cut_the_pod_on_that_node_is_deleted_without_grace_a
     assert "not ours to switch off" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("was_there", [True, False])
-def test_what_the_demo_brought_is_taken_away_and_what_was_there_stays(told: story.Story, was_there: bool) -> None:
-    told.release_was_there = was_there
+@pytest.mark.parametrize("brought", [True, False])
+def test_what_the_demo_brought_is_taken_away_and_what_was_there_stays(told: story.Story, brought: bool) -> None:
+    told.before, told.brought_namespace = install.Before(release=not brought, namespace=not brought), brought
     told.leave()
-    assert ("taint", "node", "n1", f"{story.TAINT}-") in RECORDED
-    assert not [c for c in RECORDED if c[0] == "taint" and c[2] == "n2"]
-    assert (("helm uninstall",) in RECORDED) is not was_there
+    assert [c for c in RECORDED if c[0] == "taint"] == [("taint", "node", "n1", f"{story.TAINT}-")], (
+        "n3's notice is real"
+    )
+    assert helm_calls(told) == ["uninstall"] * brought
+    deleted = [c[2] for c in RECORDED if c[:2] == ("delete", "namespace")]
+    assert deleted == ["demo", install.SYSTEM] * brought
     assert told.cluster.ended
+
+
+def test_a_namespace_of_the_owner_s_is_neither_used_nor_deleted(told: story.Story) -> None:
+    with pytest.raises(story.DemoFailed, match="has a namespace 'demo' already"):
+        told._install()
+    told.leave()
+    assert helm_calls(told) == []
+    assert not [c for c in RECORDED if c[0] == "delete"]
+
+
+def test_what_cannot_be_damaged_is_said_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends before there is a kubectl to clean up with."""
+
+    class NoFiles(Theirs):
+        @property
+        def s3_data(self) -> Path:
+            raise Unsupported("not ours to damage")
+
+    theirs = NoFiles()
+    monkeypatch.setattr(story.api, "ensure_cluster", lambda **_: theirs)
+    monkeypatch.setattr("sys.argv", ["demo", "--damage"])
+    assert story.main() == 1
+    assert capsys.readouterr().err.strip() == "The demo cannot go on: not ours to damage"
+    assert theirs.ended
+
+
+class Figures:
+    """Series of every cause, most of them zero; the resume is there at the second look only, as a scrape comes late."""
+
+    looks = 0
+
+    def read(self, wanted: Sum) -> metrics.Series:
+        if not wanted.by:
+            self.looks += 1
+            return [({}, float(self.looks > 1))]
+        return [({wanted.by: cause}, float(cause == "spot")) for cause in ("cordon", "drain", "spot")]
+
+
+def test_figures_are_waited_for_and_zeros_of_other_causes_are_not_listed(
+    told: story.Story, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told.figures = Figures()
+    told._show_metrics()
+    assert told.failed == []
+    assert "drain" not in capsys.readouterr().out
+
+
+def test_a_namespace_that_held_an_earlier_release_s_key_stays(told: story.Story) -> None:
+    install.remove_chart(told.kube, told.cluster.bin / "helm", install.Before(release=False, namespace=True))
+    assert helm_calls(told) == ["uninstall"]
+    assert RECORDED == []
+
+
+def test_what_was_there_is_looked_up(told: story.Story) -> None:
+    assert install.look(told.kube, told.cluster.bin / "helm") == install.Before(release=False, namespace=True)
 
 
 def test_kept_means_that_nothing_is_taken_away(told: story.Story) -> None:
