@@ -5,14 +5,15 @@ operator may have been away. It completes the measures of interruptions that are
 from datetime import datetime
 
 from holdfast_api.messages import EarlierReport, Stage
-from holdfast_operator.core.membership import members
+from holdfast_operator.core.membership import members, report_of
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
 
 
 def complete(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
     """Moments and steps that nobody had heard of. What is known already stays."""
-    found = [e for w in members(seen, status.attempt) if w.report is not None for e in w.report.earlier]
+    told = [e for w in members(seen, status.attempt) if w.report is not None for e in w.report.earlier]
+    found = [e for e in told if not _heard_more(seen, e)]
     if not found:
         return status
     entries = tuple(_completed(p, [e for e in found if e.attempt == p.attempt]) for p in status.preemptions)
@@ -29,6 +30,12 @@ def _completed(entry: PreemptionStatus, told: list[EarlierReport]) -> Preemption
             "step_at_notice": max(entry.step_at_notice, *(e.boundary for e in told)),
         }
     )
+
+
+def _heard_more(seen: Observed, told: EarlierReport) -> bool:
+    """The agent itself has said more since, directly."""
+    report = report_of(seen, told.pod_uid)
+    return report is not None and report.attempt == told.attempt and report.sequence >= told.sequence
 
 
 def _last(told: list[EarlierReport], stage: Stage) -> datetime | None:
