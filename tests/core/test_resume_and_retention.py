@@ -79,7 +79,7 @@ def test_what_the_lost_agents_said_last_comes_from_the_store_by_the_next_lead() 
     w.change_pod(1, phase="Failed", reason="Evicted", finished_at=T0).settled()
     w.with_pod(1, 2, "n2").settled()
     told = tuple(
-        EarlierReport(1, n, f"uid-{n}-1", 1, AgentPhase.SEALED, 44 + n, {
+        EarlierReport(1, n, f"uid-{n}-1", 99, AgentPhase.SEALED, 44 + n, {
             Stage.QUIESCED.value: T0 + seconds(1 + n), Stage.SEALED.value: T0 + seconds(3)})
         for n in (0, 1)
     )  # fmt: skip
