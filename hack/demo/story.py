@@ -235,12 +235,15 @@ class Story:
         gone = f"{', '.join(names)} deleted without grace" if names else "its pod had left already"
         self.say(f"{victim}: not ours to switch off; {gone}")
 
-    def _take_notices_back(self) -> None:
-        """The demo's own; where machines are not ours a notice may be a real one."""
+    def _take_notices_back(self) -> int:
+        """The demo's own; where machines are not ours a notice may be a real one. How many there were."""
+        count = 0
         for node in self.kube.get("nodes")["items"]:
             for taint in node["spec"].get("taints", []):
                 if taint["key"] == TAINT and (self.cluster.owns_machines or taint.get("value") == "demo"):
                     self.kube.run("taint", "node", node["metadata"]["name"], f"{TAINT}-")
+                    count += 1
+        return count
 
     def leave(self) -> None:
         """Takes down what the demo brought, and only that; with --keep everything stays."""
@@ -255,16 +258,20 @@ class Story:
             self.cluster.down()
 
     def _take_away(self) -> None:
-        self._take_notices_back()
+        notices = self._take_notices_back()
         if self.brought_namespace:
             jobs = ("trainingjob", "--all", "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s")
             self.kube.run("delete", *jobs, timeout=90)
             self.kube.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
         if self.before is not None:
             install.remove_chart(self.kube, self.cluster.bin / "helm", self.before)
-        brought_release = self.before is not None and not self.before.release
-        brought = {"the namespace": self.brought_namespace, "the release": brought_release}
-        self.say(f"taken away from your cluster: {', '.join(['the notice', *(k for k, v in brought.items() if v)])}")
+        brought = {
+            "the notice": notices,
+            "the namespace": self.brought_namespace,
+            "the release": self.before is not None and not self.before.release,
+        }
+        if any(brought.values()):
+            self.say(f"taken away from your cluster: {', '.join(what for what, there in brought.items() if there)}")
 
     def _results(self, victim: str) -> None:
         self.title("6. What came of it")

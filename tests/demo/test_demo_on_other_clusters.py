@@ -178,7 +178,9 @@ def test_in_place_of_a_power_cut_the_pod_on_that_node_is_deleted_without_grace_a
 
 
 @pytest.mark.parametrize("brought", [True, False])
-def test_what_the_demo_brought_is_taken_away_and_what_was_there_stays(told: story.Story, brought: bool) -> None:
+def test_what_the_demo_brought_is_taken_away_and_what_was_there_stays(
+    told: story.Story, brought: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     told.before, told.brought_namespace = install.Before(release=not brought, namespace=not brought), brought
     told.leave()
     assert [c for c in RECORDED if c[0] == "taint"] == [("taint", "node", "n1", f"{story.TAINT}-")], (
@@ -187,6 +189,8 @@ def test_what_the_demo_brought_is_taken_away_and_what_was_there_stays(told: stor
     assert helm_calls(told) == ["uninstall"] * brought
     deleted = [c[2] for c in RECORDED if c[:2] == ("delete", "namespace")]
     assert deleted == ["demo", install.SYSTEM] * brought
+    named = "the notice, the namespace, the release" if brought else "the notice"
+    assert capsys.readouterr().out.strip().endswith(f"taken away from your cluster: {named}")
     assert told.cluster.ended
 
 
