@@ -5,6 +5,7 @@ AgentError
 ├── MemoryTooSmall       the arena does not fit; the message names the number to set (G2)
 ├── ProtocolBroken       a rank sent what it must not; its connection is closed (S27)
 ├── PeerRefused          another agent is of another attempt or knows a newer round
+│   └── PeerAhead        it has joined a later attempt
 ├── PeerSilent           another agent did not answer before the deadline
 ├── SaveGivenUp          a save ended without a commit; the previous commit stands
 └── CheckpointBad        a checkpoint cannot be used, for a reason that lies in it (C3, C4)
@@ -31,6 +32,10 @@ class ProtocolBroken(AgentError):
 
 class PeerRefused(AgentError):
     """Another agent answered, and said no: other attempt, older round, bad signature."""
+
+
+class PeerAhead(PeerRefused):
+    """Another agent has joined a later attempt; the operator will tell this one of it."""
 
 
 class PeerSilent(AgentError):

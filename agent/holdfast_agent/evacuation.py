@@ -109,7 +109,9 @@ class Evacuation:
             if self._rounds.active is not None:
                 self._rounds.wanted_by(s.settings.config.worker, merged.deadline)
             if not s.record.sealed:
-                s.record.evacuating = True
+                if not s.record.evacuating:
+                    s.record.evacuating = True
+                    self._later(self._saves.step_aside())
                 self._drive()
             elif self._being_deleted():
                 self._later(self._end_when_told())

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from holdfast_agent import storage
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
-from holdfast_agent.errors import PeerRefused, PeerSilent
+from holdfast_agent.errors import PeerAhead, PeerRefused, PeerSilent
 from holdfast_agent.rounds import Rounds
 from holdfast_agent.saves import Saves, info_of
 from holdfast_agent.shared import Shared
@@ -97,6 +97,8 @@ class Finish:
                     until=Deadline.after(ASK_SECONDS),
                 )
                 silent = Deadline.after(SILENT_SECONDS)
+            except PeerAhead:
+                continue  # the order of its attempt comes here too, and what the ranks hold is then of no more use
             except PeerRefused:
                 # The lead has given it up, or has ended: in the second case the store knows more.
                 if await self._in_store(end) is False:

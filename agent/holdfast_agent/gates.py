@@ -132,7 +132,7 @@ class Gates:
                 votes[str(rank.number)] = rank.vote.boundary
                 if rank.vote.done:
                     done[str(rank.number)] = rank.vote.boundary
-        return peers.GateVotes(votes, done, self._shared.highest_save, self._shared.crew.clean)
+        return peers.GateVotes(votes, done, self._shared.highest_save, self._shared.crew.clean, keeps=True)
 
     async def _make_room(self, rank: Rank) -> None:
         """While the ranks run to a target, each has a slot free for it."""

@@ -15,7 +15,7 @@ import aiohttp
 
 from holdfast_agent import address
 from holdfast_agent.clock import Deadline
-from holdfast_agent.errors import PeerRefused, PeerSilent
+from holdfast_agent.errors import PeerAhead, PeerRefused, PeerSilent
 from holdfast_api import codec, peers, signing
 from holdfast_api.errors import ContractError
 from holdfast_api.messages import AgentReport, Member
@@ -150,7 +150,7 @@ class Mesh:
             return ValueError(f"worker {member.worker} has not heard of attempt {self.attempt}")
         if other == self.attempt:
             return PeerRefused(f"worker {member.worker} knows a newer round")
-        return PeerRefused(f"worker {member.worker} has joined attempt {other}")
+        return PeerAhead(f"worker {member.worker} has joined attempt {other}")
 
 
 async def _of(answer: Awaitable[Any]) -> Any:

@@ -54,6 +54,7 @@ class Record:
     fetched_from: dict[str, int] = field(default_factory=dict)
     done_requests: list[str] = field(default_factory=list)
     blocked: Blocked | None = None
+    blocked_since: datetime | None = None
     exit: Exit | None = None
     exit_detail: str = ""
     superseded_by: int = 0
@@ -70,7 +71,7 @@ class Record:
         """A new attempt: only what belongs to the pod stays."""
         fresh = Record(self.job_uid, self.worker, self.pod_uid)
         for name in Record.__slots__:
-            if name not in ("on_change", "sequence", "storage_note", "blocked", "joined"):
+            if name not in ("on_change", "sequence", "storage_note", "blocked", "blocked_since", "joined"):
                 setattr(self, name, getattr(fresh, name))
         self.attempt = attempt
         self.joined = max(self.joined, attempt)
@@ -87,6 +88,8 @@ class Record:
 
     def block(self, blocked: Blocked | None) -> None:
         if blocked != self.blocked:
+            same = blocked is not None and self.blocked is not None and blocked.reason is self.blocked.reason
+            self.blocked_since = self.blocked_since if same else now() if blocked is not None else None
             self.blocked = blocked
             self.changed()
 
@@ -169,6 +172,7 @@ class Record:
             fetched_from=dict(self.fetched_from),
             done_requests=tuple(self.done_requests),
             blocked=self.blocked,
+            blocked_since=self.blocked_since,
             exit=self.exit,
             exit_detail=self.exit_detail,
             superseded_by=self.superseded_by,

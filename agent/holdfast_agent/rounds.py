@@ -211,7 +211,7 @@ class Rounds:
         except (AgentError, ValueError) as e:
             log.warning("round %d: %s", running.number, e)
             return await self._fall_back(running, str(e))
-        if not running.evacuate:
+        if not running.evacuate and all(v.keeps for v in votes):
             return await self._go_on(running, boundary)
         if boundary <= s.last_boundary:
             return s.last  # what the ranks hold is durable already

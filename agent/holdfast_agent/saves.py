@@ -66,7 +66,8 @@ class Saves:
         """Saves of rounds after which training went on."""
         self._under_way: Commit | None = None
         self._unstored: Unstored | None = None
-        self._failed_finals: dict[int, int] = {}
+        self._failed_finals: dict[int, tuple[int, int]] = {}
+        """Boundary -> how often its save failed, and how often of that for a reason that lies in the state: only those are ever enough."""
         self.impossible = ""
         """Why the last state of the job can be saved never; every offer is refused then."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -90,8 +91,13 @@ class Saves:
     def kick(self) -> None:
         """Something may have become possible: an offer, or the end of an evacuation."""
         idle = self._periodic is None or self._periodic.done()
-        if idle and self._next_offer() is not None and not self._shared.record.evacuating:
+        if idle and self._next_offer() is not None and not self._leaving:
             self._periodic = asyncio.ensure_future(self._run_periodic())
+
+    @property
+    def _leaving(self) -> bool:
+        """An evacuation saves what there is; a save beside it would take its number and its store (A8)."""
+        return self._shared.record.evacuating or self._shared.record.sealed
 
     def _next_offer(self) -> int | None:
         """The newest boundary that everybody holds and that is not committed; what is older is not worth a save any more (A8)."""
@@ -100,7 +106,9 @@ class Saves:
         return max(complete, default=None)
 
     async def _run_periodic(self) -> None:
-        while (boundary := self._next_offer()) is not None and self._shared.record.claim is not None:
+        while (
+            not self._leaving and (boundary := self._next_offer()) is not None and self._shared.record.claim is not None
+        ):
             cause = Cause.FINAL if self._is_final(boundary) else Cause.PERIODIC
             try:
                 await self.make(
@@ -120,8 +128,9 @@ class Saves:
     async def _after_failed_final(self, boundary: int, e: SaveGivenUp) -> None:
         self.refused_by = e.storage
         self._shared.changes.bump()
-        failed = self._failed_finals[boundary] = self._failed_finals.get(boundary, 0) + 1
-        if not e.may_pass and failed >= FINAL_TRIES:
+        failed, in_the_state = self._failed_finals.get(boundary, (0, 0))
+        failed, in_the_state = self._failed_finals[boundary] = failed + 1, in_the_state + (not e.may_pass)
+        if in_the_state >= FINAL_TRIES:
             await self.give_up(str(e))
             return
         await asyncio.sleep(pause_before_try(failed))
@@ -307,7 +316,7 @@ class Saves:
         order = peers.FlushOrder(s.attempt, save, boundary, base, cause, emergency, deadline.at)
         answers = await self._flushed(order, deadline)
         if s.highest_save > save:
-            raise SaveGivenUp(f"save {s.highest_save} is newer (A8)")
+            raise SaveGivenUp(f"save {s.highest_save} is newer (A8)", may_pass=True)
         record = self._record(order, answers)
         stop = Stop()
         stop.at = time.monotonic() + deadline.remaining

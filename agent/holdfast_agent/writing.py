@@ -60,6 +60,10 @@ class Writing:
     async def ordered(self, order: peers.FlushOrder) -> object:
         """The answer to a FlushOrder, or LATER."""
         running = self._flushes.get(order.save)
+        if running is not None and (running.order.boundary, running.order.base) != (order.boundary, order.base):
+            # Two coordinators with one number (B1): what was written for the one is never the answer to the other.
+            error = f"{SaveGivenUp.__name__}: save {order.save} is another one here"
+            return peers.Flushed(order.attempt, order.save, (), error=error)
         if running is None or self._may_repeat(running, order):
             running = self._start(order)
         await asyncio.wait([running.task], timeout=LATER_SECONDS)
@@ -276,8 +280,9 @@ class Writing:
             if rank.book is not None:
                 rank.book.mark_committed(ended.order.boundary)
         if message.info is not None:
-            s.last = message.info
             s.record.committed(message.info)
+        if message.info is not None and (s.last is None or message.info.boundary >= s.last.boundary):
+            s.last = message.info  # never back: how an older save ended may be heard late
             s.metrics.last_checkpoint.set(message.info.committed_at.timestamp())
             s.metrics.last_boundary.set(message.info.boundary)
         if ended.written is not None:

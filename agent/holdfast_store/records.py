@@ -158,8 +158,10 @@ def check_manifest(key: str, manifest: RankManifest, record: CommitRecord, entry
         manifest.rank,
         manifest.world_size,
         manifest.image_bytes,
+        manifest.boundary,
     )
-    expected = (record.job_uid, record.attempt, record.save, entry.rank, len(record.ranks), entry.image_bytes)
+    world, boundary = len(record.ranks), record.progress.boundary
+    expected = (record.job_uid, record.attempt, record.save, entry.rank, world, entry.image_bytes, boundary)
     if found != expected:
         raise Corrupt(key, f"speaks of {found}, the commit record of {expected}")
     problem = manifest_problem(manifest)

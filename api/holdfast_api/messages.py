@@ -86,8 +86,9 @@ class RestoreOrder:
     retained: tuple[CheckpointRef, ...] = ()
     pinned: CheckpointRef | None = None
     """Use exactly this one (rollback), or nothing."""
-    pinned_after: int = 0
-    """Attempts above it were started under this pin: once one of them has claimed it, it is carried out, whether or not the operator has heard of it (A7)."""
+    pinned_after: int = -1
+    """Attempts above it were started under this pin: once one of them has claimed it, it is carried out, whether or not the operator has heard of it (A7).
+    -1: not said, by an older operator."""
     fresh: bool = False
     """The user said that starting from nothing is meant (C1, A9)."""
     resume_from_uid: str = ""
@@ -327,6 +328,8 @@ class AgentReport:
     done_requests: tuple[str, ...] = ()
     """`request_id`s of CheckpointOrders that ended, newest last, at most 20."""
     blocked: Blocked | None = None
+    blocked_since: datetime | None = None
+    """Since when for this reason."""
     exit: Exit | None = None
     exit_detail: str = ""
     superseded_by: int = 0

@@ -63,6 +63,8 @@ class GateVotes:
     """Greatest save number of the attempt that this agent has heard of (B1)."""
     clean: tuple[int, ...] = ()
     """Boundaries that every local rank holds in a clean slot: what is left if the ranks do not arrive (E3)."""
+    keeps: bool = False
+    """This agent understands `OpenGates.keep`. Where one does not, gates are opened after the save only."""
     schema: int = 1
 
 

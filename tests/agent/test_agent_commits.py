@@ -199,3 +199,76 @@ async def test_once_the_last_state_is_given_up_every_offer_is_refused_so_that_no
 def test_pauses_before_a_last_state_is_tried_again_grow_to_a_bound(monkeypatch):
     monkeypatch.undo()
     assert [saves.pause_before_try(n) for n in (1, 2, 3, 4, 5, 6, 999)] == [1, 2, 4, 8, 15, 15, 15]
+
+
+async def test_a_last_state_is_not_given_up_for_one_hiccup_after_the_store_was_away(tmp_path, monkeypatch):
+    """Only what lies in the state is ever enough to give it up; a store that fails is tried without end."""
+    full = Fault(Effect.FULL, "create", "commit.json", times=saves.FINAL_TRIES)
+    one = Lone(tmp_path, faults=(full,))
+    real, calls = saves._committing, []
+
+    def hiccup(*arguments):
+        calls.append(1)
+        if len(calls) == saves.FINAL_TRIES + 1:
+            raise RuntimeError("one hiccup")
+        return real(*arguments)
+
+    monkeypatch.setattr(saves, "_committing", hiccup)
+    one.capture(0, 10, "final")
+    one.done(10)
+    await one.finish.over()
+    assert len(calls) > saves.FINAL_TRIES + 1
+    assert [r.progress.boundary for r in one.commits()] == [10]
+    await one.close()
+
+
+async def test_a_save_of_the_same_number_and_another_boundary_is_not_answered_with_what_was_written_for_the_first(
+    tmp_path,
+):
+    """Two coordinators with one number (B1): together they would commit a mixture of two boundaries."""
+    one = Lone(tmp_path)
+    one.capture(0, 10)
+    one.capture(1, 20)
+
+    def order(boundary: int) -> peers.FlushOrder:
+        return peers.FlushOrder(1, 2, boundary, None, Cause.SPOT, True, soon().at)
+
+    first = await one.writing.ordered(order(10))
+    assert not first.error
+    second = await one.writing.ordered(order(20))
+    assert second.error
+    assert second.ranks == ()
+    await one.close()
+
+
+async def test_how_an_older_save_ended_heard_late_takes_nothing_back(tmp_path):
+    one = Lone(tmp_path)
+    for slot, boundary in ((0, 10), (1, 20)):
+        one.capture(slot, boundary)
+        await one.saves.make(boundary, Cause.PERIODIC, deadline=soon())
+    assert one.shared.last_boundary == 20
+    older = one.commits()[0]
+    one.writing._flushes[older.save].over = False
+    text = one.store.read_commit(older.ref)[1]
+    one.writing.committed(peers.Committed(1, older.save, text, saves.info_of(older)))
+    assert one.shared.last_boundary == 20
+    await one.close()
+
+
+async def test_the_lead_starts_no_save_of_its_own_while_an_evacuation_runs(tmp_path):
+    """Its number would be greater than the emergency's, whose flush would be stopped by it (A8)."""
+    commit = Barrier("create", "commit.json")
+    one = Lone(tmp_path, before_call=commit)
+    one.capture(0, 10)
+    one.offer(10)
+    await in_thread(commit.reached)
+    one.capture(1, 20)
+    one.offer(20)
+    one.shared.record.evacuating = True
+    commit.free.set()
+    await one.until(lambda: one.shared.last_boundary == 10 and one.saves._periodic.done())
+    assert [o.boundary for o in one.orders] == [10]
+    one.shared.record.evacuating = False
+    one.saves.kick()
+    await one.until(lambda: one.shared.last_boundary == 20)
+    await one.close()

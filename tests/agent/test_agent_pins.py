@@ -33,5 +33,9 @@ def test_going_back_to_the_same_checkpoint_a_second_time_is_possible() -> None:
     assert without_carried_out(PIN, claim(4, "2/3")) == PIN
 
 
+def test_a_pin_of_an_operator_that_does_not_say_since_when_is_followed() -> None:
+    assert without_carried_out(RestoreOrder(pinned=CheckpointRef(2, 3)), claim(5, "2/3")).pinned == CheckpointRef(2, 3)
+
+
 def test_an_order_without_a_pin_stays_as_it_is() -> None:
     assert without_carried_out(RestoreOrder(), claim(5, "2/3")) == RestoreOrder()

@@ -3,6 +3,7 @@ its own and loses no step.
 """
 
 import asyncio
+import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,13 +64,30 @@ async def test_an_evacuation_meanwhile_saves_where_the_ranks_are_then(tmp_path):
     rank.boundary = 17
     second = one.rounds.request(Cause.SPOT, evacuate=True, deadline=None)
     assert second is not first
-    await asyncio.sleep(0.1)
-    chunk.free.set()
-    await second.ended.wait()
-    await first.ended.wait()
+    await asyncio.wait_for(second.ended.wait(), 30)  # while the chunk of the first is stuck
+    await asyncio.wait_for(first.ended.wait(), 30)
+    assert first.info is None
     assert second.info is not None
     assert second.info.boundary == 17
     assert one.commits()[-1].progress.boundary == 17
     assert not rank.gate_open
     assert {m.info.boundary for m in one.sealed} == {17}
+    chunk.free.set()
+    await one.close()
+
+
+async def test_gates_open_only_after_the_save_where_an_older_agent_would_give_the_slot_back(tmp_path):
+    """An agent that does not know `OpenGates.keep` frees what a round has captured as soon as its gates open."""
+    commit = Barrier("create", "commit.json")
+    one = Lone(tmp_path, before_call=commit)
+    rank = StandingRank(one)
+    votes = one.gates._votes
+    one.gates._votes = lambda: dataclasses.replace(votes(), keeps=False)
+    running = one.rounds.request(Cause.MANUAL, evacuate=False, deadline=None)
+    await in_thread(commit.reached)
+    assert not rank.gate_open
+    commit.free.set()
+    await running.ended.wait()
+    assert rank.gate_open
+    assert [r.progress.boundary for r in one.commits()] == [10]
     await one.close()

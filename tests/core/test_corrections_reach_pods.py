@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from job_worlds import TEMPLATE, JobWorld, a_job, claim, condition, of_type, spec
+from job_worlds import TEMPLATE, JobWorld, a_job, claim, condition, of_type, seconds, spec
 
 from holdfast_api.messages import AgentPhase, Blocked, BlockedReason
 from holdfast_operator.core.actions import CreatePod, DeletePod
@@ -72,15 +72,51 @@ def test_what_is_kept_and_how_many_failures_are_borne_needs_no_new_pods() -> Non
 
 
 def test_a_pod_whose_credentials_are_refused_is_made_anew_every_minute_since_the_secret_may_have_been_mended() -> None:
-    w = planned(a_job().with_pods()).attempt(1)
-    denied = Blocked(BlockedReason.STORAGE_DENIED, "403")
-    w.reports(0, AgentPhase.BLOCKED, blocked=denied)
-    w.after(59).reports(0, AgentPhase.BLOCKED, blocked=denied)
-    assert not of_type(w.settled(), DeletePod)
-    assert w.after(1).now == w.round().wake_at or w.status.attempt is None
+    w = planned(a_job().with_pods()).attempt(1).after(3600)
+    denied, since = Blocked(BlockedReason.STORAGE_DENIED, "403"), w.now
+    w.reports(0, AgentPhase.BLOCKED, blocked=denied, blocked_since=since)
+    assert not of_type(w.settled(), CreatePod), "an hour old, refused for the first time"
+    w.after(59).reports(0, AgentPhase.BLOCKED, blocked=denied, blocked_since=since)
     decision = w.settled()
+    assert not of_type(decision, CreatePod)
+    assert decision.wake_at == since + seconds(60)
+    decision = w.after(1).settled()
     assert {(a.worker, a.serial) for a in of_type(decision, CreatePod)} == {(0, 2)}
     assert w.status.counts.failures == 0
+
+
+def test_pods_whose_credentials_stay_refused_are_made_anew_more_and_more_rarely() -> None:
+    w = planned(a_job().with_pods()).attempt(1)
+    denied, waits = Blocked(BlockedReason.STORAGE_DENIED, "403"), []
+    for serial in range(2, 8):
+        since = w.now
+        while not of_type(w.settled(), CreatePod):
+            w.after(30)
+            if w.status.attempt is not None:
+                w.reports(0, AgentPhase.BLOCKED, blocked=denied, blocked_since=since)
+        waits.append((w.now - since).total_seconds() / 60)
+        w.without_pod(0, serial - 1).with_pod(0, serial, "n0")
+        made = tuple(
+            p.model_copy(update={"made_from": made_from(w.spec), "renewed": serial - 1}) for p in w.status.workers
+        )
+        w.with_status(workers=made).settled()
+        w.reports(0, AgentPhase.BLOCKED, blocked=denied, blocked_since=w.now)
+    assert waits == [1, 2, 4, 8, 16, 16]
+
+
+@pytest.mark.parametrize("reason", [BlockedReason.STORAGE_MISCONFIGURED, BlockedReason.STORAGE_UNREACHABLE])
+def test_what_no_new_pod_can_mend_makes_none(reason: BlockedReason) -> None:
+    w = planned(a_job().with_pods()).attempt(1)
+    since = w.now
+    w.after(7200).reports(0, AgentPhase.BLOCKED, blocked=Blocked(reason, "x"), blocked_since=since)
+    assert not of_type(w.settled(), CreatePod)
+
+
+def test_an_edit_of_a_running_job_replaces_no_survivor_when_one_worker_goes() -> None:
+    w = planned(a_job().with_pods().training())
+    corrected(w, template=MENDED).tainted("n1", "aws-node-termination-handler/spot-itn")
+    decision = w.settled()
+    assert {(a.worker, a.serial) for a in of_type(decision, CreatePod)} == {(1, 2)}
 
 
 def test_a_pod_that_an_older_operator_planned_is_left_alone() -> None:

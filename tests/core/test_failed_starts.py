@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from job_worlds import JobWorld, a_job, claim, condition
+from job_worlds import JobWorld, a_job, claim, condition, of_type
 
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.messages import AgentPhase, Stage
+from holdfast_api.messages import AgentPhase, Blocked, BlockedReason, Stage
 from holdfast_operator.core import retention
-from holdfast_operator.core.actions import EmitEvent
+from holdfast_operator.core.actions import EmitEvent, SendAttempt
 
 
 def a_job_with_checkpoints(*refs: str, **spec: Any) -> JobWorld:
@@ -73,6 +73,19 @@ def test_when_the_older_one_starts_the_resume_says_what_was_passed_over() -> Non
     assert w.status.suspicion is None
     assert w.status.preemptions[-1].fell_back == ("1/2: suspended after 2 failed starts from it",)
     assert w.status.quarantined == ()
+
+
+def test_it_is_reinstated_when_no_older_one_can_be_used_at_all() -> None:
+    """Else the job would stand there for ever, with a whole checkpoint that nobody may use."""
+    w = a_job_with_checkpoints("1/1", "1/2")
+    start_fails(w, 2, "1/2")
+    start_fails(w, 3, "1/2")
+    w.attempt(4, accepted_at=w.now, may_claim_at=w.now)
+    none = Blocked(BlockedReason.NO_USABLE_CHECKPOINT, "1/1: chunk 3 does not verify")
+    decision = w.all_report(AgentPhase.STARTING).reports(0, AgentPhase.BLOCKED, blocked=none).settled()
+    assert excluded(w) == ()
+    assert of_type(decision, SendAttempt)[-1].order.restore.excluded == ()
+    assert "CheckpointReinstated" in {a.reason for a in of_type(decision, EmitEvent)}
 
 
 def test_the_only_checkpoint_is_never_suspended() -> None:

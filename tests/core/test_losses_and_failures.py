@@ -209,3 +209,11 @@ def test_an_interruption_that_is_not_recovered_from_stays_until_it_is_measured()
     w.with_status(preemptions=(lost, *done)[:10])
     w.change_pod(1, phase="Failed", reason="Evicted").round()
     assert [p.attempt for p in w.status.preemptions] == [1, 3, 4, 5, 6, 7, 8, 9, 10, 12]
+
+
+def test_a_pod_that_ended_well_in_the_attempt_before_is_not_waited_for() -> None:
+    """Its exit code says nothing about an attempt that it never had."""
+    w = a_job().with_pods().attempt(2)
+    w.reports(0, AgentPhase.STARTING)
+    w.change_pod(1, phase="Succeeded", exit_code=0).settled()
+    assert (w.status.preemptions[-1].workers, w.status.counts.failures) == ((1,), 0)

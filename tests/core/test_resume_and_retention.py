@@ -241,6 +241,14 @@ def test_a_claim_that_was_made_before_a_pin_came_does_not_carry_it_out() -> None
     assert retention.restore_order(w.seen(), w.status).pinned == CheckpointRef(1, 4)
 
 
+def test_a_claim_that_was_made_before_fresh_came_does_not_carry_it_out() -> None:
+    w = a_job().with_pods().attempt(2)
+    w.all_report(AgentPhase.STARTING).settled()
+    w.with_spec(fresh=True)
+    w.reports(0, AgentPhase.RESTORING, claim=claim(2, "1/6", 60)).settled()
+    assert retention.restore_order(w.seen(), w.status).fresh
+
+
 def test_what_an_earlier_jobs_checkpoints_are_called_is_not_taken_for_ours() -> None:
     w = a_job(resumeFrom={"uid": "other-uid"}).with_pods().attempt(1)
     w.all_report(AgentPhase.STARTING).settled()

@@ -62,6 +62,14 @@ def test_repeated_reports_of_the_crash_do_not_move_its_moment() -> None:
     assert w.status.counts.failures == 1
 
 
+def test_a_clock_that_is_ahead_does_not_put_the_verdict_off() -> None:
+    w = a_job().with_pods().training(step=40).after(3)
+    ahead = {Stage.FAILED.value: w.now + seconds(600)}
+    w.reports(0, AgentPhase.FAILED, exit_detail="x", stages=ahead).settled()
+    w.after(1).reports(1, AgentPhase.TRAINING).settled()
+    assert w.status.counts.failures == 1
+
+
 def test_the_words_of_the_first_crash_are_the_ones_that_are_told() -> None:
     """Worker 1's script fails; worker 0's ranks crash a moment later because their peer is gone."""
     w = a_job().with_pods().training(step=40).after(3)

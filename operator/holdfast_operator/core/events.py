@@ -57,7 +57,7 @@ def _suspicion(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[
         message = f"checkpoint {new.checkpoint}: {new.failures} starts from it have failed; the next one tries an older checkpoint"
         yield EmitEvent("CheckpointSuspended", message, warning=True)
     elif new.state is SuspicionState.REINSTATED:
-        message = f"checkpoint {new.checkpoint} is used again: a start from an older one has failed as well"
+        message = f"checkpoint {new.checkpoint} is used again: no start from an older one has succeeded"
         yield EmitEvent("CheckpointReinstated", message)
 
 

@@ -131,10 +131,10 @@ def _agent_restarted(status: TrainingJobStatus, who: MemberSeen) -> bool:
 
 
 def _crashed_at(who: MemberSeen, now: datetime) -> datetime:
-    """By the agent's word, else by the end of its container, else when it was last heard of. Clocks of nodes differ: never after now."""
+    """By the agent's word, else by the end of its container, else when it was last heard of. Clocks of nodes differ: never after it was heard of."""
     told = who.report.stages.get(Stage.FAILED.value) if who.report is not None else None
     ended = who.pod.finished_at if who.pod is not None else None
-    return min(told or ended or who.last_heard or now, now)
+    return min(told or ended or who.last_heard or now, who.last_heard or now, now)
 
 
 def _last_words(who: MemberSeen) -> str:

@@ -90,7 +90,8 @@ def _from_superseded(status: TrainingJobStatus, whos: tuple[MemberSeen, ...], no
 def _from_losses(
     seen: Observed, status: TrainingJobStatus, whos: tuple[MemberSeen, ...], now: datetime
 ) -> PreemptionStatus | None:
-    lost = loss.losses(seen, whos, now)
+    accepted = status.attempt is not None and status.attempt.accepted_at is not None
+    lost = loss.losses(seen, whos, now, accepted=accepted)
     if not lost:
         return None
     first = min(lost, key=lambda x: (x.at, x.worker))

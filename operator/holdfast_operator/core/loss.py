@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast_api.messages import AgentPhase, Cause, Exit
-from holdfast_operator.core.membership import MemberSeen, exit_of, is_lost, silent_from
+from holdfast_operator.core.membership import MemberSeen, exit_of, exit_with, is_lost, silent_from
 from holdfast_operator.core.observed import Observed, PodSeen
 
 _REASONS: dict[str, Cause] = {
@@ -28,10 +28,17 @@ class Loss:
     detail: str
 
 
-def losses(seen: Observed, whos: tuple[MemberSeen, ...], now: datetime) -> tuple[Loss, ...]:
-    """Members that are gone through no fault of the training code, worker by worker."""
-    found = (_loss(seen, who, now) for who in whos)
+def losses(seen: Observed, whos: tuple[MemberSeen, ...], now: datetime, *, accepted: bool) -> tuple[Loss, ...]:
+    """Members that are gone through no fault of the training code, worker by worker. `accepted`: all of them have had the attempt."""
+    found = (_loss(seen, who, now) if accepted else _ended_before(who, now) or _loss(seen, who, now) for who in whos)
     return tuple(x for x in found if x is not None)
+
+
+def _ended_before(who: MemberSeen, now: datetime) -> Loss | None:
+    """Its pod ended well, in the attempt before: what its exit code says is of that one, and this one waits for it in vain."""
+    if who.report is not None or who.pod is None or not who.pod.ended or exit_with(who.pod) is not Exit.FINISHED:
+        return None
+    return _as_loss(who, Cause.UNKNOWN, min(who.pod.finished_at or now, now), "its pod had ended before it took part")
 
 
 def _loss(seen: Observed, who: MemberSeen, now: datetime) -> Loss | None:

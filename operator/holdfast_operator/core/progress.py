@@ -55,9 +55,11 @@ def _adopt_start_order(seen: Observed, status: TrainingJobStatus) -> TrainingJob
 
 def _is_under_order(seen: Observed, attempt: AttemptStatus) -> bool:
     """The claim does what the spec says now. One that was made before the order came, and is heard of after, does not carry it out."""
+    if seen.spec.fresh:
+        return attempt.parent == FRESH
     wanted = seen.spec.resume_from
     if wanted is None or not wanted.checkpoint:
-        return True
+        return True  # whose checkpoints are continued is a standing order: the store carries it out once, by its own claims
     return attempt.parent.rpartition(":")[2] == wanted.checkpoint
 
 

@@ -13,8 +13,8 @@ from holdfast_operator.core.pods import made_from
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus, WorkerStatus
 
 SECRET_AGAIN = timedelta(seconds=60)
-"""A pod whose credentials are refused is made anew so often: environment variables of a Secret are read when a container starts."""
-_BY_SECRET = (BlockedReason.STORAGE_DENIED, BlockedReason.STORAGE_MISCONFIGURED)
+"""A pod whose credentials are refused for so long is made anew: environment variables of a Secret are read when a container starts. Doubled each time."""
+MAX_DOUBLINGS = 4
 
 
 def drop_unclaimed(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
@@ -31,12 +31,20 @@ def is_stale(seen: Observed, entry: WorkerStatus, now: datetime) -> bool:
     """Whether the entry's pod cannot be what the spec asks for now, or cannot know what a Secret holds now."""
     if entry.made_from not in ("", made_from(seen.spec)):
         return True
-    return blocked_until(seen, entry) is not None and now >= entry.since + SECRET_AGAIN
+    until = blocked_until(seen, entry)
+    return until is not None and now >= until
 
 
 def blocked_until(seen: Observed, entry: WorkerStatus) -> datetime | None:
     """When a pod whose credentials are refused is made anew; None if they are not."""
     report = report_of(seen, entry.pod_uid)
-    if report is None or report.phase is not AgentPhase.BLOCKED or report.blocked is None:
+    if (
+        report is None
+        or report.phase is not AgentPhase.BLOCKED
+        or report.blocked is None
+        or report.blocked_since is None
+    ):
         return None
-    return entry.since + SECRET_AGAIN if report.blocked.reason in _BY_SECRET else None
+    if report.blocked.reason is not BlockedReason.STORAGE_DENIED:
+        return None
+    return max(report.blocked_since, entry.since) + SECRET_AGAIN * (1 << min(entry.renewed, MAX_DOUBLINGS))

@@ -29,7 +29,17 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
     serial = status.serials_used + 1
     avoid = avoided(seen, status)
     digest = made_from(seen.spec)
-    new = tuple(WorkerStatus(worker=w, serial=serial, avoid_nodes=avoid, since=now, made_from=digest) for w in wanted)
+    new = tuple(
+        WorkerStatus(
+            worker=w,
+            serial=serial,
+            avoid_nodes=avoid,
+            since=now,
+            made_from=digest,
+            renewed=newest[w].renewed + 1 if w in newest and renew.blocked_until(seen, newest[w]) is not None else 0,
+        )
+        for w in wanted
+    )
     kept = tuple(
         w for w in status.workers if w.worker not in wanted or is_member(status, w.pod_uid)
     )  # a replacement that is itself lost is dropped; its pod is then nobody's and is deleted

@@ -102,7 +102,7 @@ def restore_order(seen: Observed, status: TrainingJobStatus) -> RestoreOrder:
         horizon=horizon,
         retained=tuple(r for r in retained if not _above(r, horizon)),
         pinned=CheckpointRef.parse(pinned) if pinned else None,
-        pinned_after=status.start_order_after if pinned else 0,
+        pinned_after=status.start_order_after if pinned else -1,
         fresh=start_order(seen) == FRESH and pending,
         resume_from_uid="" if other == seen.job.uid else other,
     )

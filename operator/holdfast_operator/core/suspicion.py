@@ -1,13 +1,13 @@
 """C4, second half: a start that fails for a reason that is not known to be the checkpoint's own.
 
 Such a failure quarantines nothing. After two failed starts in a row from the same checkpoint it is suspended: left out of the next start, at most one at
-a time, and only if there is an older one. If a start from an older one fails as well, it was not the checkpoint: it is reinstated, and nothing is
+a time, and only if there is an older one. If a start from an older one fails as well, or no older one can be used, it is reinstated, and nothing is
 suspended any more until an attempt has taken a step. If the older one's start succeeds, the suspended one is off the lineage from then on (A7).
 """
 
 from datetime import datetime
 
-from holdfast_api.messages import Cause, Stage
+from holdfast_api.messages import BlockedReason, Cause, Stage
 from holdfast_operator.core import interruptions
 from holdfast_operator.core.membership import members
 from holdfast_operator.core.observed import Observed
@@ -23,6 +23,10 @@ def update(seen: Observed, before: TrainingJobStatus, status: TrainingJobStatus,
     """`before` is the status that was read; the end of an attempt counts in the round that records it."""
     if status.attempt is not None and status.attempt.first_step_at is not None:
         return _over(status)
+    if suspended(status) and _nothing_else_is_usable(seen, status):
+        assert status.suspicion is not None
+        found = status.suspicion.model_copy(update={"state": SuspicionState.REINSTATED})
+        return status.model_copy(update={"suspicion": found})
     loaded = _failed_start(seen, before, status)
     if not loaded:
         return status
@@ -45,6 +49,12 @@ def _over(status: TrainingJobStatus) -> TrainingJobStatus:
             status, (f"{name}: suspended after {status.suspicion.failures} failed starts from it",)
         )
     return status if status.suspicion is None else status.model_copy(update={"suspicion": None})
+
+
+def _nothing_else_is_usable(seen: Observed, status: TrainingJobStatus) -> bool:
+    """The lead has looked: there is no older one. One that starts have failed from is better than none."""
+    reports = (w.report for w in members(seen, status.attempt) if w.report is not None)
+    return any(r.blocked is not None and r.blocked.reason is BlockedReason.NO_USABLE_CHECKPOINT for r in reports)
 
 
 def _failed_start(seen: Observed, before: TrainingJobStatus, status: TrainingJobStatus) -> str:

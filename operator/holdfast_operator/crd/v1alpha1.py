@@ -282,6 +282,8 @@ class WorkerStatus(Model):
     """When this pod was planned."""
     made_from: Annotated[str, Field(max_length=16)] = ""
     """Digest of the parts of the spec that it was planned from; a correction of them makes a new pod while the attempt has not claimed."""
+    renewed: int = 0
+    """How often in a row it was made anew because its credentials were refused."""
 
 
 class MemberStatus(Model):

@@ -39,6 +39,11 @@ class JobMemory:
     namespace_ends_at: float = 0.0
     """Monotonic time at which the API server last said that the namespace is being terminated."""
 
+    def template_is_checked(self, now: datetime) -> bool:
+        """One that was refused is tried again: what refused it may have been a policy that is mended since."""
+        refused = self.refusals.get(_TEMPLATE)
+        return self.template_checked and (refused is None or now - refused.at < REFUSED_AGAIN)
+
     def namespace_ends(self) -> bool:
         """Then nothing is done for the job: its pods go before it does, and replacing them is refused."""
         return self.namespace_ends_at > 0 and time.monotonic() - self.namespace_ends_at < NAMESPACE_ENDS_SECONDS
@@ -127,8 +132,10 @@ class Executor:
                 return 5.0
             if e.status in (400, 422) or e.namespace_ends:
                 self._refused(_TEMPLATE, e, memory)
-        memory.template_checked = True
-        return 0.0 if _TEMPLATE in memory.refusals else None
+        else:
+            memory.refusals.pop(_TEMPLATE, None)
+        known, memory.template_checked = memory.template_checked, True
+        return 0.0 if _TEMPLATE in memory.refusals and not known else None
 
     async def _ensure_children(self, job: JobMeta, memory: JobMemory) -> bool:
         """Service, Secret and NetworkPolicy exist and are ours. The operator may not read Secrets: one of this name counts as ours (its name holds the

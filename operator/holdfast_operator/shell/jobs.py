@@ -170,7 +170,7 @@ class JobLoop:
             heard=self._shared.book.of(uids),
             watching_since=self._shared.started_at,
             children_exist=self._memory.children_exist(),
-            template_checked=self._memory.template_checked,
+            template_checked=self._memory.template_is_checked(datetime.now(UTC)),
             refusals=tuple(self._memory.refusals.values()),
             spec_error=error,
         )
