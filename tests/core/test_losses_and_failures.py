@@ -217,3 +217,17 @@ def test_a_pod_that_ended_well_in_the_attempt_before_is_not_waited_for() -> None
     w.reports(0, AgentPhase.STARTING)
     w.change_pod(1, phase="Succeeded", exit_code=0).settled()
     assert (w.status.preemptions[-1].workers, w.status.counts.failures) == ((1,), 0)
+
+
+def test_a_job_that_finished_without_its_last_state_says_so_where_a_person_looks() -> None:
+    w = running().all_report(AgentPhase.FINISHED, exit=Exit.FINISHED)
+    w.reports(
+        0, AgentPhase.FINISHED, exit=Exit.FINISHED, exit_detail="the last boundary 44 could not be saved: ranks differ"
+    )
+    for worker in (0, 1):
+        w.change_pod(worker, phase="Succeeded", exit_code=0)
+    events = of_type(w.settled(), EmitEvent)
+    found = condition(w.status, "Succeeded")
+    assert (found.status, found.reason) == ("True", "FinishedUnsaved")
+    assert "boundary 44" in found.message
+    assert [e.warning for e in events if e.reason == "FinishedUnsaved"] == [True]

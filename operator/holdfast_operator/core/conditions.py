@@ -28,6 +28,8 @@ _STORAGE = (
     BlockedReason.STORAGE_UNREACHABLE.value,
 )
 MAX_MESSAGE = 8000
+UNSAVED = "FinishedUnsaved"
+"""The script ended well, and its last state is in no checkpoint."""
 SAVES_FAIL = "SavesFail"
 """Training goes on, and nothing of it is being kept."""
 
@@ -81,7 +83,7 @@ def _all(
         yield _Now(suspend.CONDITION, "False", "NotSuspended")
     yield _storage(seen, status, trouble)
     yield _checkpoint(seen, status, trouble)
-    yield _succeeded(status)
+    yield _succeeded(seen, status)
 
 
 def _summary(
@@ -199,9 +201,15 @@ def _library_not_used(seen: Observed, status: TrainingJobStatus) -> str:
     return next((b.message for b in blocked if b is not None and b.reason is BlockedReason.LIBRARY_NOT_USED), "")
 
 
-def _succeeded(status: TrainingJobStatus) -> _Now:
+def _succeeded(seen: Observed, status: TrainingJobStatus) -> _Now:
     match status.phase:
         case Phase.SUCCEEDED:
+            told = (w.report.exit_detail for w in members(seen, status.attempt) if w.report is not None)
+            missing = next((words for words in told if words), "")
+            if missing:
+                return _Now(
+                    "Succeeded", "True", UNSAVED, f"all workers have finished, but not everything is kept: {missing}"
+                )
             return _Now("Succeeded", "True", "Finished", "all workers have finished")
         case Phase.FAILED:
             return _Now("Succeeded", "False", "Failed", "see the condition Stalled")
