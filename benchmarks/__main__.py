@@ -1,22 +1,59 @@
-"""`make bench`, or `python -m benchmarks [QUESTION…]`: measures on this machine, writes results, redraws the README of each question."""
+"""`make bench`, or `python -m benchmarks [QUESTION…]`: measures on this machine, writes results, redraws the README of each question.
+
+The cluster is taken down at the end, also by Ctrl-C, unless KEEP is set or it was there before and nothing had to take it down.
+"""
 
 import importlib
+import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
-QUESTIONS = ("cluster_up", "time_to_resume")
+from benchmarks import results
+from hack.cluster.errors import ClusterError
+from hack.cluster.paths import state_directory
+from hack.cluster.state import Store
+from hack.demo.install import HelmFailed
+from hack.demo.kube import KubectlFailed
+
+QUESTIONS = ("cluster_up", "operator_reaction", "time_to_resume")
+TOP = Path(__file__).resolve().parents[1]
+FAILURES = (ClusterError, HelmFailed, KubectlFailed, TimeoutError, subprocess.SubprocessError, AssertionError)
 
 
 def main() -> int:
     wanted = sys.argv[1:] or list(QUESTIONS)
     if unknown := [w for w in wanted if w not in QUESTIONS]:
         sys.exit(f"no such question: {', '.join(unknown)}; there are {', '.join(QUESTIONS)}")
-    for name in wanted:
-        began = time.monotonic()
-        print(f"== {name}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stays = bool(os.environ.get("KEEP")) or (Store(state_directory()).exists() and "cluster_up" not in wanted)
+    try:
+        failed = [name for name in wanted if not measured(name)]
+    except KeyboardInterrupt:
+        print("\ninterrupted: taking down what was started", file=sys.stderr)
+        return 130
+    finally:
+        if not stays:
+            subprocess.run([str(TOP / "hack/cluster/down")], cwd=TOP, stderr=subprocess.DEVNULL, check=False)
+    if failed:
+        print(f"NOT measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def measured(name: str) -> bool:
+    """Whether it went to its end; one question that cannot be answered leaves the others alone."""
+    began = time.monotonic()
+    print(f"== {name}", flush=True)
+    results.begin()
+    try:
         importlib.import_module(f"benchmarks.{name}.run").main()
-        print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
-    return 0
+    except FAILURES as e:
+        print(f"== {name}: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
+        return False
+    print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
+    return True
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
+_BUSY_WITH = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+_began: list[int] = []
 
 
 def machine() -> dict[str, Any]:
@@ -21,19 +24,41 @@ def machine() -> dict[str, Any]:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "cores": os.cpu_count(),
         "cpu": model[0] if model else platform.machine(),
         "memory_gib": round(int(memory.split()[1]) / 2**20),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "commit": commit,
+        "processors_percent": _processors(),
+        "commit": _commit(),
         "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
     }
+
+
+def begin() -> None:
+    """Called when a question begins, so that its results can say what the machine was busy with until they were written."""
+    _began[:] = _ticks()
+
+
+def _ticks() -> list[int]:
+    return [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1 : 1 + len(_BUSY_WITH)]]
+
+
+def _processors() -> dict[str, float]:
+    """Shares of all cores. `nice` is work of low priority: nothing that is measured here is, so it is somebody else's."""
+    spent = [now - then for now, then in zip(_ticks(), _began or [0] * len(_BUSY_WITH), strict=True)]
+    return {name: round(100 * n / max(1, sum(spent)), 1) for name, n in zip(_BUSY_WITH, spent, strict=True)}
+
+
+def _commit() -> str:
+    """What was measured. The benchmarks themselves do not count: writing results changes them."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=HERE.parent, capture_output=True, text=True, check=False).stdout
+
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks").strip()
+    return git("rev-parse", "--short", "HEAD").strip() + (" with changes" if changed else "")
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -50,32 +75,51 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "n": len(values),
         "min": round(min(values), 4),
         "median": round(statistics.median(values), 4),
+        "p90": round(quantile(values, 0.90), 4),
         "p99": round(quantile(values, 0.99), 4),
         "max": round(max(values), 4),
     }
 
 
 def write(question: str, data: dict[str, Any], table: str, measures: Sequence[dict[str, Any]]) -> None:
-    """Writes results/latest.json, the table into the README between its marks, and the measures into summary.json.
+    """Writes results/latest.json, the table into the README between its marks, and the measures into summary.json and the README of all questions.
 
-    A measure is {id, unit, ours, goal, met} and whatever else tells it apart.
+    A measure is {id, what, unit, ours, goal, met} and whatever else tells it apart. Without a goal `goal` and `met` are None.
     """
     folder = HERE / question
     facts = machine()
     (folder / "results").mkdir(exist_ok=True)
     (folder / "results/latest.json").write_text(json.dumps({"machine": facts, **data}, indent=1) + "\n")
-    readme = folder / "README.md"
-    begin, end = "<!-- table -->", "<!-- /table -->"
-    text = readme.read_text()
-    head, rest = text.split(begin, 1)
-    tail = rest.split(end, 1)[1]
-    about = f"{facts['cores']} cores ({facts['cpu']}), {facts['memory_gib']} GiB, Linux {facts['kernel']}, {facts['at']}, commit {facts['commit']}"
-    readme.write_text(f"{head}{begin}\n{table}\n\nMeasured on: {about}.\n{end}{tail}")
+    shares = facts["processors_percent"]
+    about = (
+        f"{facts['cores']} cores ({facts['cpu']}), {facts['memory_gib']} GiB, Linux {facts['kernel']}, Python {facts['python']}, "
+        f"{facts['at']}, commit {facts['commit']}. Over the run the cores were {shares['idle']:.0f} % idle, "
+        f"and {shares['nice']:.0f} % busy with work of low priority that has nothing to do with it"
+    )
+    _between_marks(folder / "README.md", f"{table}\n\nMeasured on: {about}.")
     summary = HERE / "summary.json"
     known = json.loads(summary.read_text()) if summary.exists() else []
     names = {m["id"] for m in measures}
     known = [m for m in known if m["id"] not in names] + [{**m, "machine": facts} for m in measures]
-    summary.write_text(json.dumps(sorted(known, key=lambda m: m["id"]), indent=1) + "\n")
+    known.sort(key=lambda m: m["id"])
+    summary.write_text(json.dumps(known, indent=1) + "\n")
+    rows = [(m["what"], f"{m['ours']} {m['unit']}", _goal(m), f"[{question_of(m)}]({question_of(m)}/)") for m in known]
+    _between_marks(HERE / "README.md", markdown(("what", "measured", "goal", "question"), rows))
+
+
+def question_of(measure: dict[str, Any]) -> str:
+    return str(measure["id"]).split(".")[0]
+
+
+def _goal(measure: dict[str, Any]) -> str:
+    if measure["goal"] is None:
+        return "none set"
+    return f"≤ {measure['goal']} {measure['unit']}: {'met' if measure['met'] else 'NOT met'}"
+
+
+def _between_marks(page: Path, text: str) -> None:
+    head, rest = page.read_text().split(BEGIN, 1)
+    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -1,126 +1,88 @@
-"""Preempts a small job again and again, and reads the phases from its status and the agent's stages from its report in the store."""
+"""Preempts a job, a fresh one each time, and reads the phases from its status; when the agent had the notice comes from the agent itself."""
 
 import json
-import time
-import uuid
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from hack.cluster import api
+from benchmarks.ground import Ground, Receipt, say
 from hack.demo import install, show
-from hack.demo.kube import Kube, wait_for
+from hack.demo.kube import wait_for
 
-TOP = Path(__file__).resolve().parents[2]
-ROUNDS = 7
+HERE = Path(__file__).resolve().parent
+ROUNDS = 5
 TAINT = "aws-node-termination-handler/spot-itn"
+SIZE = ("--batch", "4", "--context", "64")
+"""As in `make demo`: what two shared cores can do in half a second per step."""
+GOAL_MS = 250
+TOGETHER = "**together: notice → first new step**"
 
 
 def main() -> None:
-    cluster = api.ensure_cluster(nodes=2, grace=12, images=True)
-    kube = Kube(cluster.bin / "kubectl", cluster.kubeconfig)
-    install.install_chart(kube, cluster.bin / "helm")
-    s3 = cluster.s3("benchmarks")
-    namespace = f"bench-{uuid.uuid4().hex[:6]}"
-    install.prepare_namespace(
-        kube, namespace, install.Bucket(s3.endpoint, s3.access_key, s3.secret_key, s3.region, s3.bucket)
-    )
-    kube.apply(
-        install.training_job(
-            "bench",
-            namespace,
-            "s3://benchmarks/ttr",
-            torch_path=cluster.torch_path_in_pod,
-            arguments=("--steps", "100000"),
-        )
-    )
-    rounds = [one_round(kube, cluster, namespace, n) for n in range(ROUNDS)]
-    kube.run("delete", "namespace", namespace, "--wait=false")
+    with Ground("resume", install.EXAMPLE, taints=(TAINT,)) as ground:
+        rounds = [one_round(ground, n) for n in range(1, ROUNDS + 1)]
     report(rounds)
 
 
-def status_of(kube: Kube, namespace: str) -> dict[str, Any]:
-    found: dict[str, Any] = kube.get("trainingjob", "bench", namespace=namespace).get("status", {})
-    return found
+def one_round(ground: Ground, n: int) -> dict[str, Any]:
+    """A job until it trains, a spot notice on the node of its worker 1, until it trains again."""
+    job = f"round-{n}"
+    ground.start(job, arguments=("--steps", "100000", *SIZE))
+    where = ground.workers(job)
+    if where[0] == where[1]:
+        say(f"round {n}: both workers are on {where[0]}, so both have to go")
+    ground.agents.receipts.clear()
+    moment = ground.nodes.put_taint(where[1], TAINT, "NoSchedule")
 
+    def heard(receipts: list[Receipt]) -> Receipt | None:
+        return next((r for r in receipts if r.worker == 1 and r.find(1, f"taint:{TAINT}", withdrawn=False)), None)
 
-def one_round(kube: Kube, cluster: Any, namespace: str, n: int) -> dict[str, Any]:
-    """Notice on the node of worker 1, until the job trains again; the node is clean afterwards."""
-
-    def trains() -> bool:
-        status = status_of(kube, namespace)
-        return (
-            status.get("phase") == "Running"
-            and status.get("step", 0) > (status.get("attempt") or {}).get("parentStep", 0) + 3
-        )
-
-    wait_for("the job trains", trains, timeout=120)
-    attempt = status_of(kube, namespace)["attempt"]["number"]
-    pods = [
-        p for p in install.pods_of(kube, namespace, "bench") if p["metadata"]["labels"]["holdfast.dev/worker"] == "1"
-    ]
-    node, uid = pods[-1]["spec"]["nodeName"], kube.get("trainingjob", "bench", namespace=namespace)["metadata"]["uid"]
-    sent = datetime.now(UTC)
-    kube.run("taint", "node", node, f"{TAINT}=bench:NoSchedule", "--overwrite")
+    first: Receipt = ground.agents.wait("the agent of worker 1 has the notice", heard, timeout=30)
 
     def resumed() -> Any:
-        past = status_of(kube, namespace).get("preemptions") or []
-        fresh = [p for p in past if p["attempt"] == attempt and p.get("resumedAt")]
-        return fresh and fresh[-1]
+        return next((p for p in ground.status(job).get("preemptions") or [] if p.get("resumedAt")), None)
 
     preemption: dict[str, Any] = wait_for("the job resumes", resumed, timeout=120)
-    kube.run("taint", "node", node, f"{TAINT}-")
-    data = Path(cluster.s3_data) / "benchmarks/ttr" / namespace / f"bench-{uid}"
-    stages = json.loads((data / f"attempts/{attempt:010d}.reports/1.json").read_text())["stages"]
-    noticed = datetime.fromisoformat(stages["noticed"])
+    ground.nodes.take_taint(where[1], TAINT)
     result = {
-        "notice_to_agent_ms": round((noticed - sent).total_seconds() * 1000, 1),
+        "notice_to_agent_ms": round((first.at - moment.sent) * 1000, 1),
         "phases_ms": {p["name"]: p["milliseconds"] for p in preemption["phases"]},
         "total_ms": preemption["totalMilliseconds"],
+        "workers_lost": sorted(preemption["workers"]),
+        "step_at_notice": preemption["stepAtNotice"],
         "steps_lost": preemption.get("stepsLost", 0),
     }
-    print(f"round {n + 1}/{ROUNDS}: {json.dumps(result)}", flush=True)
-    time.sleep(1)
+    say(f"round {n}/{ROUNDS}: {json.dumps(result)}")
+    ground.stop(job)
     return result
 
 
 def report(rounds: list[dict[str, Any]]) -> None:
     names = list(rounds[0]["phases_ms"])
-    columns = {"notice to agent": [r["notice_to_agent_ms"] for r in rounds]}
-    columns |= {name: [r["phases_ms"].get(name, 0) for r in rounds] for name in names}
-    columns |= {"together (notice to first new step)": [r["total_ms"] for r in rounds]}
+    columns = {name: [r["phases_ms"].get(name, 0) for r in rounds] for name in names}
+    columns |= {TOGETHER: [r["total_ms"] for r in rounds]}
+    columns |= {"besides: notice put on the node → agent has it": [r["notice_to_agent_ms"] for r in rounds]}
     rows = [
         (name, show.PHASES.get(name, ""), *(round(results.spread(v)[k]) for k in ("min", "median", "max")))
         for name, v in columns.items()
     ]
-    agent = results.spread(columns["notice to agent"])
-    total = results.spread(columns["together (notice to first new step)"])
+    agent = results.spread([r["notice_to_agent_ms"] for r in rounds])
+    total = results.spread(columns[TOGETHER])
+    lost = sum(r["steps_lost"] for r in rounds)
     measures = [
         {
-            "id": "notice.to_agent",
-            "unit": "ms",
-            "ours": agent["median"],
-            "max": agent["max"],
-            "goal": 250,
-            "met": agent["max"] <= 250,
+            "id": "time_to_resume.agent", "what": f"a spot notice is put on a node → the agent has it, the slowest of {len(rounds)}",
+            "unit": "ms", "ours": round(agent["max"]), "median": agent["median"], "goal": GOAL_MS, "met": agent["max"] <= GOAL_MS,
         },
         {
-            "id": "time_to_resume.total",
-            "unit": "ms",
-            "ours": total["median"],
-            "max": total["max"],
-            "goal": None,
-            "met": None,
+            "id": "time_to_resume.total", "what": f"notice → first new step on another node, median of {len(rounds)}",
+            "unit": "ms", "ours": round(total["median"]), "min": total["min"], "max": total["max"], "goal": None, "met": None,
         },
-    ]
+    ]  # fmt: skip
+    table = results.markdown(("phase", "from, until", "min, ms", "median", "max"), rows)
+    table += f"\n\n{len(rounds)} rounds; steps lost in all of them: {lost}."
+    results.write("time_to_resume", {"rounds": rounds}, table, measures)
     plot(names, rounds)
-    results.write(
-        "time_to_resume",
-        {"rounds": rounds},
-        results.markdown(("phase", "from, until", "min, ms", "median", "max"), rows),
-        measures,
-    )
 
 
 def plot(names: list[str], rounds: list[dict[str, Any]]) -> None:
@@ -130,14 +92,15 @@ def plot(names: list[str], rounds: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 0.5 * len(rounds) + 1.5))
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rounds) + 1.5))
     left = [0.0] * len(rounds)
     for name in names:
         widths = [r["phases_ms"].get(name, 0) for r in rounds]
         axes.barh(range(len(rounds)), widths, left=left, label=name)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_xlabel("ms from the notice")
+    axes.set_xlabel("ms from the notice to the first new step")
     axes.set_yticks(range(len(rounds)), [f"round {n + 1}" for n in range(len(rounds))])
     axes.invert_yaxis()
-    axes.legend(ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=7)
-    figure.savefig(Path(__file__).parent / "results/phases.png", bbox_inches="tight", dpi=110)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    figure.savefig(HERE / "results/phases.png", bbox_inches="tight", dpi=110)
+    plt.close(figure)
