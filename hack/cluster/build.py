@@ -179,7 +179,9 @@ def make_one(artefact: Artefact, cache: Cache, children: Children) -> None:
 
 @contextlib.contextmanager
 def stops_on_signal() -> Iterator[None]:
-    """Turns SIGTERM into an exception of the main thread, as Python does with Ctrl-C."""
+    """Turns SIGTERM into an exception of the main thread, as Python does with Ctrl-C; and SIGINT too where it was ignored at the start, as a shell does
+    with what it starts in the background: else what is running then could not be told to take down what it made.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -187,8 +189,11 @@ def stops_on_signal() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
