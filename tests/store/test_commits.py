@@ -272,9 +272,23 @@ def test_a_manifest_that_points_to_places_its_commit_record_does_not_name_is_cor
     world.claimed(1).saved(1, 1, b"aaaa")
     manifest = world.manifest(1, 2, 0, 1, b"aaaa", {digest(b"aaaa"): ref(1, 1)})
     entry = world.store.create_manifest(manifest)
-    record: CommitRecord = dataclasses.replace(world.store.read_commit(ref(1, 1))[0], save=2, ranks=(entry,), check="")
-    world.store.commit(record)
+    standing: CommitRecord = world.store.read_commit(ref(1, 1))[0]
+    progress = dataclasses.replace(standing.progress, boundary=manifest.boundary)
+    world.store.commit(dataclasses.replace(standing, save=2, ranks=(entry,), progress=progress, check=""))
     with pytest.raises(Corrupt, match="no chunk lie"):
+        world.image(ref(1, 2))
+
+
+def test_a_manifest_of_another_boundary_than_its_commit_record_is_corrupt(world: World) -> None:
+    """Ranks of two steps in one checkpoint would load without complaint: every byte verifies."""
+    world.claimed(1).saved(1, 1, b"aaaa")
+    manifest = world.manifest(1, 2, 0, 1, b"aaaa", {digest(b"aaaa"): ref(1, 1)})
+    entry = world.store.create_manifest(manifest)
+    standing: CommitRecord = world.store.read_commit(ref(1, 1))[0]
+    progress = dataclasses.replace(standing.progress, boundary=manifest.boundary + 1)
+    places = {"save": 2, "ranks": (entry,), "progress": progress, "base": ref(1, 1), "refers_to": (ref(1, 1),)}
+    world.store.commit(dataclasses.replace(standing, check="", **places))
+    with pytest.raises(Corrupt, match="speaks of"):
         world.image(ref(1, 2))
 
 

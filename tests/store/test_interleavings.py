@@ -48,6 +48,8 @@ def test_saves_that_lean_on_more_than_their_base_are_refused_and_would_be_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     careless = Rules(agent_uses_its_base_only=False)
-    assert first_violation(careless, range(20, 40)) == ""
+    # Few interleavings show it (one in some thousand); the range begins shortly before one of them.
+    shows_it = range(2660, 2690)
+    assert first_violation(careless, shows_it) == ""
     monkeypatch.setattr(commits, "_check_base", lambda *_: None)
-    assert "SAFE" in first_violation(careless, range(20, 300))
+    assert "SAFE" in first_violation(careless, shows_it)
