@@ -46,7 +46,7 @@ def _ticks() -> list[int]:
 
 
 def _processors() -> dict[str, float]:
-    """Shares of all cores. `nice` is work of low priority: nothing that is measured here is, so it is somebody else's."""
+    """Shares of all cores. `nice` is work of low priority: builds, or somebody else's; nothing that is measured here."""
     spent = [now - then for now, then in zip(_ticks(), _began or [0] * len(_BUSY_WITH), strict=True)]
     return {name: round(100 * n / max(1, sum(spent)), 1) for name, n in zip(_BUSY_WITH, spent, strict=True)}
 
@@ -93,8 +93,8 @@ def write(question: str, data: dict[str, Any], table: str, measures: Sequence[di
     shares = facts["processors_percent"]
     about = (
         f"{facts['cores']} cores ({facts['cpu']}), {facts['memory_gib']} GiB, Linux {facts['kernel']}, Python {facts['python']}, "
-        f"{facts['at']}, commit {facts['commit']}. Over the run the cores were {shares['idle']:.0f} % idle, "
-        f"and {shares['nice']:.0f} % busy with work of low priority that has nothing to do with it"
+        f"{facts['at']}, commit {facts['commit']}. Over the run the cores were {shares['idle']:.0f} % idle and "
+        f"{shares['nice']:.0f} % busy with work of low priority (nice)"
     )
     _between_marks(folder / "README.md", f"{table}\n\nMeasured on: {about}.")
     summary = HERE / "summary.json"
