@@ -131,15 +131,19 @@ class JobLoop:
         if seen is None:
             return RESYNC_SECONDS
         now = datetime.now(UTC)
+        event, self._event_seen = self._event_seen, None  # a change that comes from here on is the next round's
         decision = decide(seen, now)
-        if self._must_write(seen.status, decision.status):
+        written = self._must_write(seen.status, decision.status)
+        if written:
             if not await self._write(seen, decision.status):
+                self._event_seen = event or self._event_seen
                 return 0.0
             self._wake.set()  # what was decided is acted on when it is read back (A2)
         retry = await self._shared.executor.run(seen, decision.actions, self._memory)
-        if self._event_seen is not None and any(isinstance(a, _REACTIONS) for a in decision.actions):
-            self._shared.metrics.reaction.observe(time.monotonic() - self._event_seen)
-        self._event_seen = None
+        if event is not None and any(isinstance(a, _REACTIONS) for a in decision.actions):
+            self._shared.metrics.reaction.observe(time.monotonic() - event)
+        elif event is not None and written:
+            self._event_seen = event  # the action may follow in the next round
         self._shared.last_round = time.monotonic()
         self._shared.metrics.reconcile.observe(time.monotonic() - began)
         ahead = (decision.wake_at - now).total_seconds() if decision.wake_at else RESYNC_SECONDS
