@@ -44,10 +44,10 @@ from holdfast_api.messages import (
 )
 from holdfast_api.names import EXIT_CODES
 from holdfast_api.signing import Role
-from holdfast_store.bucket import open_bucket
 from holdfast_store.errors import StoreError
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
+from holdfast_store.opening import open_bucket
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 3.0

@@ -5,13 +5,11 @@ are relative to the storage URI; each backend checks them before use (S6).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from holdfast_api.config import StorageConfig
 from holdfast_api.errors import BadName
-from holdfast_store.errors import Misconfigured
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Folders: TypeAlias = list[str]  # spelled so because `list` is a method below
@@ -88,25 +86,3 @@ def check_prefix(prefix: str) -> str:
             raise ValueError(f"the prefix {prefix!r} must end in '/'")
         check_key(prefix[:-1])
     return prefix
-
-
-def open_bucket(storage: StorageConfig, environ: Mapping[str, str], *, retry_seconds: float = 60.0) -> Bucket:
-    """The bucket of `storage.uri`. Touches no network: a store that is away shows at first use. Unavailable is retried for `retry_seconds` per call.
-
-    Misconfigured for a URI of no known kind, a directory that does not exist, or credentials that are nowhere.
-    """
-    from holdfast_store.retry import Persistent
-
-    scheme = storage.uri.partition("://")[0]
-    if scheme == "file":
-        from holdfast_store.file import FileBucket
-
-        return Persistent(FileBucket.from_uri(storage.uri), retry_seconds=retry_seconds)
-    if scheme == "s3":
-        # Imported here: a job on a shared directory needs neither boto3's import time nor its memory.
-        from holdfast_store.s3 import S3Bucket
-
-        return Persistent(S3Bucket.from_config(storage, environ), retry_seconds=retry_seconds)
-    raise Misconfigured(
-        f"storage uri {storage.uri!r}: this release reads s3://bucket/prefix and file:///directory; correct spec.checkpoint.storage.uri"
-    )

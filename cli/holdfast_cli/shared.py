@@ -11,9 +11,10 @@ import typer
 from holdfast_api.config import StorageConfig
 from holdfast_api.errors import BadName
 from holdfast_store import discover
-from holdfast_store.bucket import Bucket, open_bucket
+from holdfast_store.bucket import Bucket
 from holdfast_store.errors import Absent, Corrupt, StoreError
 from holdfast_store.job import JobStore
+from holdfast_store.opening import open_bucket
 
 EXIT_DAMAGED = 1
 EXIT_USAGE = 2

@@ -33,8 +33,8 @@ from holdfast_api.messages import (
     NoticeOrder,
     RestoreOrder,
 )
-from holdfast_store.bucket import open_bucket
 from holdfast_store.job import JobStore
+from holdfast_store.opening import open_bucket
 
 TRAINER = str(Path(__file__).with_name("fake_trainer.py"))
 WAIT_SECONDS = 60.0

@@ -13,8 +13,9 @@ from s3_server import S3Server, binary_or_outcome, running
 from worlds import World
 
 from holdfast_api.config import StorageConfig
-from holdfast_store.bucket import Bucket, open_bucket
+from holdfast_store.bucket import Bucket
 from holdfast_store.memory import MemoryBucket
+from holdfast_store.opening import open_bucket
 
 _number = itertools.count()
 BACKENDS = ["file", "memory", pytest.param("s3", marks=pytest.mark.s3)]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from holdfast_api.config import StorageConfig
-from holdfast_store.bucket import open_bucket
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt, Denied, Full, Misconfigured, Unavailable
 from holdfast_store.file import FileBucket
 from holdfast_store.folders import TEMPORARY, Folder
+from holdfast_store.opening import open_bucket
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from moto.server import ThreadedMotoServer
 from s3_server import BUCKET
 
 from holdfast_api.config import StorageConfig
-from holdfast_store.bucket import Bucket, Buffer, open_bucket
+from holdfast_store.bucket import Bucket, Buffer
 from holdfast_store.errors import AlreadyExists, Denied, Unavailable
 from holdfast_store.memory import Effect, Fault, MemoryBucket
+from holdfast_store.opening import open_bucket
 from holdfast_store.probe import ProbeResult, probe
 
 

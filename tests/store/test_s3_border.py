@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast_api.config import StorageConfig
-from holdfast_store.bucket import open_bucket
 from holdfast_store.errors import Misconfigured, StoreError
+from holdfast_store.opening import open_bucket
 from holdfast_store.s3 import S3Bucket, settings_from
 from holdfast_store.s3_border import border, endpoint_problem
 from holdfast_store.s3_credentials import session_from

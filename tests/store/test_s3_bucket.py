@@ -24,9 +24,9 @@ from s3_server import BUCKET, S3Server
 
 from holdfast_api.config import StorageConfig
 from holdfast_api.messages import RestoreOrder
-from holdfast_store.bucket import open_bucket
 from holdfast_store.errors import Absent, AlreadyExists, Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.job import JobStore
+from holdfast_store.opening import open_bucket
 from holdfast_store.s3 import S3Bucket
 
 pytestmark = pytest.mark.s3
