@@ -88,6 +88,19 @@ def test_a_power_cut_without_notice_resumes_from_the_last_commit(lab: Any) -> No
     assert last(status)["resumedStep"] % 10 == 0
 
 
+def test_an_agent_that_is_killed_is_restarted_in_place_and_the_job_goes_on(lab: Any) -> None:
+    """G1, fault scenario 6: PID 1 of the trainer dies; pod, node and image stay, and the ranks start as a new attempt."""
+    job = lab.start(env=ENV)
+    job.wait("a periodic checkpoint", lambda s: s.get("lastCheckpoint", {}).get("step", 0) >= 10)
+    (victim,) = [p for p in job.pods() if p["metadata"]["labels"]["holdfast.dev/worker"] == "1"]
+    lab.cluster.node(job.node_of(1)).run("pkill", "-KILL", "-f", "holdfast-agent run")
+    status = exact_after(job, lab)
+    assert (last(status)["cause"], last(status)["source"]) == ("failure", "AgentRestarted")
+    (after,) = [p for p in job.pods() if p["metadata"]["labels"]["holdfast.dev/worker"] == "1"]
+    assert after["metadata"]["uid"] == victim["metadata"]["uid"]
+    assert after["status"]["containerStatuses"][0]["restartCount"] == 1
+
+
 def test_an_operator_killed_in_the_middle_of_it_finishes_it(lab: Any) -> None:
     job = lab.start(env=ENV)
     job.wait_step(15)
