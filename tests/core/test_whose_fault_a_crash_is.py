@@ -62,6 +62,13 @@ def test_repeated_reports_of_the_crash_do_not_move_its_moment() -> None:
     assert w.status.counts.failures == 1
 
 
+def test_an_agent_that_was_killed_is_the_cause_and_not_the_crash_of_its_peers() -> None:
+    w = a_crash_beside_a_silent_worker()
+    w.settled()
+    w.after(1).reports(1, AgentPhase.WAITING, attempt=0, joined=1).settled()
+    assert (w.status.preemptions[-1].source, w.status.preemptions[-1].workers) == ("AgentRestarted", (1,))
+
+
 def test_a_clock_that_is_ahead_does_not_put_the_verdict_off() -> None:
     w = a_job().with_pods().training(step=40).after(3)
     ahead = {Stage.FAILED.value: w.now + seconds(600)}

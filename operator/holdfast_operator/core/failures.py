@@ -41,9 +41,12 @@ class Failure:
 
 
 def find(status: TrainingJobStatus, whos: tuple[MemberSeen, ...], now: datetime) -> Failure | None:
-    """The failure that came first: its words are the cause, the others' are that a peer is gone. One failing worker fails its attempt once."""
+    """The failure that came first: its words are the cause, the others' are that a peer is gone. What is no crash of training code, as an agent that
+    was killed, makes the others crash before it is heard of. One failing worker fails its attempt once."""
     found = (_failure(status, who, now) for who in whos)
-    return min((f for f in found if f is not None), key=lambda f: (not f.final, f.at, f.worker), default=None)
+    return min(
+        (f for f in found if f is not None), key=lambda f: (not f.final, f.may_be_an_echo, f.at, f.worker), default=None
+    )
 
 
 def of_start(seen: Observed, status: TrainingJobStatus, now: datetime) -> Failure | None:
