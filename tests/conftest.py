@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a failure is of the change; HOLDFAST_RANDOM_EXAMPLES=1 looks for new ones.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("default" if os.environ.get("HOLDFAST_RANDOM_EXAMPLES") == "1" else "fixed")
 
 
 @pytest.fixture(scope="session")
