@@ -57,7 +57,7 @@ def decide(seen: Observed, now: datetime) -> Decision:
     status = renew.drop_unclaimed(seen, status, now)
     status = notices.update(seen, status, now)
     status = interruptions.update(seen, status, now)
-    status = suspicion.update(seen, seen.status, status, now)
+    status = suspicion.update(seen, seen.status, status)
     status, verdict = finish.count_end(seen, seen.status, status, now)
     if verdict is None:
         status, verdict = finish.count_start_failure(seen, status, now)

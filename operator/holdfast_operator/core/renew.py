@@ -22,14 +22,15 @@ def drop_unclaimed(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
     attempt = status.attempt
     if attempt is None or attempt.claimed_at is not None:
         return status
-    if not any(is_stale(seen, w, now) for w in newest_plans(status).values()):
+    wanted = made_from(seen.spec)
+    if not any(is_stale(seen, w, wanted, now) for w in newest_plans(status).values()):
         return status
     return status.model_copy(update={"attempt": None})
 
 
-def is_stale(seen: Observed, entry: WorkerStatus, now: datetime) -> bool:
-    """Whether the entry's pod cannot be what the spec asks for now, or cannot know what a Secret holds now."""
-    if entry.made_from not in ("", made_from(seen.spec)):
+def is_stale(seen: Observed, entry: WorkerStatus, wanted: str, now: datetime) -> bool:
+    """Whether the entry's pod cannot be what the spec asks for now (its digest is `wanted`), or cannot know what a Secret holds now."""
+    if entry.made_from not in ("", wanted):
         return True
     until = blocked_until(seen, entry)
     return until is not None and now >= until

@@ -22,13 +22,14 @@ STALE_AVOIDANCE = timedelta(seconds=5)
 
 def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
     """A usable or planned pod for every worker. Entries that are neither newest nor members of a live attempt are dropped."""
-    newest = newest_plans(status)
-    wanted = [w for w in range(seen.spec.workers) if w not in newest or not _may_stay(seen, status, newest[w], now)]
+    newest, digest = newest_plans(status), made_from(seen.spec)
+    wanted = [
+        w for w in range(seen.spec.workers) if w not in newest or not _may_stay(seen, status, newest[w], digest, now)
+    ]
     if not wanted:
         return status
     serial = status.serials_used + 1
     avoid = avoided(seen, status)
-    digest = made_from(seen.spec)
     new = tuple(
         WorkerStatus(
             worker=w,
@@ -73,8 +74,8 @@ def avoided(seen: Observed, status: TrainingJobStatus) -> tuple[str, ...]:
     return tuple(sorted(doomed | silent))[:MAX_AVOID]
 
 
-def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, now: datetime) -> bool:
-    if renew.is_stale(seen, entry, now) and not is_member(status, entry.pod_uid):
+def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, digest: str, now: datetime) -> bool:
+    if renew.is_stale(seen, entry, digest, now) and not is_member(status, entry.pod_uid):
         return False
     pod = pod_of(seen, entry.worker, entry.serial)
     if pod is None:

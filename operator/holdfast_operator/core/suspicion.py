@@ -5,8 +5,6 @@ a time, and only if there is an older one. If a start from an older one fails as
 suspended any more until an attempt has taken a step. If the older one's start succeeds, the suspended one is off the lineage from then on (A7).
 """
 
-from datetime import datetime
-
 from holdfast_api.messages import BlockedReason, Cause, Stage
 from holdfast_operator.core import interruptions
 from holdfast_operator.core.membership import members
@@ -19,7 +17,7 @@ FAILED_STARTS = 2
 """In a row, from the same checkpoint: one may be anything."""
 
 
-def update(seen: Observed, before: TrainingJobStatus, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
+def update(seen: Observed, before: TrainingJobStatus, status: TrainingJobStatus) -> TrainingJobStatus:
     """`before` is the status that was read; the end of an attempt counts in the round that records it."""
     if status.attempt is not None and status.attempt.first_step_at is not None:
         return _over(status)
