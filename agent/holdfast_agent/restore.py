@@ -8,23 +8,21 @@ cannot be reached is not the checkpoint's fault: the try ends with what it said,
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from holdfast_agent.arena import Arena, Mapped
 from holdfast_agent.errors import AgentError, CheckpointBad
-from holdfast_agent.threads import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Stop, Threads
+from holdfast_agent.threads import Stop, Threads, persist
 from holdfast_api.manifest import Chunk, CommitRecord, RankManifest
 from holdfast_store.chunks import digest
-from holdfast_store.errors import Absent, Corrupt, StoreError, Unavailable
+from holdfast_store.errors import Absent, Corrupt, StoreError
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 PATIENCE_SECONDS = 12.0
 """With a store that is away, for one call: then the try ends and the reason is reported, within 30 s (fault scenario 48)."""
 STORE_TRIES = 2
@@ -84,7 +82,7 @@ class InStore:
     name = "store"
 
     def __init__(self, store: JobStore, stop: Stop) -> None:
-        """`store` tries once: repeating is `patiently`'s."""
+        """`store` tries once: repeating is `persist`'s."""
         self._store = store
         self._stop = stop
 
@@ -92,26 +90,11 @@ class InStore:
         chunk: Chunk = manifest.chunks[index]
         for left in reversed(range(STORE_TRIES)):
             try:
-                return patiently(self._stop, lambda: self._store.get_chunk_into(chunk, view))
+                return persist(self._stop, lambda: self._store.get_chunk_into(chunk, view), patience=PATIENCE_SECONDS)
             except Corrupt:
                 if not left:
                     raise
         return None
-
-
-def patiently(stop: Stop, function: Callable[[], T]) -> T:
-    """Repeats a call that is Unavailable, with growing pauses, for PATIENCE_SECONDS at most. On a worker thread."""
-    end, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return function()
-        except Unavailable:
-            left = end - time.monotonic()
-            if left > 0:
-                stop.pause(min(pause, left))
-            if left <= 0 or stop.wanted:
-                raise
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
 class Tally:
@@ -178,7 +161,9 @@ async def fetch(
     """
     store = store.until(0.0)  # without retries of its own, which would go on after `stop`
     try:
-        manifests = {r: await threads.call(patiently, stop, _reading(store, record, r)) for r in ranks}
+        manifests = {
+            r: await threads.call(persist, stop, _reading(store, record, r), patience=PATIENCE_SECONDS) for r in ranks
+        }
     except (Absent, Corrupt) as e:
         raise CheckpointBad(f"manifest: {e}") from e
     for manifest in manifests.values():

@@ -58,9 +58,10 @@ class Stop:
         self._event.wait(min(seconds, max(0.0, self.at - time.monotonic())))
 
 
-def persist(stop: Stop, function: Callable[[], T]) -> T:
-    """Repeats a call that fails for a reason that may pass (Unavailable), with growing pauses, until `stop`. On a worker thread."""
-    pause = FIRST_PAUSE_SECONDS
+def persist(stop: Stop, function: Callable[[], T], *, patience: float = float("inf")) -> T:
+    """Repeats a call that fails for a reason that may pass (Unavailable), with growing pauses, until `stop`, and for `patience` seconds at most. On a
+    worker thread."""
+    end, pause = time.monotonic() + patience, FIRST_PAUSE_SECONDS
     while True:
         try:
             result = function()
@@ -68,9 +69,10 @@ def persist(stop: Stop, function: Callable[[], T]) -> T:
             return result
         except Unavailable as e:
             stop.failing = e
-            if stop.wanted:
+            left = end - time.monotonic()
+            if stop.wanted or left <= 0:
                 raise
-            stop.pause(pause)
+            stop.pause(min(pause, left))
             if stop.wanted:
                 raise
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
