@@ -150,10 +150,11 @@ class Claims:
             raise NeedsPerson(BlockedReason.EARLIER_JOB, earlier_job_message(earlier))
 
     async def _may_claim(self) -> None:
-        """A3. Blocked reasons of an earlier try are gone by now."""
+        """A3. While the attempt waits for the operator it is not blocked. Where it need not wait, the reason of an earlier try stands until something
+        has been chosen: what is tried every few seconds and fails is one trouble, not many."""
         s = self._shared
-        s.record.block(None)
         while not s.order.may_claim:
+            s.record.block(None)
             await s.changes.until(lambda: s.order.may_claim, Deadline.after(60))
 
     async def _choose(self) -> Choice:

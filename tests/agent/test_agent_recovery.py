@@ -8,6 +8,7 @@ import uuid
 
 import pytest
 
+from holdfast_agent.claims import RETRY_SECONDS
 from holdfast_agent.clock import now
 from holdfast_api import layout
 from holdfast_api.layout import CheckpointRef
@@ -149,6 +150,10 @@ def test_when_nothing_can_be_used_the_attempt_is_blocked_and_never_starts_from_z
     assert blocked.reason is BlockedReason.NO_USABLE_CHECKPOINT
     for name, _, _ in g.commits():
         assert name in blocked.message
+    since = g.pods[0].report().blocked_since
+    time.sleep(2 * RETRY_SECONDS)
+    later = g.pods[0].report()
+    assert (later.phase, later.blocked, later.blocked_since) == (AgentPhase.BLOCKED, blocked, since), "one trouble"
     assert starts(g) == set()
 
 
