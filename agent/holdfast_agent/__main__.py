@@ -44,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"take one every N seconds (default {DEFAULT_EVERY_SECONDS})",
     )
+    often.add_argument(
+        "--every-auto",
+        action="store_true",
+        help="choose the interval from what a save costs and how often it is needed",
+    )
     run.add_argument("--chunk-mib", type=int, default=16, help="size of a chunk in MiB (default 16)")
     run.add_argument("--fresh", action="store_true", help="start from nothing if no checkpoint can be used")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
@@ -78,7 +83,8 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[]
             f"--workers is {options.workers}: without Kubernetes one machine is used; use --processes for several processes"
         )
     held = laptop.take(options.local)
-    every_seconds = options.every_seconds or (0 if options.every_steps else DEFAULT_EVERY_SECONDS)
+    chosen = options.every_steps or options.every_auto
+    every_seconds = options.every_seconds or (0 if chosen else DEFAULT_EVERY_SECONDS)
     ready = laptop.settings(
         held,
         options.local,
@@ -86,6 +92,7 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[]
         processes=options.processes,
         every_steps=options.every_steps,
         every_seconds=every_seconds,
+        every_auto=options.every_auto,
         chunk_bytes=options.chunk_mib << 20,
     )
     return lambda: Agent(ready, own_orders=held, fresh=options.fresh)

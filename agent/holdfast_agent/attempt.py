@@ -78,7 +78,7 @@ class Attempt:
             self._tasks.append(asyncio.ensure_future(self.claims.run()))
             if s.settings.config.operator_url:
                 self._tasks.append(asyncio.ensure_future(earlier.forward(s)))
-            if s.settings.config.every_seconds > 0:
+            if s.settings.config.every_seconds > 0 or s.settings.config.every_auto:
                 by_clock = clocks.save_by_clock(s, self.saves, self.rounds, lambda: self._going)
                 self._tasks.append(asyncio.ensure_future(by_clock))
 
@@ -189,6 +189,8 @@ class Attempt:
             if not rank.step_seconds
             else (1 - STEP_WEIGHT) * rank.step_seconds + STEP_WEIGHT * message.step_seconds
         )
+        if message.step_seconds > 0:
+            s.measured = s.measured.stepped(message.step_seconds, saving=self.writing.busy)
         if s.crew.all(lambda r: r.stepped):
             s.record.boundary = min(r.boundary for r in s.crew)
             s.record.step_seconds = max(r.step_seconds for r in s.crew)
@@ -206,7 +208,7 @@ class Attempt:
         s.metrics.stall_seconds.labels(
             message.kind if message.kind in ("periodic", "round", "final") else "other"
         ).observe(message.copy_seconds)
-        self.gates.captured(rank)
+        self.gates.captured(rank, message)
         if message.kind != "round" and s.crew.held(message.boundary):
             offer = peers.SaveOffer(s.attempt, s.settings.config.worker, message.boundary)
             self._tasks.append(asyncio.ensure_future(self._tell_lead(offer)))

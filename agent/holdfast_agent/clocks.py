@@ -1,14 +1,18 @@
 """What happens in an attempt because time has passed, not because somebody spoke: each function is one task."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
+from holdfast_agent import interval
 from holdfast_agent.clock import Deadline
 from holdfast_agent.rounds import Rounds
 from holdfast_agent.saves import Saves
 from holdfast_agent.shared import Shared
 from holdfast_api.messages import Blocked, BlockedReason, Cause
 
+log = logging.getLogger(__name__)
+LOOK_AGAIN_SECONDS = 30.0
 UNUSED_SECONDS = 20.0
 """A script that has not said Hello by then does not use the library, as far as anybody can tell."""
 
@@ -28,15 +32,34 @@ async def watch_use(shared: Shared) -> None:
 
 
 async def save_by_clock(shared: Shared, saves: Saves, rounds: Rounds, leaving: Callable[[], bool]) -> None:
-    """every.seconds: the lead asks for a round when the newest save is that old."""
+    """every.seconds and every.auto: the lead asks for a round when the newest save is that old."""
     s = shared
     clock = asyncio.get_running_loop().time
-    seconds = s.settings.config.every_seconds
     await s.changes.until(lambda: s.record.loaded, Deadline.after(10**8))
-    saves.started_at = clock()
+    saves.started_at = began = clock()
     while True:
-        await asyncio.sleep(max(0.2, seconds - (clock() - saves.started_at)))
+        seconds = _seconds(s, clock() - began)
+        # Looked at again now and then: what is measured meanwhile may make the interval shorter.
+        await asyncio.sleep(min(LOOK_AGAIN_SECONDS, max(0.2, seconds - (clock() - saves.started_at))))
         idle = not (leaving() or s.crew.done_at is not None or rounds.active)
         if idle and clock() - saves.started_at >= seconds and s.record.boundary > s.last_boundary:
             await rounds.request(Cause.PERIODIC, evacuate=False, deadline=None).ended.wait()
             saves.started_at = max(saves.started_at, clock() - seconds / 2)
+
+
+def _seconds(shared: Shared, trained_seconds: float) -> float:
+    """Between the begins of two periodic saves."""
+    s, config, order = shared, shared.settings.config, shared.order
+    if not config.every_auto:
+        return config.every_seconds
+    history = interval.History(
+        order.interruptions, order.interruptions_caught, order.trained_seconds + trained_seconds, len(order.members)
+    )
+    limits = interval.Limits(config.max_loss_seconds, config.max_overhead_percent / 100)
+    before = s.record.interval
+    choice = interval.steady(before, interval.choose(s.measured.costs, history, limits))
+    if choice != before:
+        log.info("periodic saves: %s", choice.words)
+        s.record.saves_every(choice)
+        s.metrics.interval.set(choice.seconds)
+    return choice.seconds

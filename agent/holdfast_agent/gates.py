@@ -5,6 +5,7 @@ The ranks decide what their boundary is; this file only asks, waits and passes o
 
 import asyncio
 import logging
+import time
 
 from holdfast_agent import slots
 from holdfast_agent.clock import Deadline
@@ -31,6 +32,8 @@ class Gates:
         self.greatest: tuple[int, str] = (0, "")
         """(round, coordinator's pod uid): the only one that is obeyed (E1)."""
         self.closed = False
+        self._stand_since: float | None = None
+        """When the first rank stopped for the round that runs."""
         self._lease = Deadline.after(0)
         self._asked_until = Deadline.after(0)
         self._released: tuple[int, str] = (0, "")
@@ -84,8 +87,10 @@ class Gates:
 
     # ---- also for the agent itself
 
-    def captured(self, rank: Rank) -> None:
+    def captured(self, rank: Rank, message: wire.CapturedSlot) -> None:
         """On its way to the target a rank passes periodic boundaries; one of them may have taken the slot that the target needs."""
+        if message.kind == "round" and self._stand_since is None:
+            self._stand_since = time.monotonic() - message.copy_seconds
         task = asyncio.ensure_future(self._make_room(rank))
         self._sacrifices.add(task)
         task.add_done_callback(self._sacrifices.discard)
@@ -96,6 +101,9 @@ class Gates:
             self.closed = False
             for rank in self._shared.crew:
                 rank.send(wire.OpenGate(self.greatest[0]))
+            if keep and self._stand_since is not None:
+                self._shared.measured = self._shared.measured.stalled(time.monotonic() - self._stand_since)
+            self._stand_since = None
             self._writing.release_round(keep)
             self._shared.changes.bump()
 

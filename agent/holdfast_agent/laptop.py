@@ -78,6 +78,7 @@ def settings(
     processes: int,
     every_steps: int,
     every_seconds: int,
+    every_auto: bool = False,
     chunk_bytes: int,
 ) -> Settings:
     config = AgentConfig(
@@ -91,6 +92,7 @@ def settings(
         storage=StorageConfig(uri=directory.resolve().as_uri()),
         every_steps=every_steps,
         every_seconds=every_seconds,
+        every_auto=every_auto,
         chunk_bytes=chunk_bytes,
         # Nobody waits with a SIGKILL behind a SIGTERM here; a second Ctrl-C ends hard.
         grace_seconds=120,

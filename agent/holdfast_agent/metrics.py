@@ -39,6 +39,11 @@ class Metrics:
         self.save_seconds = Histogram(
             "holdfast_agent_save_seconds", "Duration of a save's stages.", ["stage"], buckets=_SECONDS, registry=r
         )
+        self.interval = Gauge(
+            "holdfast_agent_save_interval_seconds",
+            "Between the begins of two periodic saves, as chosen with every: auto; 0 where it is not.",
+            registry=r,
+        )
         self.last_checkpoint = Gauge(
             "holdfast_agent_last_checkpoint_timestamp_seconds",
             "When the newest checkpoint was committed, in Unix seconds.",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from holdfast_agent.clock import now
+from holdfast_agent.interval import Choice
 from holdfast_agent.phases import Facts, phase_of
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import (
@@ -65,6 +66,8 @@ class Record:
     """Of the pod, in any life of its agent (A2)."""
     stray: tuple[CheckpointRef, ...] = ()
     saving: Blocked | None = None
+    interval: Choice | None = None
+    """How often the lead saves, with `every: auto`."""
     sequence: int = 0
 
     def begin(self, attempt: int) -> None:
@@ -109,6 +112,11 @@ class Record:
             self.checkpoints.append(info)
             del self.checkpoints[:-KEPT]
             self.saving = None
+            self.changed()
+
+    def saves_every(self, interval: Choice) -> None:
+        if interval != self.interval:
+            self.interval = interval
             self.changed()
 
     def request_done(self, request_id: str) -> None:
@@ -181,4 +189,6 @@ class Record:
             stray=self.stray,
             saving=self.saving,
             earlier=self.earlier,
+            interval_seconds=round(self.interval.seconds) if self.interval is not None else 0,
+            interval_reason=self.interval.words if self.interval is not None else "",
         )

@@ -257,6 +257,8 @@ class Saves:
         info = info_of(record)
         self.refused_by = None
         s.metrics.saves.labels(record.cause.value, "committed").inc()
+        if record.cause is Cause.PERIODIC:
+            s.measured = s.measured.persisted(time.monotonic() - self.started_at, _requests(s, record))
         if is_seal:
             s.record.stage(Stage.SEALED, record.created_at)
         try:
@@ -407,6 +409,13 @@ def _committing(shared: Shared, record: CommitRecord, stop: Stop) -> tuple[Commi
         if standing.ranks != record.ranks:
             raise
         return standing, text
+
+
+def _requests(shared: Shared, record: CommitRecord) -> float:
+    """PUTs for each rank, as far as somebody pays for them (J3)."""
+    config = shared.settings.config
+    paid = not config.storage.uri.startswith("file:")
+    return record.bytes_sent / config.chunk_bytes / len(record.ranks) if paid else 0.0
 
 
 def pause_before_try(failed: int) -> float:

@@ -85,6 +85,13 @@ def check(config: AgentConfig) -> None:
         raise ConfigurationWrong(f"chunk_bytes is {config.chunk_bytes}; 4 KiB to 1 GiB are possible")
     if config.every_steps < 0 or config.every_seconds < 0:
         raise ConfigurationWrong("every_steps and every_seconds cannot be negative")
+    if config.every_auto and (config.every_steps or config.every_seconds):
+        raise ConfigurationWrong("every_auto chooses the interval, so every_steps and every_seconds must be 0")
+    if config.every_auto and (config.max_loss_seconds < 1 or not 0 < config.max_overhead_percent <= 100):
+        raise ConfigurationWrong(
+            f"max_loss_seconds is {config.max_loss_seconds} and max_overhead_percent {config.max_overhead_percent}; "
+            "the first must be at least 1, the second from 1 to 100"
+        )
 
 
 def read_keys(folder: Path) -> dict[Role, bytes]:

@@ -10,6 +10,7 @@ from datetime import datetime
 from holdfast_agent import reuse
 from holdfast_agent.arena import Arena
 from holdfast_agent.clock import now
+from holdfast_agent.costs import Measured
 from holdfast_agent.crew import Changes, Crew
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import Mesh
@@ -66,6 +67,8 @@ class Shared:
     sealed_new: bool = False
     """The evacuation left nothing behind: what the ranks held is committed."""
     committing: bool = False
+    measured: Measured = field(default_factory=Measured)
+    """What periodic saves cost (`every: auto`)."""
     bytes_per_second: float = 0.0
     """Of the last flush, logical bytes."""
 

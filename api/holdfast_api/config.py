@@ -42,4 +42,10 @@ class AgentConfig:
     memory_dir: str = "/var/run/holdfast/arena"
     local_dir: str = "/var/lib/holdfast"
     labels: dict[str, str] = field(default_factory=dict)
+    every_auto: bool = False
+    """The lead chooses the interval by itself, from what it measures (agent/interval.py); steps and seconds are 0 then."""
+    max_loss_seconds: int = 3600
+    """`every_auto`: work that an interruption without notice may cost at most."""
+    max_overhead_percent: int = 5
+    """`every_auto`: share of the time that saving may take."""
     schema: int = 1

@@ -106,6 +106,12 @@ class AttemptOrder:
     processes_per_worker: int
     may_claim: bool
     restore: RestoreOrder
+    interruptions: int = 0
+    """Of the job so far: whatever ended an attempt."""
+    interruptions_caught: int = 0
+    """Of them, those that lost no step."""
+    trained_seconds: float = 0.0
+    """In all attempts before this one, from the first step to the end."""
     schema: int = 1
 
     @property
@@ -344,4 +350,7 @@ class AgentReport:
     stray: tuple[CheckpointRef, ...] = ()
     """Of the lead: committed checkpoints of this job that no attempt can reach, or that lie at or below the horizon and are not retained (D3), oldest
     first, at most 64. Found once after the claim; one that was ordered to be deleted is left out. Nothing is deleted without an order (D1, D2)."""
+    interval_seconds: int = 0
+    """Of the lead, with `every: auto`: between the begins of two periodic saves; 0 where it is not chosen."""
+    interval_reason: str = ""
     schema: int = 1

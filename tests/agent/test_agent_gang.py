@@ -7,6 +7,7 @@ from pathlib import Path
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase, Cause
+from tests.agent.conftest import eventually
 
 
 def restored(gang) -> list[str]:
@@ -137,6 +138,18 @@ def test_every_seconds_makes_periodic_rounds(gang):
     first = g.commits()[0][1]
     g.wait_for_commit(first + 1)
     assert {c[2] for c in g.commits()} == {"periodic"}
+
+
+def test_every_auto_saves_measures_and_says_how_often_and_why(gang):
+    config = {"every_steps": 0, "every_auto": True, "max_loss_seconds": 5}
+    g = gang(workers=2, config=config, trainer=("100000", "--step-seconds", "0.05")).start().begin()
+    eventually(
+        lambda: "a save costs" in g.pods[0].report().interval_reason, "an interval is chosen from what was measured"
+    )
+    report = g.pods[0].report()
+    assert report.interval_seconds == 5
+    assert {c[2] for c in g.commits()} == {"periodic"}
+    assert g.pods[1].report().interval_seconds == 0, "the lead decides"
 
 
 def test_a_failing_script_is_reported_with_its_last_words(gang):

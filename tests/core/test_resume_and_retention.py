@@ -11,7 +11,7 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase, Cause, CheckpointInfo, EarlierReport, Rejection, Stage
 from holdfast_operator.core import events, resume, retention
 from holdfast_operator.core.actions import SendAttempt, SendCheckpoint, SendCollect
-from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus, ResumeFrom
+from holdfast_operator.crd.v1alpha1 import IntervalStatus, Phase, PreemptionStatus, ResumeFrom
 
 SPOT = "aws-node-termination-handler/spot-itn"
 moment = st.one_of(st.none(), st.timedeltas(timedelta(seconds=-50), timedelta(seconds=500)).map(lambda d: T0 + d))
@@ -43,7 +43,24 @@ def test_a_time_to_resume_is_split_at_the_moments_that_agents_report() -> None:
     assert (entry.total_milliseconds, w.status.last_resume_milliseconds) == (9500, 9500)
     assert (entry.resumed_from, entry.resumed_step, entry.steps_lost) == ("1/3", 41, 0)
     assert [p.attempt for p in events.newly_resumed(before, w.status)] == [1]
+    assert (w.status.counts.preemptions, w.status.counts.caught) == (1, 1)
     assert not events.newly_resumed(w.status, w.after(50).round().status), "a later write does not measure it again"
+
+
+def test_the_lead_is_told_how_often_the_job_was_interrupted_and_says_how_often_it_saves() -> None:
+    w = a_job().with_pods().training(step=40)
+    w.reports(0, AgentPhase.TRAINING, boundary=41, interval_seconds=212, interval_reason="every 212 s").settled()
+    assert w.status.interval == IntervalStatus(seconds=212, reason="every 212 s")
+    began = w.status.attempt.first_step_at
+    w.after(50).tainted("n1", SPOT).settled()
+    w.with_pod(1, 2, "n2").after(3).all_report(AgentPhase.SEALED, boundary=41, stages={})
+    w.settled()
+    trained = w.status.counts.trained_seconds
+    assert trained == round((w.status.preemptions[-1].ended_at - began).total_seconds()) > 0
+    orders = [a.order for a in w.after(1).settled().actions if isinstance(a, SendAttempt)]
+    assert {(o.interruptions, o.interruptions_caught, o.trained_seconds) for o in orders} == {(1, 0, float(trained))}
+    assert w.status.interval is not None, "the last one stands until the next lead has chosen"
+    assert w.after(30).settled().status.counts.trained_seconds == trained, "an attempt is counted once"
 
 
 def test_what_is_reported_as_resumed_from_is_what_was_loaded_and_not_what_was_claimed() -> None:
@@ -58,6 +75,7 @@ def test_what_is_reported_as_resumed_from_is_what_was_loaded_and_not_what_was_cl
     w.reports(1, AgentPhase.TRAINING, boundary=31, stages=done, restored=older).settled()
     entry = w.status.preemptions[-1]
     assert (entry.resumed_from, entry.resumed_step) == ("1/2", 30)
+    assert (w.status.counts.preemptions, w.status.counts.caught) == (1, 0), "steps were lost"
     assert entry.steps_lost == entry.step_at_notice - 30
 
 

@@ -198,11 +198,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "checkpoints by steps and by seconds": (
         lambda job: job["spec"]["checkpoint"].update(every={"steps": 5, "seconds": 5}),
-        "spec.checkpoint.every needs exactly one of steps and seconds, greater than 0",
+        "spec.checkpoint.every needs exactly one of steps and seconds, greater than 0, or auto: {}",
+    ),
+    "checkpoints by steps and as it sees fit": (
+        lambda job: job["spec"]["checkpoint"].update(every={"steps": 5, "auto": {}}),
+        "spec.checkpoint.every needs exactly one of steps and seconds, greater than 0, or auto: {}",
     ),
     "checkpoints never": (
         lambda job: job["spec"]["checkpoint"].update(every={}),
-        "spec.checkpoint.every needs exactly one of steps and seconds, greater than 0",
+        "spec.checkpoint.every needs exactly one of steps and seconds, greater than 0, or auto: {}",
     ),
     "no checkpoint kept": (
         lambda job: job["spec"]["checkpoint"].update(keep={"last": 0}),

@@ -58,6 +58,7 @@ def test_the_agents_configuration_can_be_read_by_the_agent() -> None:
     config = codec.from_json(AgentConfig, env[names.ENV_CONFIG]["value"].encode())
     assert (config.worker, config.serial, config.workers, config.processes_per_worker) == (1, 3, 2, 2)
     assert (config.every_steps, config.every_seconds, config.grace_seconds) == (500, 0, 120)
+    assert config.every_auto is False
     assert config.operator_url == CONTEXT.operator_url
     assert config.storage.region == "eu-central-1"
 

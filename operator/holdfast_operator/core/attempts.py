@@ -103,6 +103,9 @@ def _order(
         processes_per_worker=seen.spec.processes_per_worker,
         may_claim=attempt.may_claim_at is not None,
         restore=retention.restore_order(seen, status),
+        interruptions=status.counts.preemptions + status.counts.failures,
+        interruptions_caught=status.counts.caught,
+        trained_seconds=float(status.counts.trained_seconds),
     )
 
 

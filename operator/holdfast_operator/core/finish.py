@@ -34,6 +34,7 @@ def count_end(
         return status, None
     if entry.source == interruptions.SUPERSEDED_SOURCE:
         return _go_above(seen, status), None
+    status = _with_training(status, entry.ended_at)
     if entry.cause == Cause.FAILURE.value:
         return _count_failure(seen, status, now)
     counts = status.counts.model_copy(update={"preemptions": status.counts.preemptions + 1})
@@ -90,6 +91,15 @@ def _go_above(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
     assert status.attempt is not None
     newest = interruptions.superseded_by(members(seen, status.attempt), status.attempt.number)
     return status.model_copy(update={"attempts_used": max(status.attempts_used, newest)})
+
+
+def _with_training(status: TrainingJobStatus, ended_at: datetime) -> TrainingJobStatus:
+    """What the attempt has trained, for the rate of interruptions."""
+    began = status.attempt.first_step_at if status.attempt is not None else None
+    if began is None or ended_at <= began:
+        return status
+    trained = status.counts.trained_seconds + round((ended_at - began).total_seconds())
+    return status.model_copy(update={"counts": status.counts.model_copy(update={"trained_seconds": trained})})
 
 
 def _finished(who: MemberSeen) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from holdfast_api import codec, names
 from holdfast_api.config import AgentConfig, StorageConfig
 from holdfast_operator.core.observed import JobMeta
-from holdfast_operator.crd.v1alpha1 import TrainingJobSpec
+from holdfast_operator.crd.v1alpha1 import AutoEvery, TrainingJobSpec
 
 Manifest = dict[str, Any]
 
@@ -160,6 +160,7 @@ def _config(
         storage=StorageConfig(checkpoint.storage.uri, checkpoint.storage.endpoint, checkpoint.storage.region),
         every_steps=checkpoint.every.steps,
         every_seconds=checkpoint.every.seconds,
+        **_automatic(checkpoint.every.auto),
         chunk_bytes=checkpoint.chunk_mi_b << 20,
         grace_seconds=int(pod["terminationGracePeriodSeconds"]),
         notice_seconds=spec.notices.default_deadline_seconds,
@@ -167,6 +168,16 @@ def _config(
         memory_dir=ARENA_DIR,
         local_dir=LOCAL_DIR,
     )
+
+
+def _automatic(auto: AutoEvery | None) -> dict[str, Any]:
+    if auto is None:
+        return {}
+    return {
+        "every_auto": True,
+        "max_loss_seconds": auto.max_loss_seconds,
+        "max_overhead_percent": auto.max_overhead_percent,
+    }
 
 
 def _mounts(container: Manifest) -> list[Manifest]:

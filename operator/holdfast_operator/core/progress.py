@@ -9,6 +9,7 @@ from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import (
     AttemptStatus,
     CheckpointStatus,
+    IntervalStatus,
     PreemptionStatus,
     TrainingJobStatus,
     WorkerStatus,
@@ -171,6 +172,9 @@ def _adopt_attempt(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
     step = _step(status, whos)
     if step != status.step:
         update["step"] = step
+    interval = _interval(whos)
+    if interval is not None and interval != status.interval:
+        update["interval"] = interval
     return _with_fall_backs(status.model_copy(update=update) if update else status, whos)
 
 
@@ -230,6 +234,14 @@ def _has_stepped(attempt: AttemptStatus, report: AgentReport) -> bool:
     if Stage.FIRST_STEP.value in report.stages or report.phase is AgentPhase.FINISHED:
         return True
     return report.phase is AgentPhase.TRAINING and report.boundary > attempt.parent_step
+
+
+def _interval(whos: tuple[MemberSeen, ...]) -> IntervalStatus | None:
+    """What the lead has chosen; the last one stands while nobody says another."""
+    for who in whos:
+        if who.report is not None and who.report.interval_seconds > 0:
+            return IntervalStatus(seconds=who.report.interval_seconds, reason=who.report.interval_reason[:4096])
+    return None
 
 
 def _step(status: TrainingJobStatus, whos: tuple[MemberSeen, ...]) -> int:

@@ -30,7 +30,15 @@ def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> Training
     if entries == status.preemptions:
         return status
     last = next(p for p in reversed(entries) if p.resumed_at is not None)
-    return status.model_copy(update={"preemptions": entries, "last_resume_milliseconds": last.total_milliseconds})
+    closed = [after for before, after in zip(status.preemptions, entries, strict=True) if before != after]
+    caught = status.counts.caught + sum(p.steps_lost == 0 for p in closed)
+    return status.model_copy(
+        update={
+            "preemptions": entries,
+            "last_resume_milliseconds": last.total_milliseconds,
+            "counts": status.counts.model_copy(update={"caught": caught}),
+        }
+    )
 
 
 def durations(start: datetime, ends: tuple[datetime | None, ...], end: datetime) -> tuple[PhaseDuration, ...]:

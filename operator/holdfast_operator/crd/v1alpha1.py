@@ -73,14 +73,23 @@ class Storage(Model):
     """Region of the bucket, unless the Secret or the machine names one."""
 
 
+class AutoEvery(Model):
+    """The interval is chosen from what a save costs this job and how often it is interrupted (Young and Daly), within these limits."""
+
+    max_loss_seconds: Annotated[int, Field(ge=10, le=86_400 * 7)] = 3600
+    """Work that an interruption without notice may cost at most: the recovery-point objective."""
+    max_overhead_percent: Annotated[int, Field(ge=1, le=100)] = 5
+    """Share of the time that saving may take, unless `maxLossSeconds` needs more."""
+
+
 class Every(Model):
     """How often a periodic checkpoint is taken."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
             rule(
-                "(has(self.steps) && self.steps > 0) != (has(self.seconds) && self.seconds > 0)",
-                "spec.checkpoint.every needs exactly one of steps and seconds, greater than 0",
+                "[has(self.steps) && self.steps > 0, has(self.seconds) && self.seconds > 0, has(self.auto)].filter(x, x).size() == 1",
+                "spec.checkpoint.every needs exactly one of steps and seconds, greater than 0, or auto: {}",
             )
         )
     )
@@ -88,6 +97,8 @@ class Every(Model):
     """A checkpoint each time the boundary number is a multiple of it. 0: by seconds."""
     seconds: Annotated[int, Field(ge=0, le=86_400 * 7)] = 0
     """A checkpoint each time that many seconds have passed since the last one. 0: by steps."""
+    auto: AutoEvery | None = None
+    """The interval is chosen, and chosen anew while the job trains; `status.interval` says which and why."""
 
 
 class Keep(Model):
@@ -123,7 +134,8 @@ class Checkpoint(Model):
     """The store that holds what must outlive the nodes."""
     # The API server must not write this default: it would stay beside the `steps` that a later apply adds, and both are refused.
     every: Annotated[Every, Field(json_schema_extra={"default": None})] = Every(seconds=600)
-    """How often a periodic checkpoint is taken, in steps or in seconds. Absent: every 600 seconds. Evacuations and manual checkpoints come on top."""
+    """How often a periodic checkpoint is taken: in steps, in seconds, or `auto: {}`. Absent: every 600 seconds. Evacuations and manual checkpoints
+    come on top."""
     keep: Keep = Keep()
     """Which checkpoints are kept. The newest usable one and the newest one proved good are always kept (C5)."""
     local: Local = Local()
@@ -429,6 +441,19 @@ class Counts(Model):
     """Of all attempts."""
     failures_in_a_row: int = 0
     """Without a new durable checkpoint between them."""
+    caught: int = 0
+    """Of both, those whose last state was saved: no step had to be done again."""
+    trained_seconds: int = 0
+    """From the first step of an attempt to its end, in all attempts that are over."""
+
+
+class IntervalStatus(Model):
+    """How often periodic checkpoints are taken, with `every.auto`."""
+
+    seconds: int
+    """From the begin of one to the begin of the next."""
+    reason: Message = ""
+    """What it follows from."""
 
 
 def in_words(milliseconds: int) -> str:
@@ -491,6 +516,8 @@ class TrainingJobStatus(Model):
 
     counts: Counts = Counts()
     """What the budgets are compared with."""
+    interval: IntervalStatus | None = None
+    """How often periodic checkpoints are taken, with `every.auto`."""
     retry_at: datetime | None = None
     """No attempt is started before it (back-off)."""
     checkpoint_request: Annotated[str, Field(max_length=64)] = ""
