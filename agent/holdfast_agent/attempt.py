@@ -16,6 +16,7 @@ from holdfast_agent.evacuation import Evacuation
 from holdfast_agent.finish import Finish
 from holdfast_agent.gates import Gates
 from holdfast_agent.launcher import Launcher, Process, RankSpec
+from holdfast_agent.periodic import Periodic
 from holdfast_agent.ranks import RankLink
 from holdfast_agent.restoring import Restoring
 from holdfast_agent.rounds import Rounds
@@ -49,9 +50,10 @@ class Attempt:
         self.writing = Writing(shared, lambda message: self.evacuation.sealed(message))
         self.gates = Gates(shared, self.writing)
         self.saves = Saves(shared)
-        self.rounds = Rounds(shared, self.gates, self.saves)
-        self.evacuation = Evacuation(shared, self.gates, self.rounds, self.saves, watchdog)
-        self.finish = Finish(shared, self.writing, self.saves, self.rounds)
+        self.periodic = Periodic(shared, self.saves)
+        self.rounds = Rounds(shared, self.gates, self.saves, self.periodic)
+        self.evacuation = Evacuation(shared, self.gates, self.rounds, self.periodic, watchdog)
+        self.finish = Finish(shared, self.writing, self.saves, self.periodic, self.rounds)
         self.restoring = Restoring(shared)
         self.claims = Claims(shared) if shared.is_lead else None
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,6 +93,7 @@ class Attempt:
         await self.finish.close()
         await self.evacuation.close()
         await self.rounds.cancel(reopen=False)
+        await self.periodic.close()
         await self.saves.close()
         await self.gates.end()
         await self.restoring.close()
@@ -252,7 +255,7 @@ class Attempt:
             case peers.OpenGates():
                 self.gates.open(message)
             case peers.SaveOffer():
-                self._lead_only().saves.offered(message)
+                self._lead_only().periodic.offered(message)
             case peers.FlushOrder():
                 return await self.writing.ordered(message)
             case peers.Committed():
@@ -330,13 +333,13 @@ class Attempt:
         self._launcher.kill(s.crew.processes)
         limit = Deadline.after(FAILED_SECONDS)
         await asyncio.sleep(1)
-        await s.changes.until(lambda: not self.saves.pending and not self.writing.busy, limit)
+        await s.changes.until(lambda: not self.periodic.pending and not self.writing.busy, limit)
         s.end(Exit.TRAINER_FAILED, s.record.exit_detail)
 
     async def _all_ended(self) -> None:
         s = self.shared
         await self.finish.over()
-        await s.changes.until(lambda: not (self.saves.pending or self._unfinished), Deadline.after(FINISH_SECONDS))
+        await s.changes.until(lambda: not (self.periodic.pending or self._unfinished), Deadline.after(FINISH_SECONDS))
         s.record.finished = True
         detail = s.record.exit_detail
         if all(r.hello is None for r in s.crew):

@@ -12,8 +12,8 @@ from holdfast_agent import notices, plan
 from holdfast_agent.clock import Deadline, now
 from holdfast_agent.errors import AgentError
 from holdfast_agent.gates import Gates
+from holdfast_agent.periodic import Periodic
 from holdfast_agent.rounds import Rounds
-from holdfast_agent.saves import Saves
 from holdfast_agent.shared import Shared
 from holdfast_agent.signals import Watchdog
 from holdfast_api import peers
@@ -33,11 +33,11 @@ HARD_END_SECONDS = 0.4
 class Evacuation:
     """One attempt's. Called on the event loop's thread."""
 
-    def __init__(self, shared: Shared, gates: Gates, rounds: Rounds, saves: Saves, watchdog: Watchdog) -> None:
+    def __init__(self, shared: Shared, gates: Gates, rounds: Rounds, periodic: Periodic, watchdog: Watchdog) -> None:
         self._shared = shared
         self._gates = gates
         self._rounds = rounds
-        self._saves = saves
+        self._periodic = periodic
         self._watchdog = watchdog
         self._driving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,7 +111,7 @@ class Evacuation:
             if not s.record.sealed:
                 if not s.record.evacuating:
                     s.record.evacuating = True
-                    self._later(self._saves.step_aside())
+                    self._later(self._periodic.step_aside())
                 self._drive()
             elif self._being_deleted():
                 self._later(self._end_when_told())
@@ -166,7 +166,7 @@ class Evacuation:
         for stage in (Stage.NOTICED, Stage.QUIESCED, Stage.LOCAL_DURABLE, Stage.SEALED):
             s.record.stages.pop(stage.value, None)
         self._gates.open_all()
-        self._saves.kick()
+        self._periodic.kick()
         s.record.changed()
         s.changes.bump()
 

@@ -12,6 +12,7 @@ from holdfast_agent import storage
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import PeerAhead, PeerRefused, PeerSilent
+from holdfast_agent.periodic import Periodic
 from holdfast_agent.rounds import Rounds
 from holdfast_agent.saves import Saves, info_of
 from holdfast_agent.shared import Shared
@@ -39,10 +40,11 @@ SILENT_SECONDS = 3600.0
 class Finish:
     """One attempt's. `run` is one task, begun when all local ranks are done."""
 
-    def __init__(self, shared: Shared, writing: Writing, saves: Saves, rounds: Rounds) -> None:
+    def __init__(self, shared: Shared, writing: Writing, saves: Saves, periodic: Periodic, rounds: Rounds) -> None:
         self._shared = shared
         self._writing = writing
         self._saves = saves
+        self._periodic = periodic
         self._rounds = rounds
         self._task: asyncio.Task[None] | None = None
         self._blocked: Blocked | None = None
@@ -103,14 +105,14 @@ class Finish:
                 # The lead has given it up, or has ended: in the second case the store knows more.
                 if await self._in_store(end) is False:
                     await self._refuse_others(end)
-                    return self._saves.impossible or "the lead has given it up, and its report says why"
+                    return self._periodic.impossible or "the lead has given it up, and its report says why"
             except PeerSilent as e:
                 if await self._in_store(end) is False and silent.passed:
                     return str(e)
-            if self._saves.pending:
+            if self._periodic.pending:
                 idle = Deadline.after(IDLE_SECONDS)
             elif s.is_lead and idle.passed and (reason := await self._of_others(end)):
-                await self._saves.give_up(reason)
+                await self._periodic.give_up(reason)
                 idle = Deadline.after(IDLE_SECONDS)
         return ""
 
@@ -130,7 +132,7 @@ class Finish:
         """This worker cannot give its part. The others hear it: from the lead, or when the lead asks."""
         reason = "not every rank has captured it"
         if self._shared.is_lead:
-            await self._saves.give_up(reason)
+            await self._periodic.give_up(reason)
             await self._refuse_others(end)
         elif len(self._shared.mesh.workers) > 1:
             await self._durable(end, LINGER_SECONDS)

@@ -13,6 +13,7 @@ from holdfast_agent import plan
 from holdfast_agent.clock import Deadline
 from holdfast_agent.errors import AgentError, PeerRefused, SaveGivenUp
 from holdfast_agent.gates import Gates
+from holdfast_agent.periodic import Periodic
 from holdfast_agent.saves import Saves
 from holdfast_agent.shared import Shared
 from holdfast_api import peers
@@ -89,10 +90,11 @@ def _check_not_lost(answers: Mapping[int, object]) -> None:
 class Rounds:
     """One attempt's. Called on the event loop's thread."""
 
-    def __init__(self, shared: Shared, gates: Gates, saves: Saves) -> None:
+    def __init__(self, shared: Shared, gates: Gates, saves: Saves, periodic: Periodic) -> None:
         self._shared = shared
         self._gates = gates
         self._saves = saves
+        self._periodic = periodic
         self._running: Round | None = None
         self._task: asyncio.Task[None] | None = None
         self._reopen = True
@@ -168,7 +170,7 @@ class Rounds:
     async def _run(self, running: Round) -> None:
         try:
             if running.evacuate:
-                await self._saves.step_aside()
+                await self._periodic.step_aside()
             running.info = await self._save(running)
         except RoundLost as e:
             log.info("round %d gives way to a newer one: %s", running.number, e)
@@ -223,7 +225,7 @@ class Rounds:
         await self._open(running, keep=boundary)
         if boundary <= self._shared.last_boundary:
             return self._shared.last
-        saving = self._saves.beside_training(boundary, running.cause, running.deadline)
+        saving = self._periodic.beside_training(boundary, running.cause, running.deadline)
         if self._running is running:
             self._running = None
         self._shared.changes.bump()
@@ -281,7 +283,7 @@ class Rounds:
     async def _make(self, running: Round, boundary: int) -> CheckpointInfo:
         """An emergency is worth another try while there is time: credentials are renewed, a connection comes back, the deadline proves to be later."""
         if running.evacuate:
-            await self._saves.step_aside()
+            await self._periodic.step_aside()
         for left in reversed(range(TRIES if running.evacuate else 1)):
             fits = self._fit(running)
             deadline = running.commit = Deadline.after(fits.commit_seconds)

@@ -1,7 +1,6 @@
 """The coordinator's part of a save: allot a number, let every worker flush, look for a newer claim, commit, tell everybody (A5, A6, A8, B1, E5).
 
-The lead coordinates periodic saves, for which no agreement is needed: it waits until every worker has offered the same boundary. Whoever runs a round
-(rounds.py) coordinates that round's save.
+The lead coordinates the saves beside training (periodic.py), whoever runs a round (rounds.py) that round's save.
 """
 
 import asyncio
@@ -13,10 +12,9 @@ from typing import Any
 
 from holdfast_agent import storage
 from holdfast_agent.clock import Deadline, now
-from holdfast_agent.errors import AgentError, PeerRefused, SaveGivenUp
+from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop, persist
-from holdfast_agent.writing import PERIODIC_SECONDS
 from holdfast_api import peers
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CheckpointKind, CommitRecord, Progress, RankEntry
@@ -26,11 +24,6 @@ from holdfast_store.errors import AlreadyExists, NotOnRecord, StoreError, Supers
 log = logging.getLogger(__name__)
 TELL_SECONDS = 20.0
 """How long members are told how a save ended; a member that is gone learns it from the store when it returns."""
-OFFERS_KEPT = 64
-FINAL_TRIES = 5
-"""Of a last state that fails for a reason that lies neither in the store nor in a peer; those are tried without end."""
-FINAL_PAUSE_SECONDS = 1.0
-LONGEST_FINAL_PAUSE_SECONDS = 15.0
 OWN_SECONDS = 1.0
 DECIDE_SECONDS = 10.0
 """An attempt that is over waits so long for a commit record that is on its way; the next claim makes a later one harmless (A7)."""
@@ -60,118 +53,19 @@ class Saves:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._lock = asyncio.Lock()
-        self._offers: dict[int, set[int]] = {}
-        self._periodic: asyncio.Task[None] | None = None
-        self._beside: set[asyncio.Task[CheckpointInfo]] = set()
-        """Saves of rounds after which training went on."""
         self._under_way: Commit | None = None
         self._unstored: Unstored | None = None
-        self._failed_finals: dict[int, tuple[int, int]] = {}
-        """Boundary -> how often its save failed, and how often of that for a reason that lies in the state: only those are ever enough."""
-        self.impossible = ""
-        """Why the last state of the job can be saved never; every offer is refused then."""
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._closed = False
+        self.closed = False
+        """The attempt is over: a commit that lands now is nobody's news here."""
         self.refused_by: StoreError | None = None
         """Why the last state is not stored yet, as far as it is the store."""
         self.started_at = time.monotonic()
         """Of the newest save; `every.seconds` counts from it."""
 
-    # ---- periodic
-
-    def offered(self, offer: peers.SaveOffer) -> None:
-        """The lead: a worker's ranks all hold a boundary. Raises PeerRefused if the last state can be saved never: nobody need wait for it."""
-        if self.impossible:
-            raise PeerRefused(f"nothing more is saved: {self.impossible}")
-        self._offers.setdefault(offer.boundary, set()).add(offer.worker)
-        for old in sorted(self._offers)[:-OFFERS_KEPT]:
-            del self._offers[old]
-        self.kick()
-
-    def kick(self) -> None:
-        """Something may have become possible: an offer, or the end of an evacuation."""
-        idle = self._periodic is None or self._periodic.done()
-        if idle and self._next_offer() is not None and not self._leaving:
-            self._periodic = asyncio.ensure_future(self._run_periodic())
-
-    @property
-    def _leaving(self) -> bool:
-        """An evacuation saves what there is; a save beside it would take its number and its store (A8)."""
-        return self._shared.record.evacuating or self._shared.record.sealed
-
-    def _next_offer(self) -> int | None:
-        """The newest boundary that everybody holds and that is not committed; what is older is not worth a save any more (A8)."""
-        workers = set(self._shared.mesh.workers)
-        complete = [b for b, who in self._offers.items() if who >= workers and b > self._shared.last_boundary]
-        return max(complete, default=None)
-
-    async def _run_periodic(self) -> None:
-        while (
-            not self._leaving and (boundary := self._next_offer()) is not None and self._shared.record.claim is not None
-        ):
-            cause = Cause.FINAL if self._is_final(boundary) else Cause.PERIODIC
-            try:
-                await self.make(
-                    boundary,
-                    cause,
-                    deadline=Deadline.after(PERIODIC_SECONDS),
-                    for_good=self._is_replaced(boundary),
-                )
-            except SaveGivenUp as e:
-                if e.storage is None or not self._is_final(boundary):
-                    self._offers.pop(boundary, None)  # a last boundary is offered again by whoever holds it (finish.py)
-                if self._is_final(boundary):
-                    await self._after_failed_final(boundary, e)
-            for old in [b for b in self._offers if b <= self._shared.last_boundary]:
-                del self._offers[old]
-
-    async def _after_failed_final(self, boundary: int, e: SaveGivenUp) -> None:
-        self.refused_by = e.storage
-        self._shared.changes.bump()
-        failed, in_the_state = self._failed_finals.get(boundary, (0, 0))
-        failed, in_the_state = self._failed_finals[boundary] = failed + 1, in_the_state + (not e.may_pass)
-        if in_the_state >= FINAL_TRIES:
-            await self.give_up(str(e))
-            return
-        await asyncio.sleep(pause_before_try(failed))
-
-    async def give_up(self, reason: str) -> None:
-        """The lead: the last state can be saved never, for a reason that lies in it. Whoever offers what it holds is told (`offered`)."""
-        self.impossible = reason
-        self._offers.clear()
-        self._unstored = None
-        await self._tell(peers.Committed(self._shared.attempt, max(1, self._shared.highest_save), ""))
-
-    def _is_replaced(self, boundary: int) -> Callable[[], bool]:
-        """The next periodic save makes up for one that fails; nothing makes up for the last state."""
-        return lambda: not self._is_final(boundary)
-
-    def _is_final(self, boundary: int) -> bool:
-        held = self._shared.crew.held(boundary)
-        return bool(held) and (held[0].kind == "final" or self._shared.crew.done_at == boundary)
-
-    async def step_aside(self) -> None:
-        """An emergency: what is saved beside training ends now, unless its commit record is on the way."""
-        if self._shared.committing:
-            return
-        running = [t for t in (self._periodic, *self._beside) if t is not None and not t.done()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-
-    def beside_training(self, boundary: int, cause: Cause, deadline: Deadline) -> asyncio.Task[CheckpointInfo]:
-        """A save of what a round has captured, for which no rank waits. The task raises SaveGivenUp, or is cancelled by an emergency."""
-        task = asyncio.ensure_future(self.make(boundary, cause, deadline=deadline))
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
-        return task
-
     async def close(self) -> None:
-        self._closed = True
-        running = [t for t in (self._periodic, *self._beside) if t is not None]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        """After everything that may begin a save has ended."""
+        self.closed = True
         if self._under_way is not None and not self._under_way.task.done():
             self._under_way.stop.set("the attempt is over")
             await asyncio.wait([self._under_way.task], timeout=DECIDE_SECONDS)
@@ -179,10 +73,14 @@ class Saves:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def forget_unstored(self) -> None:
+        """The last state is given up: what arrived of it is not continued."""
+        self._unstored = None
+
     @property
-    def pending(self) -> bool:
-        """The lead still has something to commit, or a commit is not decided."""
-        return self._lock.locked() or self._shared.committing or self._next_offer() is not None
+    def busy(self) -> bool:
+        """A save is being made, or its commit is not decided."""
+        return self._lock.locked() or self._shared.committing
 
     @property
     def failing(self) -> StoreError | None:
@@ -246,7 +144,7 @@ class Saves:
         if given_up.storage is not None:
             s.record.cannot_save(storage.blocked(given_up.storage, s.settings.config.storage))
         if told:
-            await self._tell(peers.Committed(s.attempt, save, ""))
+            await self.tell(peers.Committed(s.attempt, save, ""))
         if kept and given_up.storage is not None:
             self._unstored = Unstored(save, boundary, s.base.ref if s.base is not None else None)
         return given_up
@@ -262,9 +160,9 @@ class Saves:
         if is_seal:
             s.record.stage(Stage.SEALED, record.created_at)
         try:
-            await self._tell(peers.Committed(s.attempt, record.save, text, info, is_seal))
+            await self.tell(peers.Committed(s.attempt, record.save, text, info, is_seal))
         except asyncio.CancelledError:
-            self._later(self._tell(peers.Committed(s.attempt, record.save, text, info)))
+            self._later(self.tell(peers.Committed(s.attempt, record.save, text, info)))
             raise
         log.info("checkpoint %s is committed at boundary %d (%s)", record.ref, info.boundary, record.cause.value)
         return info
@@ -294,7 +192,7 @@ class Saves:
             return
         if commit.task.exception() is not None:
             log.info("save %d was withdrawn, and there is no commit: %s", commit.save, commit.task.exception())
-        elif not self._closed:
+        elif not self.closed:
             record, text = commit.task.result()
             self._later(self._made(record, text, is_seal=False))
 
@@ -306,7 +204,7 @@ class Saves:
     async def seal(self, info: CheckpointInfo | None) -> None:
         """The evacuation ends without a save of its own: `info` is the commit that holds everything already, None if something is lost."""
         self._shared.record.stage(Stage.SEALED)
-        await self._tell(peers.Committed(self._shared.attempt, max(1, self._shared.highest_save), "", info, True))
+        await self.tell(peers.Committed(self._shared.attempt, max(1, self._shared.highest_save), "", info, True))
 
     async def _commit(
         self, save: int, boundary: int, cause: Cause, emergency: bool, deadline: Deadline
@@ -386,7 +284,7 @@ class Saves:
             timings={"flush": time.monotonic() - self.started_at},
         )
 
-    async def _tell(self, message: peers.Committed) -> None:
+    async def tell(self, message: peers.Committed) -> None:
         """Everybody, for a bounded time; who is unreachable does not hold up the others."""
         s = self._shared
         answers = await s.mesh.ask_all(message, until=Deadline.after(TELL_SECONDS))
@@ -416,11 +314,6 @@ def _requests(shared: Shared, record: CommitRecord) -> float:
     config = shared.settings.config
     paid = not config.storage.uri.startswith("file:")
     return record.bytes_sent / config.chunk_bytes / len(record.ranks) if paid else 0.0
-
-
-def pause_before_try(failed: int) -> float:
-    """Seconds before a last state is tried again after so many failures. Pure."""
-    return float(min(FINAL_PAUSE_SECONDS * 2 ** min(failed - 1, 10), LONGEST_FINAL_PAUSE_SECONDS))
 
 
 def info_of(record: CommitRecord) -> CheckpointInfo:

@@ -12,6 +12,7 @@ from holdfast_agent.finish import Finish
 from holdfast_agent.gates import Gates
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import Mesh
+from holdfast_agent.periodic import Periodic
 from holdfast_agent.record import Record
 from holdfast_agent.rounds import Rounds
 from holdfast_agent.saves import Saves, info_of
@@ -101,8 +102,9 @@ class Lone:
         self.writing = Writing(s, self.sealed.append)
         self.gates = Gates(s, self.writing)
         self.saves = Saves(s)
-        self.rounds = Rounds(s, self.gates, self.saves)
-        self.finish = Finish(s, self.writing, self.saves, self.rounds)
+        self.periodic = Periodic(s, self.saves)
+        self.rounds = Rounds(s, self.gates, self.saves, self.periodic)
+        self.finish = Finish(s, self.writing, self.saves, self.periodic, self.rounds)
         s.mesh = Mesh(self.attempt, (member,), 0, self.peer, None, b"", UID)
         self.rank = s.crew.ranks[0]
         self.rank.loaded = self.rank.stepped = True
@@ -128,7 +130,7 @@ class Lone:
             case peers.Committed():
                 self.writing.committed(message)
             case peers.SaveOffer():
-                self.saves.offered(message)
+                self.periodic.offered(message)
             case peers.CloseGates():
                 return await self.gates.close_gates(message)
             case peers.ReleaseGates():
@@ -149,7 +151,7 @@ class Lone:
         self.finish.begin()
 
     def offer(self, boundary: int) -> None:
-        self.saves.offered(peers.SaveOffer(self.attempt, 0, boundary))
+        self.periodic.offered(peers.SaveOffer(self.attempt, 0, boundary))
 
     def commits(self) -> list[CommitRecord]:
         """In the store, oldest first."""
@@ -169,6 +171,7 @@ class Lone:
     async def close(self) -> None:
         await self.finish.close()
         await self.rounds.cancel(reopen=False)
+        await self.periodic.close()
         await self.saves.close()
         await self.gates.end()
         await self.writing.close()

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lone import Barrier, Lone, in_thread
 
-from holdfast_agent import finish, saves
+from holdfast_agent import finish, periodic, saves
 from holdfast_agent.clock import Deadline
 from holdfast_agent.errors import PeerRefused, SaveGivenUp
 from holdfast_api import peers
@@ -20,8 +20,8 @@ from holdfast_store.memory import Effect, Fault
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(saves, "FINAL_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(saves, "LONGEST_FINAL_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(periodic, "FINAL_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(periodic, "LONGEST_FINAL_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(finish, "OFFER_SECONDS", 0.2)
 
 
@@ -94,6 +94,8 @@ async def test_an_attempt_that_is_closed_waits_for_its_commit(tmp_path):
     one.capture(0, 10)
     one.offer(10)
     await in_thread(commit.reached)
+    closing = asyncio.ensure_future(one.periodic.close())
+    await closing
     closing = asyncio.ensure_future(one.saves.close())
     await asyncio.sleep(0.2)
     assert not closing.done()
@@ -121,7 +123,7 @@ async def test_another_coordinators_save_waits_for_a_commit_that_is_under_way_he
 
 @pytest.mark.parametrize("effect", [Effect.FULL, Effect.DENIED])
 async def test_a_last_state_is_tried_as_the_same_save_until_the_store_takes_it(tmp_path, effect):
-    tries = saves.FINAL_TRIES + 3
+    tries = periodic.FINAL_TRIES + 3
     one = Lone(tmp_path, faults=(Fault(effect, "create", "commit.json", times=tries),))
     one.capture(0, 10, "final")
     one.offer(10)
@@ -188,28 +190,28 @@ async def test_slots_given_back_before_the_end_was_known_are_taken_again(tmp_pat
 
 async def test_once_the_last_state_is_given_up_every_offer_is_refused_so_that_nobody_waits(tmp_path):
     one = Lone(tmp_path)
-    await one.saves.give_up("the ranks ended at different boundaries: [9, 10]")
+    await one.periodic.give_up("the ranks ended at different boundaries: [9, 10]")
     for boundary in (9, 10):
         with pytest.raises(PeerRefused, match="different boundaries"):
             one.offer(boundary)
-    assert not one.saves.pending
+    assert not one.periodic.pending
     await one.close()
 
 
 def test_pauses_before_a_last_state_is_tried_again_grow_to_a_bound(monkeypatch):
     monkeypatch.undo()
-    assert [saves.pause_before_try(n) for n in (1, 2, 3, 4, 5, 6, 999)] == [1, 2, 4, 8, 15, 15, 15]
+    assert [periodic.pause_before_try(n) for n in (1, 2, 3, 4, 5, 6, 999)] == [1, 2, 4, 8, 15, 15, 15]
 
 
 async def test_a_last_state_is_not_given_up_for_one_hiccup_after_the_store_was_away(tmp_path, monkeypatch):
     """Only what lies in the state is ever enough to give it up; a store that fails is tried without end."""
-    full = Fault(Effect.FULL, "create", "commit.json", times=saves.FINAL_TRIES)
+    full = Fault(Effect.FULL, "create", "commit.json", times=periodic.FINAL_TRIES)
     one = Lone(tmp_path, faults=(full,))
     real, calls = saves._committing, []
 
     def hiccup(*arguments):
         calls.append(1)
-        if len(calls) == saves.FINAL_TRIES + 1:
+        if len(calls) == periodic.FINAL_TRIES + 1:
             raise RuntimeError("one hiccup")
         return real(*arguments)
 
@@ -217,7 +219,7 @@ async def test_a_last_state_is_not_given_up_for_one_hiccup_after_the_store_was_a
     one.capture(0, 10, "final")
     one.done(10)
     await one.finish.over()
-    assert len(calls) > saves.FINAL_TRIES + 1
+    assert len(calls) > periodic.FINAL_TRIES + 1
     assert [r.progress.boundary for r in one.commits()] == [10]
     await one.close()
 
@@ -266,9 +268,9 @@ async def test_the_lead_starts_no_save_of_its_own_while_an_evacuation_runs(tmp_p
     one.offer(20)
     one.shared.record.evacuating = True
     commit.free.set()
-    await one.until(lambda: one.shared.last_boundary == 10 and one.saves._periodic.done())
+    await one.until(lambda: one.shared.last_boundary == 10 and one.periodic._periodic.done())
     assert [o.boundary for o in one.orders] == [10]
     one.shared.record.evacuating = False
-    one.saves.kick()
+    one.periodic.kick()
     await one.until(lambda: one.shared.last_boundary == 20)
     await one.close()

@@ -1,0 +1,147 @@
+"""Saves beside training: periodic ones, the last one, and what a round captured before it let training go on.
+
+The lead runs periodic saves, for which no agreement is needed: it waits until every worker has offered the same boundary. All of them step aside for an
+emergency.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from holdfast_agent.clock import Deadline
+from holdfast_agent.errors import PeerRefused, SaveGivenUp
+from holdfast_agent.saves import Saves
+from holdfast_agent.shared import Shared
+from holdfast_agent.writing import PERIODIC_SECONDS
+from holdfast_api import peers
+from holdfast_api.messages import Cause, CheckpointInfo
+
+log = logging.getLogger(__name__)
+OFFERS_KEPT = 64
+FINAL_TRIES = 5
+"""Of a last state that fails for a reason that lies neither in the store nor in a peer; those are tried without end."""
+FINAL_PAUSE_SECONDS = 1.0
+LONGEST_FINAL_PAUSE_SECONDS = 15.0
+
+
+class Periodic:
+    """One attempt's. Called on the event loop's thread."""
+
+    def __init__(self, shared: Shared, saves: Saves) -> None:
+        self._shared = shared
+        self._saves = saves
+        self._offers: dict[int, set[int]] = {}
+        self._periodic: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[CheckpointInfo]] = set()
+        """Saves of rounds after which training went on."""
+        self._failed_finals: dict[int, tuple[int, int]] = {}
+        """Boundary -> how often its save failed, and how often of that for a reason that lies in the state: only those are ever enough."""
+        self.impossible = ""
+        """Why the last state of the job can be saved never; every offer is refused then."""
+
+    # ---- offers
+
+    def offered(self, offer: peers.SaveOffer) -> None:
+        """The lead: a worker's ranks all hold a boundary. Raises PeerRefused if the last state can be saved never: nobody need wait for it."""
+        if self.impossible:
+            raise PeerRefused(f"nothing more is saved: {self.impossible}")
+        self._offers.setdefault(offer.boundary, set()).add(offer.worker)
+        for old in sorted(self._offers)[:-OFFERS_KEPT]:
+            del self._offers[old]
+        self.kick()
+
+    def kick(self) -> None:
+        """Something may have become possible: an offer, or the end of an evacuation."""
+        idle = self._periodic is None or self._periodic.done()
+        if idle and self._next_offer() is not None and not self._leaving:
+            self._periodic = asyncio.ensure_future(self._run_periodic())
+
+    @property
+    def _leaving(self) -> bool:
+        """An evacuation saves what there is; a save beside it would take its number and its store (A8)."""
+        return self._shared.record.evacuating or self._shared.record.sealed
+
+    def _next_offer(self) -> int | None:
+        """The newest boundary that everybody holds and that is not committed; what is older is not worth a save any more (A8)."""
+        workers = set(self._shared.mesh.workers)
+        complete = [b for b, who in self._offers.items() if who >= workers and b > self._shared.last_boundary]
+        return max(complete, default=None)
+
+    async def _run_periodic(self) -> None:
+        while (
+            not self._leaving and (boundary := self._next_offer()) is not None and self._shared.record.claim is not None
+        ):
+            cause = Cause.FINAL if self._is_final(boundary) else Cause.PERIODIC
+            try:
+                await self._saves.make(
+                    boundary,
+                    cause,
+                    deadline=Deadline.after(PERIODIC_SECONDS),
+                    for_good=self._is_replaced(boundary),
+                )
+            except SaveGivenUp as e:
+                if e.storage is None or not self._is_final(boundary):
+                    self._offers.pop(boundary, None)  # a last boundary is offered again by whoever holds it (finish.py)
+                if self._is_final(boundary):
+                    await self._after_failed_final(boundary, e)
+            for old in [b for b in self._offers if b <= self._shared.last_boundary]:
+                del self._offers[old]
+
+    async def _after_failed_final(self, boundary: int, e: SaveGivenUp) -> None:
+        self._saves.refused_by = e.storage
+        self._shared.changes.bump()
+        failed, in_the_state = self._failed_finals.get(boundary, (0, 0))
+        failed, in_the_state = self._failed_finals[boundary] = failed + 1, in_the_state + (not e.may_pass)
+        if in_the_state >= FINAL_TRIES:
+            await self.give_up(str(e))
+            return
+        await asyncio.sleep(pause_before_try(failed))
+
+    async def give_up(self, reason: str) -> None:
+        """The lead: the last state can be saved never, for a reason that lies in it. Whoever offers what it holds is told (`offered`)."""
+        self.impossible = reason
+        self._offers.clear()
+        self._saves.forget_unstored()
+        await self._saves.tell(peers.Committed(self._shared.attempt, max(1, self._shared.highest_save), ""))
+
+    def _is_replaced(self, boundary: int) -> Callable[[], bool]:
+        """The next periodic save makes up for one that fails; nothing makes up for the last state."""
+        return lambda: not self._is_final(boundary)
+
+    def _is_final(self, boundary: int) -> bool:
+        held = self._shared.crew.held(boundary)
+        return bool(held) and (held[0].kind == "final" or self._shared.crew.done_at == boundary)
+
+    async def step_aside(self) -> None:
+        """An emergency: what is saved beside training ends now, unless its commit record is on the way."""
+        if self._shared.committing:
+            return
+        running = [t for t in (self._periodic, *self._beside) if t is not None and not t.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def beside_training(self, boundary: int, cause: Cause, deadline: Deadline) -> asyncio.Task[CheckpointInfo]:
+        """A save of what a round has captured, for which no rank waits. The task raises SaveGivenUp, or is cancelled by an emergency."""
+        task = asyncio.ensure_future(self._saves.make(boundary, cause, deadline=deadline))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        return task
+
+    async def close(self) -> None:
+        """The attempt is over: no save is begun and none is waited for any more."""
+        self._saves.closed = True
+        running = [t for t in (self._periodic, *self._beside) if t is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    @property
+    def pending(self) -> bool:
+        """The lead still has something to commit, or a commit is not decided."""
+        return self._saves.busy or self._next_offer() is not None
+
+
+def pause_before_try(failed: int) -> float:
+    """Seconds before a last state is tried again after so many failures. Pure."""
+    return float(min(FINAL_PAUSE_SECONDS * 2 ** min(failed - 1, 10), LONGEST_FINAL_PAUSE_SECONDS))
