@@ -23,5 +23,5 @@ cluster-down: ## take it down; nothing is left
 	@hack/cluster/down
 cluster-status: ## what runs
 	@hack/cluster/status
-bench: ## benchmarks of this machine, into benchmarks/*/results
+bench: ## benchmarks of this machine, into benchmarks/*/results (QUICK=1: the engine's alone, under ten minutes)
 	@$(PY) scripts/run -m benchmarks

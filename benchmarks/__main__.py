@@ -1,6 +1,8 @@
-"""`make bench`, or `python -m benchmarks [QUESTION…]`: measures on this machine, writes results, redraws the README of each question.
+"""`make bench`, or `python -m benchmarks [--gpu] [QUESTION…]`: measures on this machine, writes results, redraws the README of each question.
 
-The cluster is taken down at the end, also by Ctrl-C, unless KEEP is set or it was there before and nothing had to take it down.
+Three kinds of questions. Those on the cluster take it down at the end, also by Ctrl-C, unless KEEP is set or it was there before and nothing had to take it
+down. Those of the engine run in an environment of their own, beside what they are compared with (hack/peers.py). Those of the GPU run with --gpu alone, and
+say why they did not where there is none. QUICK=1 runs the engine's alone, reduced.
 """
 
 import importlib
@@ -12,23 +14,31 @@ import time
 from pathlib import Path
 
 from benchmarks import results
+from hack import peers
 from hack.cluster.errors import ClusterError
 from hack.cluster.paths import state_directory
 from hack.cluster.state import Store
 from hack.demo.install import HelmFailed
 from hack.demo.kube import KubectlFailed
 
-QUESTIONS = ("cluster_up", "operator_reaction", "time_to_resume")
+CLUSTER = ("cluster_up", "operator_reaction", "time_to_resume")
+ENGINE = ("save_stall", "boundary_cost", "nvme_flush")
+QUESTIONS = (*ENGINE, *CLUSTER)
 TOP = Path(__file__).resolve().parents[1]
 FAILURES = (ClusterError, HelmFailed, KubectlFailed, TimeoutError, subprocess.SubprocessError, AssertionError)
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or list(QUESTIONS)
+    quick = os.environ.get("QUICK", "") not in ("", "0")
+    wanted = sys.argv[1:] or list(ENGINE if quick else QUESTIONS)
     if unknown := [w for w in wanted if w not in QUESTIONS]:
         sys.exit(f"no such question: {', '.join(unknown)}; there are {', '.join(QUESTIONS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    stays = bool(os.environ.get("KEEP")) or (Store(state_directory()).exists() and "cluster_up" not in wanted)
+    stays = (
+        not set(wanted) & set(CLUSTER)
+        or bool(os.environ.get("KEEP"))
+        or (Store(state_directory()).exists() and "cluster_up" not in wanted)
+    )
     try:
         failed = [name for name in wanted if not measured(name)]
     except KeyboardInterrupt:
@@ -48,12 +58,23 @@ def measured(name: str) -> bool:
     print(f"== {name}", flush=True)
     results.begin()
     try:
-        importlib.import_module(f"benchmarks.{name}.run").main()
+        if name in CLUSTER:
+            importlib.import_module(f"benchmarks.{name}.run").main()
+        else:
+            beside_peers(name)
     except FAILURES as e:
         print(f"== {name}: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
         return False
     print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
     return True
+
+
+def beside_peers(name: str) -> None:
+    """In a process of the peers' environment, or of this one where there is none."""
+    python, reason = peers.ensure()
+    paths = [str(TOP / part) for part in ("api", "operator", "agent", "cli", ".")]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BENCH_NO_PEERS": reason, "OMP_NUM_THREADS": "1"}
+    subprocess.run([str(python or sys.executable), "-m", "benchmarks.harness", name], cwd=TOP, env=environ, check=True)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def write(question: str, data: dict[str, Any], table: str, measures: Sequence[dict[str, Any]]) -> None:
     """Writes results/latest.json, the table into the README between its marks, and the measures into summary.json and the README of all questions.
 
-    A measure is {id, what, unit, ours, goal, met} and whatever else tells it apart. Without a goal `goal` and `met` are None.
+    A measure is {id, what, unit, ours, goal, met} and whatever else tells it apart. Without a goal `goal` and `met` are None. `at_least` turns the
+    goal round; with `goal_on` "ratio" it is about `ratio`. Where nothing could be measured `ours` is None and `skipped` says why.
     """
     folder = HERE / question
     facts = machine()
@@ -103,7 +104,7 @@ def write(question: str, data: dict[str, Any], table: str, measures: Sequence[di
     known = [m for m in known if m["id"] not in names] + [{**m, "machine": facts} for m in measures]
     known.sort(key=lambda m: m["id"])
     summary.write_text(json.dumps(known, indent=1) + "\n")
-    rows = [(m["what"], f"{m['ours']} {m['unit']}", _goal(m), f"[{question_of(m)}]({question_of(m)}/)") for m in known]
+    rows = [(m["what"], measured(m), goal(m), f"[{question_of(m)}]({question_of(m)}/)") for m in known]
     _between_marks(HERE / "README.md", markdown(("what", "measured", "goal", "question"), rows))
 
 
@@ -111,10 +112,23 @@ def question_of(measure: dict[str, Any]) -> str:
     return str(measure["id"]).split(".")[0]
 
 
-def _goal(measure: dict[str, Any]) -> str:
+def measured(measure: dict[str, Any]) -> str:
+    """The figure in words: a ratio with both of its sides where the goal is about one."""
+    if measure["ours"] is None:
+        return f"not measured: {measure.get('skipped', 'no figure')}"
+    ours = f"{measure['ours']} {measure['unit']}"
+    if measure.get("ratio") is None:
+        return ours
+    against = f"; floor {measure['floor']}" if measure.get("floor") is not None else ""
+    return f"{measure['ratio']} × ({ours}{against})"
+
+
+def goal(measure: dict[str, Any]) -> str:
     if measure["goal"] is None:
         return "none set"
-    return f"≤ {measure['goal']} {measure['unit']}: {'met' if measure['met'] else 'NOT met'}"
+    unit = "×" if measure.get("goal_on") == "ratio" else measure["unit"]
+    words = {True: "met", False: "NOT met", None: "not measured"}[measure["met"]]
+    return f"{'≥' if measure.get('at_least') else '≤'} {measure['goal']} {unit}: {words}"
 
 
 def _between_marks(page: Path, text: str) -> None:

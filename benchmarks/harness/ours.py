@@ -1,0 +1,142 @@
+"""Holdfast's own parts as contenders call them: the library's image and copy, the agent's flush and restore, on stores made for measuring."""
+
+import asyncio
+import mmap
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness.states import State
+from holdfast.image import lay_out
+from holdfast.progress import Progress
+from holdfast.snapshot import SlotWriter, SnapshotPlan, copy_pool, document_bytes
+from holdfast.state import Registry
+from holdfast_agent import flush
+from holdfast_agent.threads import Stop, Threads
+from holdfast_api import __version__
+from holdfast_api.layout import CheckpointRef
+from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo
+from holdfast_store.errors import Absent
+from holdfast_store.job import JobStore
+from holdfast_store.local import LocalTier
+
+NAMESPACE, JOB, UID = "bench", "bench", "00000000-0000-4000-8000-00000000be7c"
+CHUNK_BYTES = 16 << 20
+VERSION = __version__
+assert lay_out  # the layout itself is pure; SnapshotPlan calls it
+
+
+class Discarding:
+    """A bucket that acknowledges everything and keeps only what is small (manifests): what is left is what the node's disk costs."""
+
+    uri = "memory://discarding"
+    KEPT_BYTES = 8 << 20
+
+    def __init__(self) -> None:
+        self.kept: dict[str, bytes] = {}
+
+    def check(self) -> None:
+        pass
+
+    def create(self, key: str, data: Buffer) -> None:
+        self.put(key, data)
+
+    def put(self, key: str, data: Buffer) -> None:
+        if "/chunks/" not in key:
+            self.kept[key] = bytes(data)
+
+    def get(self, key: str, *, max_bytes: int) -> bytes:
+        try:
+            return self.kept[key]
+        except KeyError:
+            raise Absent(key) from None
+
+    def get_into(self, key: str, view: memoryview) -> None:
+        raise Absent(key)
+
+    def head(self, key: str) -> ObjectInfo:
+        return ObjectInfo(key, len(self.get(key, max_bytes=1 << 30)))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return iter([ObjectInfo(k, len(v)) for k, v in self.kept.items() if k.startswith(prefix)])
+
+    def list_level(self, prefix: str) -> Level:
+        return Level((), tuple(self.list(prefix)))
+
+    def list_folders(self, prefix: str) -> Folders:
+        return []
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.kept.pop(key, None)
+
+    def discard_unfinished(self, prefix: str) -> int:
+        return 0
+
+
+class Model(torch.nn.Module):
+    """The state's tensors as parameters."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        for name, tensor in state.tensors.items():
+            self.register_parameter(name.replace(".", "_"), torch.nn.Parameter(tensor, requires_grad=False))
+
+
+@dataclass
+class Slot:
+    """A slot of an arena with the library's writer for it."""
+
+    path: Path
+    plan: SnapshotPlan
+    memory: mmap.mmap
+    captured: Any
+    document: bytes
+    writer: SlotWriter
+    pool: ThreadPoolExecutor
+
+    @classmethod
+    def of(cls, state: State, folder: Path) -> "Slot":
+        captured = Registry({"model": Model(state)}).capture(Progress(), window_open=False)
+        plan = SnapshotPlan.of(1, captured, CHUNK_BYTES)
+        path = folder / "slot"
+        with path.open("wb+") as file:
+            file.truncate(plan.layout.image_bytes)
+            memory = mmap.mmap(file.fileno(), plan.layout.image_bytes)
+        memory[:: mmap.PAGESIZE] = bytes(
+            len(range(0, plan.layout.image_bytes, mmap.PAGESIZE))
+        )  # prefaulted, as the agent does
+        return cls(
+            path, plan, memory, captured, document_bytes(captured.document), SlotWriter(plan, memory), copy_pool()
+        )
+
+    def copy(self) -> None:
+        self.writer.write(self.captured.leaves.tensors, self.document, self.pool)
+
+    @property
+    def image_bytes(self) -> int:
+        return self.plan.layout.image_bytes
+
+
+def flushed(slot: Slot, save: int, store: JobStore, node: LocalTier | None, threads: Threads) -> flush.Written:
+    """One flush of the slot, as for an emergency with time: nothing to lean on, node and store both."""
+    part = flush.Part(0, slot.path, slot.image_bytes, save, slot.plan.layout.entries)
+    job = flush.Job(UID, CheckpointRef(1, save), 1, CHUNK_BYTES, (part,))
+
+    async def run() -> flush.Written:
+        return await flush.write(job, store, node, threads, Stop())
+
+    return asyncio.run(run())
+
+
+def tier(root: Path) -> LocalTier:
+    root.mkdir(exist_ok=True)
+    return LocalTier(root, NAMESPACE, JOB, UID)
+
+
+def job_store(bucket: Any) -> JobStore:
+    return JobStore(bucket, NAMESPACE, JOB, UID)
