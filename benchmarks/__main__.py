@@ -22,7 +22,7 @@ from hack.demo.install import HelmFailed
 from hack.demo.kube import KubectlFailed
 
 CLUSTER = ("cluster_up", "operator_reaction", "time_to_resume")
-ENGINE = ("save_stall", "boundary_cost", "nvme_flush")
+ENGINE = ("save_stall", "boundary_cost", "nvme_flush", "interval_tuner")
 QUESTIONS = (*ENGINE, *CLUSTER)
 TOP = Path(__file__).resolve().parents[1]
 FAILURES = (ClusterError, HelmFailed, KubectlFailed, TimeoutError, subprocess.SubprocessError, AssertionError)
