@@ -1,0 +1,106 @@
+"""Fault scenarios 8, 9, 10: the process that saves is killed between any two of its calls to the file system; the next start finds the old or the new
+checkpoint, never a torn one (B2, B9), nothing that is left blocks the next save (B1), and it is swept (D4)."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.faults import interception, points, saving
+from tests.faults.interception import Call, Go, Interceptor, Kill, Outcome, Verdict
+from tests.faults.saving import NEW, OLD, Place
+
+SAMPLE = 24
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(autouse=True)
+def _possible() -> None:
+    interception.needed()
+
+
+@dataclass
+class Killer:
+    """Kills at the n-th call; 0 never."""
+
+    at: int
+    seen: list[Call] = field(default_factory=list)
+
+    def __call__(self, call: Call) -> Verdict:
+        self.seen.append(call)
+        return Kill() if call.number == self.at else Go()
+
+
+def killed(place: Place, at: int, function: Callable[..., object] = saving.second_save) -> Outcome:
+    return Interceptor((place.store_folder, place.node_folder, place.marks), Killer(at)).run(function, str(place.root))
+
+
+def promised(place: Place) -> set[str]:
+    return {p.name for p in place.marks.iterdir()}
+
+
+def expected(place: Place) -> set[int]:
+    return {NEW} if f"committed-{NEW}" in promised(place) else {OLD, NEW}
+
+
+def test_a_save_that_is_not_disturbed_is_found_by_the_next_start(copies: Callable[[], Place]) -> None:
+    """The ground on which the other tests of this file stand."""
+    place = copies()
+    outcome = killed(place, 0)
+    assert (outcome.error, outcome.killed) == ("", False), outcome.words
+    assert {c.name for c in outcome.calls} >= {"open", "write", "sync", "link", "rename", "unlink", "mkdir"}
+    assert promised(place) >= {f"committed-{NEW}", f"node-{NEW}"}
+    resumed = saving.next_start(place)
+    assert (resumed.boundary, resumed.attempt, set(resumed.sources)) == (NEW, 2, {"arena"})
+    saving.goes_on(place, resumed)
+
+
+def test_killed_at_any_call_the_next_start_finds_old_or_new_and_goes_on(copies: Callable[[], Place]) -> None:
+    count = len(killed(copies(), 0).calls)
+    tried = points.sample(range(1, count + 1), SAMPLE)
+    found: set[int] = set()
+    for at in tried:
+        place = copies()
+        outcome = killed(place, at)
+        where = f"killed at call {at} of {count}: {outcome.calls[-1].name} {outcome.calls[-1].path}"
+        assert outcome.killed or outcome.error == "", (where, outcome.words)
+        allowed = expected(place)
+        for forget in ("", "arena", "node"):
+            # What a restart in place finds; what a new pod on the same node finds; what a new node finds.
+            look = place.copy(place.root.with_name(f"{place.root.name}-{forget}"))
+            for folder in {"": (), "arena": ("arena",), "node": ("arena", "node")}[forget]:
+                shutil.rmtree(look.root / folder, ignore_errors=True)
+            look.node_folder.mkdir(exist_ok=True)
+            resumed = saving.next_start(look)
+            assert resumed.boundary in allowed, (where, forget, resumed)
+            assert not resumed.fresh_allowed, (where, "C1")
+            if not forget:
+                found.add(resumed.boundary)
+                saving.goes_on(look, resumed)
+            shutil.rmtree(look.root)
+        on_node = {b for b in (OLD, NEW) if saving.whole_on_node(place, b)}
+        assert on_node, (where, "the node has lost its older image before it had the newer one")
+        assert NEW in on_node or f"node-{NEW}" not in promised(place), (where, "said to be on the node, and is not")
+        shutil.rmtree(place.root)
+    assert found == {OLD, NEW}
+    print(f"killed at {len(tried)} of {count} calls")
+
+
+def test_killed_at_any_call_of_the_very_first_save_nothing_starts_from_zero_that_had_a_commit(tmp_path: Path) -> None:
+    """C1: before the first commit a fresh start is right; after it, it never is."""
+
+    def run(name: str, at: int) -> tuple[Place, Outcome]:
+        place = Place(tmp_path / name).make()
+        return place, killed(place, at, saving.first_save_at)
+
+    count = len(run("whole", 0)[1].calls)
+    for at in points.sample(range(1, count + 1), SAMPLE // 2):
+        place, _ = run(f"at-{at}", at)
+        shutil.rmtree(place.root / "arena", ignore_errors=True)
+        resumed = saving.next_start(place, claim=False)
+        if f"committed-{OLD}" in promised(place):
+            assert resumed.boundary == OLD, (at, resumed)
+        assert resumed.boundary in (0, OLD)
+        assert resumed.fresh_allowed == (resumed.boundary == 0), (at, resumed)

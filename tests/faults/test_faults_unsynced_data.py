@@ -1,0 +1,113 @@
+"""Fault scenario 10: the power fails at any moment of a save, and everything that was not flushed may be lost, each thing by itself (crash_states.py says
+what the model assumes). What was acknowledged is there (invariant I3); what was not is there whole or not at all (B2, B9).
+
+The checker is checked: recordings of programs that flush too little or too late are found out.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.faults import crash_states, interception, points, saving
+from tests.faults.crash_states import Recording, State
+from tests.faults.interception import Call
+from tests.faults.saving import NEW, OLD, Place
+
+SAMPLE = 100
+pytestmark = pytest.mark.timeout(1800)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    before: Place
+    calls: tuple[Call, ...]
+
+
+@pytest.fixture(scope="module")
+def recorded(job_with_a_checkpoint: Place, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    interception.needed()
+    place = job_with_a_checkpoint.copy(tmp_path_factory.mktemp("recorded") / "job")
+    calls, outcome = crash_states.record(place, saving.second_save, str(place.root))
+    assert outcome.error == "", outcome.words
+    return Recorded(job_with_a_checkpoint, tuple(calls))
+
+
+def problem(state: State, place: Place, final: dict[str, bytes], *, goes_on: bool = False) -> str:
+    """What is wrong with a state, or ""."""
+    for path, content in state.files:
+        if not Path(path).name.startswith(".") and final.get(path, content) != content:
+            return f"{path} has its name and not its content (B9)"
+    on_node = {b for b in (OLD, NEW) if saving.whole_on_node(place, b)}
+    if not on_node:
+        return "the node has neither the older nor the newer image"
+    if f"node-{NEW}" in state.marks and NEW not in on_node:
+        return "the newer image was said to be durable on the node, and is not"
+    try:
+        resumed = saving.next_start(place, claim=goes_on)
+        allowed = {NEW} if f"committed-{NEW}" in state.marks else {OLD, NEW}
+        if resumed.boundary not in allowed or resumed.fresh_allowed:
+            return f"{sorted(allowed)} may be found, not {resumed}"
+        if goes_on:
+            saving.goes_on(place, resumed)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def first_problem(
+    recorded: Recorded, calls: Sequence[Call], tmp_path: Path, most: int, *, goes_on: bool = False
+) -> str:
+    """Of a sample of the states that a recording allows."""
+    recording = Recording(recorded.before, calls)
+    states = points.sample(list(recording.states(points.seed())), most)
+    for number, state in enumerate(states):
+        place = state.build(Place(tmp_path / f"state-{number}"))
+        try:
+            if found := problem(state, place, recording.final, goes_on=goes_on):
+                return f"after call {state.moment} of {recording.moments}: {found}"
+        finally:
+            shutil.rmtree(place.root)
+    print(f"{len(states)} states")
+    return ""
+
+
+def test_power_lost_at_any_moment_leaves_old_or_new_and_what_was_acknowledged(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    assert first_problem(recorded, recorded.calls, tmp_path, SAMPLE) == ""
+
+
+def test_after_any_loss_of_power_the_next_save_is_not_blocked_and_what_is_left_is_swept(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    assert first_problem(recorded, recorded.calls, tmp_path, SAMPLE // 4, goes_on=True) == ""
+
+
+@pytest.mark.parametrize("below", ["store/", "node/"])
+@pytest.mark.parametrize(
+    "wrong",
+    [crash_states.without_flush_of_files, crash_states.without_flush_of_folders, crash_states.named_before_written],
+)
+def test_a_save_that_flushes_too_little_or_too_late_is_found_out(
+    recorded: Recorded, tmp_path: Path, wrong: Callable[[Sequence[Call], str], list[Call]], below: str
+) -> None:
+    calls = wrong(recorded.calls, below)
+    assert calls != list(recorded.calls)
+    found = wrongly(recorded, calls, tmp_path)
+    print(found)
+    assert found != ""
+
+
+def wrongly(recorded: Recorded, calls: Sequence[Call], tmp_path: Path) -> str:
+    """As `first_problem`, from the last moment backwards, every state: what was left out shows when all of it should be durable."""
+    recording = Recording(recorded.before, calls)
+    for number, state in enumerate(recording.states(0, reversed(range(recording.moments + 1)))):
+        place = state.build(Place(tmp_path / f"state-{number}"))
+        found = problem(state, place, recording.final)
+        shutil.rmtree(place.root)
+        if found:
+            return f"after call {state.moment} of {recording.moments}: {found}"
+    return ""
