@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,13 +33,16 @@ UNFINISHED_AFTER_SECONDS = 86_400
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE_BYTES = 32 << 20
 _RACES = 20
+_REMEMBERED = 4096
 
 
 class Folder:
-    """A directory that keys are resolved below. Thread-safe: it holds no state but the path."""
+    """A directory that keys are resolved below. Thread-safe: it holds no state but the path, and which folders it knows to be durable."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._durable: set[str] = set()
+        self._making = threading.Lock()
 
     def check(self) -> None:
         os.close(self._open_root())
@@ -171,13 +175,26 @@ class Folder:
         """Descriptor of a folder below the root, walked without following links."""
         fd = self._open_root()
         try:
+            walked = ""
             for part in path.split("/") if path else ():
-                below = _step(fd, part, make=make)
+                walked = f"{walked}/{part}"
+                below = self._step(fd, part, walked, make=make)
                 os.close(fd)
                 fd = below
             yield fd
         finally:
             os.close(fd)
+
+    def _step(self, fd: int, part: str, walked: str, *, make: bool) -> int:
+        """Descriptor of the folder `part` in `fd`. With `make` it exists, and its name is durable, before anything in it is promised (B9)."""
+        if make and not (walked in self._durable and _is_there(fd, part)):
+            with self._making:  # nobody enters a folder before its name is durable
+                if not (walked in self._durable and _is_there(fd, part)):
+                    _make(fd, part)
+                if len(self._durable) >= _REMEMBERED:
+                    self._durable.clear()  # they are flushed once more
+                self._durable.add(walked)
+        return os.open(part, _DIRECTORY, dir_fd=fd)
 
     @contextlib.contextmanager
     def _parent(self, key: str, *, make: bool) -> Iterator[tuple[int, str]]:
@@ -194,16 +211,28 @@ class Folder:
             return False
 
 
-def _step(fd: int, part: str, *, make: bool) -> int:
+def _make(fd: int, part: str) -> None:
+    """The folder is there and its name durable. It is flushed also where it was there already: whoever made it may have died before he could."""
     try:
-        return os.open(part, _DIRECTORY, dir_fd=fd)
-    except FileNotFoundError:
-        if not make:
-            raise
-    with contextlib.suppress(FileExistsError):
         os.mkdir(part, 0o700, dir_fd=fd)
+    except FileExistsError:
         os.fsync(fd)
-    return os.open(part, _DIRECTORY, dir_fd=fd)
+        return
+    try:
+        os.fsync(fd)
+    except OSError:
+        # Final for the name (B9): a flush that is tried again finds nothing to do and calls it a success. So it is made anew, or not at all.
+        with contextlib.suppress(OSError):
+            os.rmdir(part, dir_fd=fd)
+        raise
+
+
+def _is_there(fd: int, part: str) -> bool:
+    try:
+        os.stat(part, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _write_new(parent: int, name: str, data: Buffer, *, create_only: bool) -> None:
@@ -239,12 +268,16 @@ def _write_all(fd: int, data: Buffer) -> None:
 
 
 def _link(fd: int, temporary: str, name: str, parent: int) -> None:
-    """link() is the one step that creates a name only if it is free, on local disks and on NFS alike."""
+    """link() is the one step that creates a name only if it is free, on local disks and on NFS alike.
+
+    The folder is flushed in any case: who hears that the name is taken builds on it, and whoever made it may have died before he could flush.
+    """
     try:
         os.link(temporary, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
     except FileExistsError:
         # NFS repeats a request whose answer was lost; the second link then fails although the first one was ours.
         if os.fstat(fd).st_nlink != 2:
+            os.fsync(parent)
             raise
     except OSError as e:
         if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
@@ -252,6 +285,12 @@ def _link(fd: int, temporary: str, name: str, parent: int) -> None:
                 "the file system of the storage directory has no hard links, without which a commit cannot be exclusive; "
                 "use another file system (ext4, xfs, NFS) or s3://"
             ) from e
+        raise
+    try:
+        os.fsync(parent)
+    except OSError:
+        with contextlib.suppress(OSError):  # as in `_make`
+            os.unlink(name, dir_fd=parent)
         raise
 
 

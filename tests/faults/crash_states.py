@@ -4,7 +4,7 @@ The model, which promises less than ext4 or xfs do:
 
 - What was written into a file, allocated or cut is lost, kept, kept as zeros, or kept to its first half, until fsync or fdatasync of that file has returned.
 - A name that was made, removed or replaced (create, link, rename, unlink, mkdir, rmdir) is lost or kept, each independently of the others, until fsync of
-  *its folder* has returned; fsync of the file is not enough. A rename is atomic: both of its names or neither.
+  *its folder* has returned; fsync of the file is not enough. A rename is atomic, both of its names or neither, so one of two folders is enough.
 - What was there before the recording is durable. A folder that is lost takes what is in it along.
 - A disk that says that it has flushed has flushed.
 """
@@ -14,10 +14,10 @@ import hashlib
 import itertools
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.interception import Call, Go, Interceptor, Outcome
+from tests.faults.interception import Call, Go, Interceptor, Outcome, Verdict
 from tests.faults.saving import Place
 
 ENOUGH = 48
@@ -74,7 +74,9 @@ class State:
         return at
 
 
-def record(place: Place, function: object, *args: object) -> tuple[list[Call], Outcome]:
+def record(
+    place: Place, function: object, *args: object, decide: Callable[[Call], Verdict] = lambda call: Go()
+) -> tuple[list[Call], Outcome]:
     """Every change that was made below the place's folders, in order, with its data; what failed has changed nothing."""
     calls: list[Call] = []
 
@@ -83,7 +85,7 @@ def record(place: Place, function: object, *args: object) -> tuple[list[Call], O
             calls.append(call)
 
     roots = (place.store_folder, place.node_folder, place.marks)
-    interceptor = Interceptor(roots, lambda call: Go(), carry_out=True, with_data=True, done=done)
+    interceptor = Interceptor(roots, decide, carry_out=True, with_data=True, done=done)
     outcome = interceptor.run(function, *args)  # type: ignore[arg-type]
     return [relative(call, place) for call in calls], outcome
 
@@ -181,9 +183,8 @@ class Recording:
             yield self._build(moment, [n for n in done if kept.get(n, True)], content)
 
     def _durable(self, naming: Naming, moment: int) -> bool:
-        """Every folder that it changes has been flushed since."""
-        flushed = {where for at, where in self._synced if naming.moment < at <= moment and isinstance(where, str)}
-        return naming.folders <= flushed
+        """A folder that it changes has been flushed since."""
+        return any(naming.moment < at <= moment and where in naming.folders for at, where in self._synced)
 
     @staticmethod
     def _last_change(file: File, moment: int) -> int:

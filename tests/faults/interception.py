@@ -9,6 +9,7 @@ Calls are *numbered* and *described* whether they are carried out by the kernel 
 
 import ast
 import ctypes
+import dataclasses
 import errno
 import mmap
 import multiprocessing
@@ -78,6 +79,7 @@ class Call:
     """Of the file or folder that a descriptor names; 0 where there is none."""
     real: str = ""
     """The system call itself."""
+    thread: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _begin(channel: socket.socket, function: Callable[..., Any], args: tuple[Any
         os._exit(0)
     socket.send_fds(channel, [b"+"], [listener])
     os.close(listener)
+    channel.recv(1)  # until the other side is ready
     try:
         result = ("", function(*args))
     except BaseException as e:
@@ -235,7 +238,7 @@ class Interceptor:
             outcome = Outcome()
             try:
                 if descriptors:
-                    self._attend(descriptors[0], process.sentinel, outcome)
+                    self._attend(descriptors[0], process.sentinel, ours, outcome)
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -252,7 +255,7 @@ class Interceptor:
             outcome.error, outcome.words = "Gone", "the process ended without a word"
         return outcome
 
-    def _attend(self, listener: int, sentinel: int, outcome: Outcome) -> None:
+    def _attend(self, listener: int, sentinel: int, channel: socket.socket, outcome: Outcome) -> None:
         names = {number: name for name, number in _TABLES[platform.machine()][0].items()}
         libc = ctypes.CDLL(None, use_errno=True)
         poll = select.poll()
@@ -261,6 +264,7 @@ class Interceptor:
         notice = ctypes.create_string_buffer(80)
         memory = os.open(f"/proc/{self._pid}/mem", os.O_RDONLY)
         try:
+            channel.sendall(b"!")
             while True:
                 ready = dict(poll.poll(PATIENCE_SECONDS * 1000))
                 assert ready, "the program makes no progress"
@@ -297,6 +301,7 @@ class Interceptor:
         call = self._describe(process, name, args, len(outcome.calls) + 1)
         if call is None:
             return go
+        call = dataclasses.replace(call, thread=thread)
         outcome.calls.append(call)
         match self._decide(call):
             case Kill():

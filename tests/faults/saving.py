@@ -23,7 +23,8 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CheckpointKind, Claim, CommitRecord, ParentRef, Progress, TensorEntry
 from holdfast_api.messages import Cause, RestoreOrder
 from holdfast_store.bucket import Bucket
-from holdfast_store.errors import Absent, Corrupt
+from holdfast_store.errors import Absent, AlreadyExists, Corrupt, StoreError
+from holdfast_store.file import FileBucket
 from holdfast_store.folders import TEMPORARY, UNFINISHED_AFTER_SECONDS
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
@@ -131,9 +132,31 @@ def first_save_at(root: str) -> None:
     first_save(Place(Path(root)))
 
 
+def next_life(root: str) -> None:
+    """Whatever an earlier one has left: looks, claims, saves."""
+    place = Place(Path(root))
+    attempt = next_start(place, claim=False).attempt
+    place.store().claim(Claim(UID, attempt, f"life-{attempt}", (), None, datetime.now(UTC)))
+    save(place, attempt, 1, NEXT)
+
+
+def create_object(root: str) -> str:
+    """One object of the store, create-only; how it went, in a word."""
+    try:
+        FileBucket(Place(Path(root)).store_folder).create("ns/a/b", b"whole" * 1000)
+    except AlreadyExists:
+        return "exists"
+    return "created"
+
+
 def second_save(root: str) -> None:
     """The one that is disturbed."""
     save(Place(Path(root)), 1, 2, NEW)
+
+
+def second_save_in_a_second(root: str) -> None:
+    """The same with a deadline."""
+    save(Place(Path(root)), 1, 2, NEW, patience=1.0)
 
 
 def save(
@@ -172,11 +195,14 @@ async def _save(
         record = _record(ref, boundary, base, written)
         text = store.commit(record, incarnation=f"life-{attempt}")
         place.mark(f"committed-{boundary}")
-        if written.node_durable_at is not None:
-            for manifest in written.manifests:
-                node.write_manifest(manifest)
+        try:
+            if written.node_durable_at is not None:
+                for manifest in written.manifests:
+                    node.write_manifest(manifest)
             node.write_commit(ref, text)
             node.prune({ref})
+        except (OSError, StoreError):
+            pass  # costs the node's copy and nothing else
         return record
     finally:
         threads.close()

@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults import crash_states, interception, points, saving
 from tests.faults.crash_states import Recording, State
-from tests.faults.interception import Call
-from tests.faults.saving import NEW, OLD, Place
+from tests.faults.interception import Call, Go, Kill, Verdict
+from tests.faults.saving import NEW, NEXT, OLD, Place
 
 SAMPLE = 100
 pytestmark = pytest.mark.timeout(1800)
@@ -111,3 +111,51 @@ def wrongly(recorded: Recorded, calls: Sequence[Call], tmp_path: Path) -> str:
         if found:
             return f"after call {state.moment} of {recording.moments}: {found}"
     return ""
+
+
+# ---- what one process has made and not flushed, and another one finds
+
+
+def killed_at(at: int) -> Callable[[Call], Verdict]:
+    return lambda call: Kill() if call.number == at else Go()
+
+
+def test_a_folder_whose_maker_was_killed_is_flushed_by_who_builds_in_it(tmp_path: Path) -> None:
+    """B9: killed between mkdir and fsync, the next life finds the folder, saves below it, is told that all is durable; then the power fails."""
+    interception.needed()
+    whole, _ = crash_states.record(Place(tmp_path / "whole").make(), saving.first_save_at, str(tmp_path / "whole"))
+    makers = [i for i, c in enumerate(whole, 1) if c.name == "mkdir" and c.path.startswith("store/")]
+    assert len(makers) > 3
+    for at in points.sample(makers, 4):
+        place = Place(tmp_path / f"at-{at}").make()
+        before = place.copy(tmp_path / f"before-{at}")
+        first, _ = crash_states.record(place, saving.first_save_at, str(place.root), decide=killed_at(at + 1))
+        second, outcome = crash_states.record(place, saving.next_life, str(place.root))
+        assert outcome.error == "", outcome.words
+        recording = Recording(before, [*first, *second])
+        for number, state in enumerate(recording.states(points.seed(), [recording.moments])):
+            resumed = saving.next_start(state.build(Place(tmp_path / f"state-{at}-{number}")), claim=False)
+            assert resumed.boundary == NEXT, (whole[at - 1], resumed)
+
+
+def test_who_hears_that_a_name_is_taken_may_build_on_it(tmp_path: Path) -> None:
+    """B9, E5: another coordinator's record is there, and he died before he could flush; ours is the same, so the save is said to be committed."""
+    interception.needed()
+    place = Place(tmp_path / "job").make()
+    before = place.copy(tmp_path / "before")
+    named = False
+
+    def decide(call: Call) -> Verdict:
+        nonlocal named
+        if named:
+            return Kill()
+        named = call.name == "link"
+        return Go()
+
+    first, outcome = crash_states.record(place, saving.create_object, str(place.root), decide=decide)
+    assert outcome.killed
+    second, outcome = crash_states.record(place, saving.create_object, str(place.root))
+    assert outcome.value == "exists"
+    recording = Recording(before, [*first, *second])
+    for state in recording.states(points.seed(), [recording.moments]):
+        assert dict(state.files).get("store/ns/a/b") == b"whole" * 1000
