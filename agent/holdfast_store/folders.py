@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from holdfast_store.bucket import Buffer
+from holdfast_store.direct_read import DirectReader
 from holdfast_store.errors import (
     Absent,
     AlreadyExists,
@@ -43,6 +44,7 @@ class Folder:
         self.root = root
         self._durable: set[str] = set()
         self._making = threading.Lock()
+        self._direct = DirectReader()
 
     def check(self) -> None:
         os.close(self._open_root())
@@ -151,13 +153,10 @@ class Folder:
         return []
 
     def _fill(self, key: str, fd: int, view: memoryview, offset: int) -> None:
-        done = 0
         with wrapped(key):
-            while done < view.nbytes:
-                got = os.preadv(fd, [view[done : done + _PIECE_BYTES]], offset + done)
-                if not got:
-                    raise Corrupt(key, f"ends after {offset + done} bytes")
-                done += got
+            done = self._direct.fill(fd, view, offset)
+        if done < view.nbytes:
+            raise Corrupt(key, f"ends after {offset + done} bytes")
 
     def _open_root(self) -> int:
         try:

@@ -1,4 +1,4 @@
-"""`s3://bucket/prefix`: obstore moves the bytes, boto3 brings credentials and asks about the bucket.
+"""`s3://bucket/prefix`: obstore moves the bytes (without TLS s3_get.py fetches them), boto3 brings credentials and asks about the bucket.
 
 Three rules of B6 and J3 stand in `_put`: one object is one PUT, never multipart (`use_multipart=False`); every PUT carries a CRC64NVME that the server
 compares, so that a request cut in the middle leaves nothing; the payload itself is not hashed for the signature, which is safe only together with that
@@ -7,7 +7,7 @@ checksum. Tries once: `retry.Persistent` does the rest.
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,14 +22,16 @@ import obstore.store
 from holdfast_api.config import StorageConfig
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.errors import Absent, Corrupt, Denied, Misconfigured, StoreError, Unavailable
-from holdfast_store.s3_answers import Answer, classify, read_text
+from holdfast_store.patience import Pace
+from holdfast_store.plain_get import Broken, Stalled, Unusual
+from holdfast_store.s3_answers import Answer, classify, read_body, read_text
 from holdfast_store.s3_border import border, bordered, checked_endpoint
 from holdfast_store.s3_credentials import NO_CREDENTIALS, CredentialProvider, ca_bundle, session_from
+from holdfast_store.s3_get import Signed, download
 
 CHECKSUM = "CRC64NVME"
 _PREFIX = re.compile(r"([A-Za-z0-9_=][A-Za-z0-9._=-]*/)*\Z")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
-_PIECE_BYTES = 4 << 20
 _DELETE_AT_ONCE = 1000
 _CONNECTIONS = 32
 """As many threads ask at once at most: the agent's for metadata, and the readers of manifests."""
@@ -83,6 +85,8 @@ class S3Bucket:
         self._checked = threading.Event()
         self._making = threading.Lock()
         self._client: Any = None
+        self._pace = Pace(longest=settings.request_seconds)
+        self._short_way = Signed.to(settings.endpoint, settings.bucket, session, settings.region)
         with border(settings.where):
             self._store = _obstore(settings, self._provider, ca)
 
@@ -123,15 +127,27 @@ class S3Bucket:
         self._put(check_key(key), data, {"e_tag": e_tag})
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
-        found = self._open(check_key(key))
-        if found.meta["size"] > max_bytes:
-            raise Corrupt(key, f"{found.meta['size']} bytes where at most {max_bytes} are allowed")
-        data = bytearray(found.meta["size"])
-        self._fill(key, found, memoryview(data))
+        data = bytearray()
+
+        def room(size: int) -> memoryview:
+            if size > max_bytes:
+                raise Corrupt(key, f"{size} bytes where at most {max_bytes} are allowed")
+            data.extend(bytes(size))
+            return memoryview(data)
+
+        self._download(check_key(key), room)
         return bytes(data)
 
     def get_into(self, key: str, view: memoryview) -> None:
-        self._fill(key, self._open(check_key(key)), view)
+        if self._short_way is not None and self._fill(self._short_way, check_key(key), view):
+            return
+
+        def room(size: int) -> memoryview:
+            if size != view.nbytes:
+                raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
+            return view
+
+        self._download(check_key(key), room)
 
     @bordered
     def head(self, key: str) -> ObjectInfo:
@@ -260,22 +276,32 @@ class S3Bucket:
             raise self._wrapped(key, e) from e
 
     @bordered
-    def _fill(self, key: str, found: Any, view: memoryview) -> None:
-        size = found.meta["size"]
-        if size != view.nbytes:
-            raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
-        done = 0
+    def _download(self, key: str, room: Callable[[int], memoryview]) -> None:
         try:
-            for piece in found.stream(min_chunk_size=_PIECE_BYTES):
-                part = memoryview(piece)
-                if done + part.nbytes > view.nbytes:
-                    raise Corrupt(key, f"more than the {size} bytes that were announced")
-                view[done : done + part.nbytes] = part
-                done += part.nbytes
+            done, size = download(self._store, key, room, self._pace)
+        except Stalled as e:
+            raise self._unanswered(key, e) from e
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
+        if done > size:
+            raise Corrupt(key, f"more than the {size} bytes that were announced")
         if done != size:
             raise Unavailable(f"{key} at {self.settings.where}: the answer ended after {done} of {size} bytes")
+
+    def _fill(self, way: Signed, key: str, view: memoryview) -> bool:
+        """False where the answer is for obstore to read."""
+        try:
+            refusal = way.fill(self.settings.prefix + key, view, self._pace)
+        except (Stalled, Broken) as e:
+            raise self._unanswered(key, e) from e
+        except (Unusual, botocore.exceptions.BotoCoreError, OSError, ValueError):
+            return False
+        if refusal is not None:
+            raise self._refusal(key, read_body(refusal.status, refusal.body))
+        return True
+
+    def _unanswered(self, key: str, error: Exception) -> Unavailable:
+        return Unavailable(f"{key} at {self.settings.where}: {error}")
 
     def _wrapped(self, key: str, error: Exception) -> StoreError:
         if isinstance(error, obstore.exceptions.UnauthenticatedError) and self._provider.problem:

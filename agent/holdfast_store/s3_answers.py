@@ -66,6 +66,13 @@ def read_text(text: str) -> Answer:
     return Answer(int(status[1]), code[1] if code else "", _tidy(message[1]) if message else "")
 
 
+def read_body(status: int, body: bytes) -> Answer:
+    """The answer of a request that was refused with `status`."""
+    text = body.decode("utf-8", "replace")
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    return Answer(status, code[1] if code else "", _tidy(message[1]) if message else "")
+
+
 def classify(answer: Answer, *, key: str, where: str) -> StoreError:
     """The error to raise. `where` names bucket, endpoint and region for the reader."""
     code, status = answer.code, answer.status

@@ -19,6 +19,12 @@ class Proxy:
         self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         self.cut_after: int | None = None
         self.swallow_answers = 0
+        self.silent_connections = 0
+        """So many of the next connections are accepted and never answered: a server that hangs, or a firewall that drops."""
+        self.pause_after: int | None = None
+        """A connection falls silent after so many bytes from the server, once; it stays open."""
+        self.accepted = 0
+        self._held: list[socket.socket] = []
         self.heads: list[bytes] = []
         """The first piece of each thing that a client has sent: request line and headers."""
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -26,6 +32,8 @@ class Proxy:
 
     def close(self) -> None:
         self._server.close()
+        for held in self._held:
+            held.close()
 
     def requests(self, method: str) -> list[bytes]:
         return [head for head in self.heads if head.startswith(method.encode() + b" ")]
@@ -36,6 +44,11 @@ class Proxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
+            self.accepted += 1
+            if self.silent_connections > 0:
+                self.silent_connections -= 1
+                self._held.append(client)
+                continue
             upstream = socket.create_connection(self._target)
             for a, b, forward in ((client, upstream, True), (upstream, client, False)):
                 threading.Thread(target=self._pump, args=(a, b, forward), daemon=True).start()
@@ -52,6 +65,10 @@ class Proxy:
                 if not forward and self.swallow_answers:
                     self.swallow_answers -= 1
                     break
+                if not forward and self.pause_after is not None and passed + len(data) > self.pause_after:
+                    self.pause_after = None
+                    self._held += [source, sink]
+                    return
                 sink.sendall(data)
                 passed += len(data)
         for end in (source, sink):

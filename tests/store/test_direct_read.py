@@ -1,0 +1,140 @@
+"""A range of a file is the same bytes whichever way it is read: directly, from the page cache, or where direct reads are refused."""
+
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast_store import direct_read
+from holdfast_store.direct_read import ALIGN_BYTES, WORTH_BYTES, DirectReader
+from holdfast_store.errors import Corrupt
+from holdfast_store.folders import Folder
+
+SIZE = 4 * WORTH_BYTES + ALIGN_BYTES + 77
+CONTENT = secrets.token_bytes(SIZE)
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    """On a disk, and out of the page cache."""
+    path = tmp_path / "image"
+    path.write_bytes(CONTENT)
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def memory() -> Iterator[memoryview]:
+    """Page-aligned, as a slot is."""
+    mapped = mmap.mmap(-1, 2 * SIZE)
+    view = memoryview(mapped)
+    yield view
+    view.release()
+    mapped.close()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """(direct, bytes) of every read."""
+    seen: list[tuple[bool, int]] = []
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        got = real(fd, buffers, offset, flags)
+        seen.append((bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT), got))
+        return got
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    return seen
+
+
+@pytest.mark.parametrize("offset", [0, ALIGN_BYTES, 512, 1, WORTH_BYTES])
+@pytest.mark.parametrize("length", [0, 1, 4095, WORTH_BYTES, WORTH_BYTES + 1, 3 * WORTH_BYTES])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_every_range_is_what_the_file_holds(fd: int, memory: memoryview, offset: int, length: int, shift: int) -> None:
+    view = memory[shift : shift + length]
+    assert DirectReader().fill(fd, view, offset) == length
+    assert view == CONTENT[offset : offset + length]
+    assert bytes(memory[shift + length : shift + length + 8192]) == bytes(8192), "nothing beyond the view is touched"
+
+
+def test_a_large_range_past_the_page_cache(
+    fd: int, memory: memoryview, reads: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct_read, "_is_cached", lambda *_: False)
+    assert DirectReader().fill(fd, memory[:SIZE], 0) == SIZE
+    assert memory[:SIZE] == CONTENT
+    assert sum(n for direct, n in reads if not direct) == 77, "only the unaligned end goes through the cache"
+    assert not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+
+
+def test_what_the_kernel_holds_already_is_copied_from_there(
+    fd: int, memory: memoryview, reads: list[tuple[bool, int]]
+) -> None:
+    os.pread(fd, SIZE, 0)
+    reader = DirectReader()
+    assert reader.fill(fd, memory[:SIZE], 0) == SIZE
+    assert memory[:SIZE] == CONTENT
+    assert not any(direct for direct, _ in reads)
+
+
+@pytest.mark.parametrize("stage", ["flag", "read"])
+def test_a_file_system_that_refuses_is_read_as_usual_and_not_asked_again(
+    fd: int, memory: memoryview, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """overlayfs and some network file systems; the flag may be accepted and the read refused."""
+    monkeypatch.setattr(direct_read, "_is_cached", lambda *_: False)
+    asked = []
+    set_flags, preadv = fcntl.fcntl, os.preadv
+
+    def refuse_flag(fd: int, what: int, value: int = 0) -> int:
+        if what == fcntl.F_SETFL and value & os.O_DIRECT:
+            asked.append(1)
+            if stage == "flag":
+                raise OSError(errno.EINVAL, "Invalid argument")
+        return set_flags(fd, what, value)
+
+    def refuse_read(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if set_flags(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(direct_read.fcntl, "fcntl", refuse_flag)
+    monkeypatch.setattr(os, "preadv", refuse_read)
+    reader = DirectReader()
+    for _ in range(2):
+        assert reader.fill(fd, memory[:SIZE], 0) == SIZE
+        assert memory[:SIZE] == CONTENT
+    assert asked == [1]
+
+
+def test_an_input_output_error_is_no_refusal(fd: int, memory: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fails)
+    reader = DirectReader()
+    with pytest.raises(OSError, match="Input/output"):
+        reader.fill(fd, memory[:SIZE], 0)
+    assert not reader.refused
+
+
+def test_a_file_that_is_shorter_than_it_should_be_is_corrupt_and_says_where_it_ends(
+    tmp_path: Path, memory: memoryview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Truncated between the look at its size and the read."""
+    monkeypatch.setattr(direct_read, "_is_cached", lambda *_: False)
+    (tmp_path / "a").write_bytes(CONTENT)
+    folder = Folder(tmp_path)
+    with pytest.raises(Corrupt, match=f"ends after {SIZE}"):
+        folder.read_range_into("a", memory[: SIZE + ALIGN_BYTES], offset=0, whole_bytes=SIZE)
+    with pytest.raises(Corrupt, match="were written"):
+        folder.read_range_into("a", memory[:SIZE], offset=0, whole_bytes=SIZE + 1)
