@@ -51,6 +51,12 @@ class Arena:
             self.slots[slot].holds = None
             return slot
 
+    @property
+    def has_free(self) -> bool:
+        """`acquire` would not wait."""
+        with self._changed:
+            return len(self._taken) < len(self.slots)
+
     def hand_over(self, slot: int, boundary: int) -> None:
         """The slot holds `boundary` and is the agent's until `free`."""
         with self._changed:

@@ -88,6 +88,8 @@ class Saver:
             if self._plan is None or not self._plan.fits(captured, document):
                 self._send_plan(captured, wait=kind != "round")
             arena = self._ready_arena()
+            if not arena.has_free:
+                self._link.flush_passed()  # the agent gives a slot to a round once it knows that the rank stands at its target
             slot = arena.acquire()
             self._writers[slot].write(captured.leaves.tensors, document, self._pool)
         else:  # a newer round wants the boundary at which this rank already stands

@@ -9,16 +9,15 @@ import json
 import mmap
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast_agent import memory
+from holdfast_agent import forms, memory, prefault
 from holdfast_agent.errors import ConfigurationWrong
 from holdfast_api.layout import CheckpointRef
 
 HINTS = "slots.json"
-ALIGN = 2 << 20
-"""Sizes are rounded up, so that a plan that grows a little keeps its files."""
 FILE_MODE = 0o600
 
 
@@ -46,21 +45,43 @@ class Arena:
     def path(self, rank: int, slot: int) -> Path:
         return self.folder / f"rank-{rank}-slot-{slot}"
 
+    @property
+    def bytes(self) -> int:
+        """Of all slots."""
+        return sum(self._sizes().values())
+
     def ensure(self, wanted: dict[tuple[int, int], int]) -> int:
         """Makes each (rank, slot) at least so many bytes long, prefaulted. Never shrinks: a mapped file that gets shorter kills its reader.
 
         Returns the bytes allocated. Raises MemoryTooSmall before anything is allocated.
         """
         with self._lock:
-            rounded = {key: -(-size // ALIGN) * ALIGN for key, size in wanted.items()}
+            rounded = {key: forms.rounded(size) for key, size in wanted.items()}
             have = {key: self._size(*key) for key in rounded}
             new = sum(max(0, size - have[key]) for key, size in rounded.items())
+            room = memory.read(self.folder)
             if new:
-                memory.check(memory.read(self.folder), new, sum(rounded.values()))
+                memory.check(room, new, sum(rounded.values()))
             for key, size in rounded.items():
                 if size > have[key]:
-                    self._grow(self.path(*key), have[key], size)
+                    self._grow(self.path(*key), have[key], size, room.in_memory)
             return new
+
+    def make(self, rank: int, images: Mapping[int, int], ranks: int, most: int = 2) -> forms.Choice:
+        """Slots for `rank`, as many as fit (J6); arguments as in `forms.choose`. A second slot that no longer fits is given back. Raises
+        MemoryTooSmall before anything is allocated, OSError."""
+        with self._lock:
+            have = self._sizes()
+            room = memory.read(self.folder)
+            choice = forms.choose(room, rank, images, have, ranks, most)
+            if choice.form is forms.Form.ONE_SLOT and (rank, 1) in have:
+                self.path(rank, 1).unlink()
+                self._hints.pop((rank, 1), None)
+                self._write_hints()
+            for slot in range(choice.form.slots):
+                if have.get((rank, slot), 0) < choice.slot_bytes:
+                    self._grow(self.path(rank, slot), have.get((rank, slot), 0), choice.slot_bytes, room.in_memory)
+            return choice
 
     def note(self, rank: int, slot: int, job_uid: str, ref: CheckpointRef) -> None:
         with self._lock:
@@ -82,19 +103,26 @@ class Arena:
                 path.unlink()
             self.folder.rmdir()
 
+    def _sizes(self) -> dict[tuple[int, int], int]:
+        found = {}
+        for path in self.folder.glob("rank-*-slot-*"):
+            _, rank, _, slot = path.name.split("-")
+            if rank.isdigit() and slot.isdigit():
+                found[int(rank), int(slot)] = path.stat().st_size
+        return found
+
     def _size(self, rank: int, slot: int) -> int:
         try:
             return self.path(rank, slot).stat().st_size
         except FileNotFoundError:
             return 0
 
-    def _grow(self, path: Path, start: int, size: int) -> None:
+    def _grow(self, path: Path, start: int, size: int, in_memory: bool) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, start, size - start)  # on tmpfs this allocates the pages: no fault comes later
-            else:
-                os.ftruncate(fd, size)
+            prefault.allocate(fd, start, size)
+            if in_memory:  # on a disk it would be written out for nothing
+                prefault.touch(fd, start, size)
         finally:
             os.close(fd)
 

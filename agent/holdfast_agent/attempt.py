@@ -30,7 +30,6 @@ from holdfast_api import ranks as wire
 from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, Exit, Stage
 
 log = logging.getLogger(__name__)
-SLOTS = 2
 FAILED_SECONDS = 5.0
 """How long the agent stays after a trainer's failure, for a save that runs, the report, or the next attempt."""
 FINISH_SECONDS = 3600.0
@@ -75,7 +74,11 @@ class Attempt:
         s.metrics.attempt.set(s.attempt)
         s.record.stage(Stage.ATTEMPT_ACCEPTED)
         self._launch()
-        self._tasks = [asyncio.ensure_future(self._watch_ranks()), asyncio.ensure_future(clocks.watch_use(s))]
+        self._tasks = [
+            asyncio.ensure_future(self._watch_ranks()),
+            asyncio.ensure_future(clocks.watch_use(s)),
+            asyncio.ensure_future(clocks.free_forgotten_slots(s, self.writing)),
+        ]
         if self.claims is not None:
             self._tasks.append(asyncio.ensure_future(self.claims.run()))
             if s.settings.config.operator_url:
@@ -144,7 +147,11 @@ class Attempt:
         rank.link, rank.hello = link, link.hello
         if s.record.blocked is not None and s.record.blocked.reason is BlockedReason.LIBRARY_NOT_USED:
             s.record.block(None)
-        link.send(wire.Welcome(s.attempt, s.settings.config.chunk_bytes, s.settings.config.every_steps, SLOTS))
+        link.send(
+            wire.Welcome(
+                s.attempt, s.settings.config.chunk_bytes, s.settings.config.every_steps, s.settings.config.slots
+            )
+        )
         s.changes.bump()
 
     def said(self, link: RankLink, message: wire.FromRank) -> object:
@@ -180,7 +187,7 @@ class Attempt:
             )
         if message.image_bytes <= 0 or message.image_bytes > 1 << 44:
             raise ProtocolBroken(f"a plan of {message.image_bytes} bytes")
-        return layouts.make_slots(self.shared, self.writing, rank, message, SLOTS)
+        return layouts.make_slots(self.shared, self.writing, rank, message)
 
     def _passed(self, rank: Rank, message: object) -> None:
         assert isinstance(message, wire.Passed)

@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_agent import interval
+from holdfast_agent import interval, takeover
 from holdfast_agent.clock import Deadline
 from holdfast_agent.rounds import Rounds
 from holdfast_agent.saves import Saves
 from holdfast_agent.shared import Shared
+from holdfast_agent.writing import Writing
 from holdfast_api.messages import Blocked, BlockedReason, Cause
 
 log = logging.getLogger(__name__)
@@ -63,3 +64,26 @@ def _seconds(shared: Shared, trained_seconds: float) -> float:
         s.record.saves_every(choice)
         s.metrics.interval.set(choice.seconds)
     return choice.seconds
+
+
+async def free_forgotten_slots(shared: Shared, writing: Writing) -> None:
+    """With one slot per rank nothing newer takes the place of a save that was given up unheard: a rank would wait for its slot for ever (J6)."""
+    s = shared
+    every, seconds = s.settings.config.every_steps, takeover.FORGOTTEN_SECONDS
+    since: dict[tuple[int, int], float] = {}
+    while True:
+        now = asyncio.get_running_loop().time()
+        waiting = {
+            (r.number, slot): r
+            for r in s.crew
+            if r.book is not None and r.book.count == 1 and takeover.waits(r.book, boundary=r.boundary, every=every)
+            for slot, held in r.book.held.items()
+            if not held.readers and not writing.wants(held.captured.boundary)
+        }
+        since = {key: since.get(key, now) for key in waiting}
+        for (number, slot), rank in waiting.items():
+            if now - since[number, slot] >= seconds and rank.book is not None:
+                log.warning("rank %d waits for its slot, whose save nobody makes: it is given up", number)
+                writing.free(rank, slot)
+                s.changes.bump()
+        await asyncio.sleep(seconds / 10)

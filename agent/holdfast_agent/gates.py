@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 
-from holdfast_agent import slots
+from holdfast_agent import slots, takeover
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import PeerRefused
@@ -19,6 +19,8 @@ from holdfast_api import ranks as wire
 from holdfast_api.messages import Stage
 
 log = logging.getLogger(__name__)
+FORGOTTEN_SECONDS = 3600.0
+"""A round that nobody ends is opened by its lease long before."""
 VOTE_SECONDS = 5.0
 """A rank's helper thread answers at once; one that has not by then is not coming."""
 
@@ -38,6 +40,7 @@ class Gates:
         self._asked_until = Deadline.after(0)
         self._released: tuple[int, str] = (0, "")
         self._target = 0
+        self._emergency = False
         self._sacrifices: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
 
@@ -65,9 +68,9 @@ class Gates:
         if name != self.greatest:
             raise PeerRefused("this round was not closed here")
         if self._released != name:
-            self._released, self._target = name, order.target
+            self._released, self._target, self._emergency = name, order.target, order.evacuate
             for rank in self._shared.crew:
-                await self._make_room(rank)
+                self._make_room_for(rank)
                 rank.send(wire.ReleaseGate(order.round, order.target))
         # How long is the coordinator's to say: what it knows of the deadline may change while the ranks run.
         soon = Deadline.after(LATER_SECONDS)
@@ -91,9 +94,7 @@ class Gates:
         """On its way to the target a rank passes periodic boundaries; one of them may have taken the slot that the target needs."""
         if message.kind == "round" and self._stand_since is None:
             self._stand_since = time.monotonic() - message.copy_seconds
-        task = asyncio.ensure_future(self._make_room(rank))
-        self._sacrifices.add(task)
-        task.add_done_callback(self._sacrifices.discard)
+        self._make_room_for(rank)
 
     def open_all(self, *, keep: int = 0) -> None:
         """Training goes on; the slots of boundary `keep` are about to be written."""
@@ -119,8 +120,8 @@ class Gates:
         return self.greatest[0] + 1
 
     async def end(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in [*self._sacrifices, *([self._watch] if self._watch is not None else [])]:
+            task.cancel()
 
     # ---- inside
 
@@ -142,13 +143,31 @@ class Gates:
                     done[str(rank.number)] = rank.vote.boundary
         return peers.GateVotes(votes, done, self._shared.highest_save, self._shared.crew.clean, keeps=True)
 
+    def _make_room_for(self, rank: Rank) -> None:
+        task = asyncio.ensure_future(self._make_room(rank))
+        self._sacrifices.add(task)
+        task.add_done_callback(self._sacrifices.discard)
+
     async def _make_room(self, rank: Rank) -> None:
-        """While the ranks run to a target, each has a slot free for it."""
-        if not self.closed or self._released != self.greatest or rank.book is None or rank.holds(self._target):
-            return
-        boundary = slots.sacrificed_for_round(rank.book)
-        if boundary is not None:
-            await self._sacrifice(rank, boundary)
+        """While the ranks run to a target, each gets a slot free for it, when takeover.py says so."""
+        name = self._released
+
+        def needed() -> bool:
+            return self.closed and name == self._released == self.greatest and not rank.holds(self._target)
+
+        def take() -> takeover.Take:
+            if rank.book is None or not needed():
+                return takeover.Take.NOTHING
+            emergency = self._emergency or self._shared.record.evacuating
+            every = self._shared.settings.config.every_steps
+            arrived = takeover.waits(rank.book, boundary=rank.boundary, every=every, target=self._target)
+            return takeover.decide(rank.book, emergency=emergency, arrived=arrived)
+
+        await self._shared.changes.until(lambda: take() is not takeover.Take.LATER, Deadline.after(FORGOTTEN_SECONDS))
+        if take() is takeover.Take.NOW and rank.book is not None:
+            boundary = slots.sacrificed_for_round(rank.book)
+            if boundary is not None:
+                await self._sacrifice(rank, boundary)
 
     async def _sacrifice(self, rank: Rank, boundary: int) -> None:
         """A8: the older save gives its slot to the newer one."""

@@ -21,29 +21,47 @@ class Room:
     free_on_volume: int
     in_memory: bool
     """The slots lie on tmpfs, so they count against the limit."""
+    available: int | None = None
+    """What the machine can still give, None where the kernel does not say. A tmpfs may be larger than that."""
 
 
 def read(folder: Path, cgroup: Path = CGROUP) -> Room:
     """What holds for files below `folder`, which must exist."""
     stat = os.statvfs(folder)
     limit, used = _cgroup_v2(cgroup) or _cgroup_v1(cgroup) or (None, 0)
-    return Room(limit, used, stat.f_bavail * stat.f_frsize, file_system(folder) in ("tmpfs", "ramfs"))
+    available = _statistic(Path("/proc/meminfo"), "MemAvailable:")
+    in_memory = file_system(folder) in ("tmpfs", "ramfs")
+    return Room(limit, used, stat.f_bavail * stat.f_frsize, in_memory, available << 10 or None)
 
 
 def check(room: Room, new_bytes: int, total_bytes: int) -> None:
     """`new_bytes` are to be allocated now, `total_bytes` is the whole arena. Raises MemoryTooSmall with the number to set."""
+    words = missing(room, new_bytes, total_bytes)
+    if words:
+        raise MemoryTooSmall(words)
+
+
+def missing(room: Room, new_bytes: int, total_bytes: int, *, spare: int = 0) -> str:
+    """What lacks and the number to set, in words; empty if it fits and leaves `spare` bytes of the limit. Pure."""
     if new_bytes > room.free_on_volume:
-        missing = new_bytes - room.free_on_volume
-        raise MemoryTooSmall(
-            f"the slots of this worker need {_mib(total_bytes)} MiB, and the memory volume lacks {_mib(missing)} MiB: "
+        lacks = new_bytes - room.free_on_volume
+        return (
+            f"the slots of this worker need {_mib(total_bytes)} MiB, and the memory volume lacks {_mib(lacks)} MiB: "
             f"set spec.checkpoint.memoryMiB to at least {_mib(total_bytes) + 64} (0 lets the pod's memory limit bound it)"
         )
-    if room.limit is not None and room.in_memory and room.used + new_bytes > room.limit:
-        needed = room.used + new_bytes + room.limit // 20
-        raise MemoryTooSmall(
+    if room.limit is not None and room.in_memory and room.used + new_bytes + spare > room.limit:
+        # A twentieth of the limit to be set, not of the one that is too small, has to stay free: it is asked for again next time.
+        needed = -(-(room.used + new_bytes) * 20 // 19)
+        return (
             f"the slots of this worker need {_mib(total_bytes)} MiB in shared memory; {_mib(room.used)} MiB of the memory limit of "
             f"{_mib(room.limit)} MiB are in use: set resources.limits.memory of the trainer container to at least {_mib(needed)}Mi"
         )
+    if room.available is not None and room.in_memory and new_bytes > room.available:
+        return (
+            f"the slots of this worker need {_mib(total_bytes)} MiB in shared memory, {_mib(new_bytes)} MiB of it new, and the machine has "
+            f"{_mib(room.available)} MiB available: it takes {_mib(new_bytes - room.available)} MiB more memory, or a smaller state"
+        )
+    return ""
 
 
 def file_system(folder: Path) -> str:
@@ -86,7 +104,7 @@ def _statistic(path: Path, name: str) -> int:
     for line in path.read_text().splitlines():
         key, _, value = line.partition(" ")
         if key == name:
-            return int(value)
+            return int(value.split()[0])
     return 0
 
 

@@ -27,6 +27,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=r,
         )
+        self.arena_slots = Gauge(
+            "holdfast_agent_arena_slots", "Slots per rank: 2, or 1 where memory is short.", registry=r
+        )
+        self.arena_bytes = Gauge("holdfast_agent_arena_bytes", "Size of all slots of this worker.", registry=r)
         self.logical_bytes = Counter(
             "holdfast_agent_checkpoint_logical_bytes", "Bytes of images in committed saves.", registry=r
         )

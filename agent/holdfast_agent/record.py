@@ -62,6 +62,7 @@ class Record:
     earlier: tuple[EarlierReport, ...] = ()
     """To be forwarded (H4); empty again once the operator has it."""
     storage_note: str = ""
+    arena: str = ""
     joined: int = 0
     """Of the pod, in any life of its agent (A2)."""
     stray: tuple[CheckpointRef, ...] = ()
@@ -185,6 +186,7 @@ class Record:
             exit_detail=self.exit_detail,
             superseded_by=self.superseded_by,
             storage_note=self.storage_note,
+            arena=self.arena,
             joined=self.joined,
             stray=self.stray,
             saving=self.saving,

@@ -257,7 +257,9 @@ class Rounds:
         if target == s.last_boundary and all(e == target for e in entered.values()) and running.evacuate:
             log.info("round %d: boundary %d is committed already", running.number, target)
         until = running.arrival = Deadline.after(self._fit(running).arrive_seconds)
-        order = peers.ReleaseGates(s.attempt, running.number, s.settings.pod_uid, target, until.at)
+        order = peers.ReleaseGates(
+            s.attempt, running.number, s.settings.pod_uid, target, until.at, evacuate=running.evacuate
+        )
         answers = await s.mesh.ask_all(order, until=until, round=running.number)
         _check_not_lost(answers)
         for answer in answers.values():

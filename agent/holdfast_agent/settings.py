@@ -83,6 +83,8 @@ def check(config: AgentConfig) -> None:
         raise ConfigurationWrong(f"processes_per_worker is {config.processes_per_worker}; 1 to 1024 are possible")
     if not 4096 <= config.chunk_bytes <= 1 << 30:
         raise ConfigurationWrong(f"chunk_bytes is {config.chunk_bytes}; 4 KiB to 1 GiB are possible")
+    if config.slots not in (1, 2):
+        raise ConfigurationWrong(f"slots is {config.slots}; 1 and 2 are possible")
     if config.every_steps < 0 or config.every_seconds < 0:
         raise ConfigurationWrong("every_steps and every_seconds cannot be negative")
     if config.every_auto and (config.every_steps or config.every_seconds):

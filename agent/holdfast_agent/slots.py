@@ -105,7 +105,8 @@ def is_last_state(book: SlotBook, slot: int, done_at: int | None) -> bool:
 
 
 def sacrificed_for_round(book: SlotBook) -> int | None:
-    """Boundary whose slot must be given up, its save abandoned, so that a round can capture (A8); None if a slot is free anyway."""
+    """Boundary whose slot must be given up, its save abandoned, so that a round can capture (A8); None if a slot is free anyway. takeover.py says
+    when."""
     if book.has_free or not book.held:
         return None
     return min(book.boundaries)

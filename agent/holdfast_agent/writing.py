@@ -110,6 +110,10 @@ class Writing:
         held = rank.book.free(slot)
         rank.send(wire.SlotFree(slot, held.captured.boundary, held.committed))
 
+    def wants(self, boundary: int) -> bool:
+        """A save of it has begun here and is not over."""
+        return any(f.order.boundary == boundary and not f.over for f in self._flushes.values())
+
     @property
     def busy(self) -> bool:
         """The newest save is not over, and its coordinator still has time to say so."""

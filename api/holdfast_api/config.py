@@ -39,6 +39,8 @@ class AgentConfig:
     """Deadline of an acting notice that has none (F2)."""
     operator_url: str = ""
     """Where reports go; empty outside Kubernetes (A10)."""
+    slots: int = 2
+    """Per rank at most; one is used where two do not fit (J6)."""
     memory_dir: str = "/var/run/holdfast/arena"
     local_dir: str = "/var/lib/holdfast"
     labels: dict[str, str] = field(default_factory=dict)

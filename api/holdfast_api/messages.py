@@ -353,4 +353,6 @@ class AgentReport:
     interval_seconds: int = 0
     """Of the lead, with `every: auto`: between the begins of two periodic saves; 0 where it is not chosen."""
     interval_reason: str = ""
+    arena: str = ""
+    """Form and size of the slots in words, what that form gives up and the number to set for a better one (J6); empty until a layout is fixed."""
     schema: int = 1

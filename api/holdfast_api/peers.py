@@ -78,6 +78,8 @@ class ReleaseGates:
     coordinator: str
     target: int
     deadline: datetime | None
+    evacuate: bool = True
+    """False: training goes on after the round, so a save in flight need not give its slot up."""
     schema: int = 1
 
 

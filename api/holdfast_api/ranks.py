@@ -51,6 +51,7 @@ class Welcome:
     every_steps: int
     """0: the agent asks for saves itself."""
     slots: int = 2
+    """At most; Slots says how many there are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """One worker with one rank, without processes and sockets: the parts of an attempt over a store in memory, for tests that order what happens when."""
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -65,12 +66,14 @@ class Lone:
         faults: tuple[Fault, ...] = (),
         before_call: Callable[[str, str], None] | None = None,
         after: "Lone | None" = None,
+        every_steps: int = 0,
     ):
         """`after`: the next attempt, continuing the newest checkpoint of that one in the same store."""
         self.bucket = after.bucket if after else MemoryBucket(faults, before_call=before_call)
         self.attempt = after.attempt + 1 if after else 1
         self.store = JobStore(self.bucket, "ns", "job", UID)
         config = AgentConfig("ns", "job", UID, 0, 1, 1, 1, StorageConfig("memory://x"), chunk_bytes=CHUNK)
+        config = dataclasses.replace(config, every_steps=every_steps)
         settings = Settings(config, ("true",), "pod", "pod-uid", "", "node", "", 0, {}, folder / "token", None)
         member = Member(0, "pod", "pod-uid", 1)
         record = Record(UID, 0, "pod-uid")

@@ -239,7 +239,7 @@ MIB = 1 << 20
 def test_an_arena_that_does_not_fit_is_refused_with_the_number_to_set():
     room = memory.Room(limit=1000 * MIB, used=600 * MIB, free_on_volume=10_000 * MIB, in_memory=True)
     memory.check(room, 300 * MIB, 300 * MIB)
-    with pytest.raises(MemoryTooSmall, match=r"resources\.limits\.memory .* at least 1150Mi"):
+    with pytest.raises(MemoryTooSmall, match=r"resources\.limits\.memory .* at least 1158Mi"):
         memory.check(room, 500 * MIB, 500 * MIB)
     with pytest.raises(MemoryTooSmall, match=r"spec\.checkpoint\.memoryMiB to at least 564"):
         memory.check(memory.Room(None, 0, 100 * MIB, True), 500 * MIB, 500 * MIB)
