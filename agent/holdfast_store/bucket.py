@@ -38,6 +38,10 @@ class Bucket(Protocol):
     @property
     def uri(self) -> str: ...
 
+    @property
+    def verifies_uploads(self) -> bool:
+        """Whether every upload carries a checksum that the server compares (B6). Where not, what is found in the place of a chunk is compared with it."""
+
     def check(self) -> None:
         """Proves that the bucket or directory exists and lets us in: else Misconfigured, Denied or Unavailable. Absence is believed only after it."""
 

@@ -14,7 +14,7 @@ from holdfast_store import claims, collect, commits, discover, inventory, resolv
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
 from holdfast_store.collect import Expiry, SweepResult
-from holdfast_store.errors import Absent, AlreadyExists, Corrupt, Superseded
+from holdfast_store.errors import Absent, AlreadyExists, Corrupt, Superseded, Unavailable
 from holdfast_store.lineage import Span, Stretch, spans
 from holdfast_store.records import Records
 from holdfast_store.resolve import Found, Resolution
@@ -136,12 +136,26 @@ class JobStore:
     # Chunks, manifests, commit
 
     def put_chunk(self, ref: CheckpointRef, digest: str, view: memoryview) -> bool:
-        """Create-only, with a checksum that the server verifies (B6); False if it was there. `view` must not change meanwhile. Any thread."""
+        """Create-only, with a checksum that the server verifies (B6); False if it was there. `view` must not change meanwhile. Any thread.
+
+        Where the store verifies nothing, what was there is read and compared. If it is not what its name says, it is what is left of a request that was
+        cut: nothing valid can refer to it, so it is taken away and the error is Unavailable, after which the chunk is sent again.
+        """
+        key = self.prefix + layout.chunk_key(ref, digest)
         try:
-            self.bucket.create(self.prefix + layout.chunk_key(ref, digest), view)
+            self.bucket.create(key, view)
         except AlreadyExists:
+            if not self.bucket.verifies_uploads:
+                self._proved_or_removed(Chunk(digest, view.nbytes, ref), key)
             return False
         return True
+
+    def _proved_or_removed(self, chunk: Chunk, key: str) -> None:
+        try:
+            self.get_chunk_into(chunk, memoryview(bytearray(chunk.length)))
+        except Corrupt as e:
+            self.bucket.delete([key])
+            raise Unavailable(f"{e}; it has been removed") from e
 
     def get_chunk_into(self, chunk: Chunk, view: memoryview) -> None:
         """Fills `view` (exactly `chunk.length` bytes) and verifies it in this thread, while it is hot (C3). Absent, Corrupt: then `view` is garbage."""

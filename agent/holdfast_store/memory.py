@@ -52,6 +52,8 @@ class Fault:
 class MemoryBucket:
     """Thread-safe; each operation is atomic. `before_call(operation, key)` runs before each, outside the lock: a test may order threads there."""
 
+    verifies_uploads = True
+
     def __init__(self, faults: Sequence[Fault] = (), *, before_call: Callable[[str, str], None] | None = None) -> None:
         self.faults: list[Fault] = [*faults]
         self.calls: list[tuple[str, str]] = []

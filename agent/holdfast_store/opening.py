@@ -22,6 +22,15 @@ def open_bucket(storage: StorageConfig, environ: Mapping[str, str], *, retry_sec
         from holdfast_store.s3 import S3Bucket
 
         return Persistent(S3Bucket.from_config(storage, environ), retry_seconds=retry_seconds)
+    if scheme == "gs":
+        from holdfast_store.gcs import open_gcs
+
+        return Persistent(open_gcs(storage, environ), retry_seconds=retry_seconds)
+    if scheme == "az":
+        from holdfast_store.azure import open_azure
+
+        return Persistent(open_azure(storage, environ), retry_seconds=retry_seconds)
     raise Misconfigured(
-        f"storage uri {storage.uri!r}: this release reads s3://bucket/prefix and file:///directory; correct spec.checkpoint.storage.uri"
+        f"storage uri {storage.uri!r}: this release reads s3://bucket/prefix, gs://bucket/prefix, az://container/prefix and file:///directory; "
+        "correct spec.checkpoint.storage.uri"
     )

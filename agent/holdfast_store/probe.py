@@ -90,13 +90,13 @@ def _mark(writer: int) -> bytes:
 
 def _stale_refused(bucket: Bucket, folder: str, problems: list[str]) -> bool:
     """Where the backend knows versions: an overwrite of a version that is no longer there is refused."""
-    replace = getattr(_raw(bucket), "replace", None)
+    replace = getattr(_raw(bucket), "replace_missing_version", None)
     if replace is None:
         return True
     key = f"{folder}stale"
     bucket.put(key, b"now")
     try:
-        replace(key, b"later", e_tag='"00000000000000000000000000000000"')
+        replace(key, b"later")
     except AlreadyExists:
         return True
     problems.append("an overwrite of a stale version is accepted (If-Match is ignored)")
@@ -116,6 +116,9 @@ def _lists(bucket: Bucket, folder: str, problems: list[str]) -> bool:
 
 def _checksums(bucket: Bucket, folder: str, problems: list[str]) -> bool:
     """Where uploads cross a network: one whose checksum does not fit is refused."""
+    if not bucket.verifies_uploads:
+        problems.append(getattr(_raw(bucket), "unverified_note", "uploads are not verified by the store"))
+        return False
     refuses = getattr(_raw(bucket), "refuses_wrong_checksum", None)
     if refuses is None or refuses(f"{folder}checksum"):
         return True

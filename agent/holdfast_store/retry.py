@@ -31,6 +31,10 @@ class Persistent:
     def uri(self) -> str:
         return self.inner.uri
 
+    @property
+    def verifies_uploads(self) -> bool:
+        return self.inner.verifies_uploads
+
     def until(self, deadline: float) -> "Persistent":
         """The same bucket for work that is worthless after `deadline` (of `time.monotonic`): an evacuation's flush."""
         return Persistent(self.inner, retry_seconds=self._retry_seconds, deadline=deadline)

@@ -75,6 +75,8 @@ def settings_from(storage: StorageConfig, environ: Mapping[str, str]) -> S3Setti
 class S3Bucket:
     """One bucket and prefix. Thread-safe."""
 
+    verifies_uploads = True
+
     def __init__(
         self, settings: S3Settings, session: Any, *, ca: bytes | None = None, ca_path: str | None = None
     ) -> None:
@@ -122,9 +124,9 @@ class S3Bucket:
     def put(self, key: str, data: Buffer) -> None:
         self._put(check_key(key), data, "overwrite")
 
-    def replace(self, key: str, data: Buffer, *, e_tag: str) -> None:
-        """Overwrites only the version `e_tag`; AlreadyExists if another one is there. For the probe (B8)."""
-        self._put(check_key(key), data, {"e_tag": e_tag})
+    def replace_missing_version(self, key: str, data: Buffer) -> None:
+        """Overwrites a version that does not exist: AlreadyExists, unless the server ignores conditions. For the probe (B8)."""
+        self._put(check_key(key), data, {"e_tag": '"00000000000000000000000000000000"'})
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
         data = bytearray()

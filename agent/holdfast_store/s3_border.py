@@ -1,4 +1,4 @@
-"""What must not get past the S3 backend: endpoints that its libraries cannot use, and their errors that are none of ours.
+"""What must not get past the backends for object stores: endpoints that its libraries cannot use, and their errors that are none of ours.
 
 botocore answers an endpoint that it does not like with a plain ValueError, obstore with a panic of Rust, which is no Exception and passes every
 `except` that means well. Both would end whoever waits for the store without a word. Pure but for the wrapping.
@@ -89,4 +89,4 @@ def bordered(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, 
 
 def _text(where: str, error: BaseException) -> str:
     said = " ".join(str(error).split())[:300]
-    return f"the library for S3 cannot work with {where}: {said}; check spec.checkpoint.storage (uri, endpoint, region)"
+    return f"the store's library cannot work with {where}: {said}; check spec.checkpoint.storage (uri, endpoint, region)"

@@ -12,9 +12,15 @@ class StorageConfig:
     """Where checkpoints go. Credentials are never here: they come from the environment by the store's own chain."""
 
     uri: str
-    """`s3://bucket/prefix` or `file:///directory`."""
+    """`s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` or `file:///directory`."""
     endpoint: str = ""
     region: str = ""
+    addressing: str = ""
+    """s3:// only: `path` or `virtual` (the bucket is part of the host's name); empty: path with an endpoint of one's own, virtual on AWS."""
+    encryption: str = ""
+    """s3:// only: `AES256` or `aws:kms`, asked for with every object; empty: what the bucket does by default."""
+    kms_key_id: str = ""
+    """With `aws:kms`: the key; empty: the account's own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from holdfast_store.probe import ProbeResult, probe
 
 
 def test_a_good_store_passes_and_nothing_is_left_behind(bucket: Bucket) -> None:
-    assert probe(bucket, prefix="ns/job-uid/") == ProbeResult(True, True, True, "")
+    result = probe(bucket, prefix="ns/job-uid/")
+    assert (result.conditional_writes, result.lists_after_write, result.checksums) == (True, True, bucket.verifies_uploads)
+    assert bool(result.note) != bucket.verifies_uploads
     assert list(bucket.list("")) == []
 
 
@@ -53,7 +55,7 @@ def test_a_store_that_lists_late_is_found() -> None:
 class UncheckedBucket(MemoryBucket):
     """Fake: takes uploads whose checksum does not fit, and overwrites of stale versions."""
 
-    def replace(self, key: str, data: Buffer, *, e_tag: str) -> None:
+    def replace_missing_version(self, key: str, data: Buffer) -> None:
         self.put(key, data)
 
     def refuses_wrong_checksum(self, key: str) -> bool:
