@@ -10,8 +10,8 @@ _FULL = "free space or raise the quota; it is tried again by itself"
 
 _REMEDY = {
     BlockedReason.STORAGE_DENIED: (
-        "check the Secret named by spec.checkpoint.storage.secretName (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and that its user may "
-        "read, write, list and delete below this prefix"
+        "check the Secret named by spec.checkpoint.storage.secretName (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_SERVICE_ACCOUNT_KEY, "
+        "AZURE_STORAGE_ACCOUNT_KEY) and that its user may read, write, list and delete below this prefix"
     ),
     BlockedReason.STORAGE_MISCONFIGURED: "check spec.checkpoint.storage (uri, endpoint, region) and that the bucket exists",
     BlockedReason.STORAGE_UNREACHABLE: "check that the endpoint answers from this pod (DNS, NetworkPolicy, proxy); it is tried again every few seconds",

@@ -50,7 +50,8 @@ class CloudBucket:
 
     verifies_uploads = False
     unverified_note = (
-        "uploads carry no checksum that this service compares: records are read back, and a chunk that was damaged on its way is found when it is read"
+        "uploads carry no checksum that this service compares: records are read back, "
+        "and a chunk that was damaged on its way is found when it is read"
     )
 
     def __init__(self, settings: CloudSettings, store: Any) -> None:
@@ -111,7 +112,9 @@ class CloudBucket:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         inside = check_prefix(prefix).rstrip("/") or None
         found = self._ask_again(
-            prefix, lambda: [each for page in obstore.list(self._store, inside) for each in page], lambda found: not found
+            prefix,
+            lambda: [each for page in obstore.list(self._store, inside) for each in page],
+            lambda found: not found,
         )
         return iter([ObjectInfo(each["path"], each["size"]) for each in found])
 

@@ -23,14 +23,14 @@ from holdfast_api.config import StorageConfig
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.errors import Absent, Corrupt, Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.patience import Pace
+from holdfast_store.places import bucket_and_prefix, ca_from
 from holdfast_store.plain_get import Broken, Stalled, Unusual
-from holdfast_store.s3_answers import Answer, classify, read_body, read_text
-from holdfast_store.s3_border import border, bordered, checked_endpoint
-from holdfast_store.s3_credentials import NO_CREDENTIALS, CredentialProvider, ca_bundle, session_from
+from holdfast_store.s3_answers import EXPIRED, Answer, classify, read_body, read_text
+from holdfast_store.s3_border import border, bordered, checked_endpoint, is_address
+from holdfast_store.s3_credentials import NO_CREDENTIALS, CredentialProvider, session_from
 from holdfast_store.s3_get import Signed, download
 
 CHECKSUM = "CRC64NVME"
-_PREFIX = re.compile(r"([A-Za-z0-9_=][A-Za-z0-9._=-]*/)*\Z")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
 _DELETE_AT_ONCE = 1000
 _CONNECTIONS = 32
@@ -48,6 +48,11 @@ class S3Settings:
     endpoint: str
     """Empty: AWS."""
     region: str
+    virtual_host: bool = False
+    """The bucket is the first part of the host's name, not of the path."""
+    encryption: str = ""
+    """`AES256`, `aws:kms`, or empty: what the bucket does by default."""
+    kms_key_id: str = ""
     connect_seconds: float = 5.0
     request_seconds: float = 120.0
 
@@ -58,10 +63,7 @@ class S3Settings:
 
 def settings_from(storage: StorageConfig, environ: Mapping[str, str]) -> S3Settings:
     """Reads the URI and, where the configuration is silent, the usual variables. Misconfigured names what to correct."""
-    parts = urlsplit(storage.uri)
-    prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
-    if not _BUCKET.match(parts.netloc) or not _PREFIX.match(prefix) or ".." in prefix or parts.query or parts.fragment:
-        raise Misconfigured(f"storage uri {storage.uri!r}: write s3://bucket/prefix with letters, digits and ._=- only")
+    bucket, prefix = bucket_and_prefix(storage.uri, "s3", _BUCKET)
     given = {
         "spec.checkpoint.storage.endpoint": storage.endpoint,
         "AWS_ENDPOINT_URL_S3": environ.get("AWS_ENDPOINT_URL_S3"),
@@ -69,7 +71,37 @@ def settings_from(storage: StorageConfig, environ: Mapping[str, str]) -> S3Setti
     }
     endpoint = next((checked_endpoint(value, field) for field, value in given.items() if value), "")
     region = storage.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return S3Settings(parts.netloc, prefix, endpoint, region)
+    virtual = _virtual_host(storage.addressing, bucket, endpoint)
+    encryption = _encryption(storage)
+    return S3Settings(bucket, prefix, endpoint, region, virtual, encryption, storage.kms_key_id)
+
+
+def _virtual_host(addressing: str, bucket: str, endpoint: str) -> bool:
+    """By default AWS's own way there, and the path with everybody else, whose host names often have no names below them."""
+    if addressing not in ("", "path", "virtual"):
+        raise Misconfigured(f"spec.checkpoint.storage.s3.addressing {addressing!r}: write Path or Virtual")
+    if addressing != "virtual":
+        return not addressing and not endpoint and "." not in bucket
+    host = urlsplit(endpoint).hostname or ""
+    if is_address(host):
+        raise Misconfigured(
+            f"spec.checkpoint.storage.s3.addressing Virtual: the endpoint {endpoint!r} is an address, which has no names below it; write Path"
+        )
+    if "." in bucket and not endpoint.startswith("http://"):
+        raise Misconfigured(
+            f"spec.checkpoint.storage.s3.addressing Virtual: no certificate fits a bucket with dots in its name ({bucket!r}); write Path"
+        )
+    return True
+
+
+def _encryption(storage: StorageConfig) -> str:
+    if storage.encryption not in ("", "AES256", "aws:kms"):
+        raise Misconfigured(f"spec.checkpoint.storage.s3.encryption {storage.encryption!r}: write SSE-S3 or SSE-KMS")
+    if storage.kms_key_id and storage.encryption != "aws:kms":
+        raise Misconfigured(
+            "spec.checkpoint.storage.s3.kmsKeyId is only read with encryption: SSE-KMS; add it, or remove the key"
+        )
+    return storage.encryption
 
 
 class S3Bucket:
@@ -83,7 +115,7 @@ class S3Bucket:
         self.settings = settings
         self._provider = CredentialProvider(session)
         self._session = session
-        self._ca_path = ca_path
+        self._ca, self._ca_path = ca, ca_path
         self._checked = threading.Event()
         self._making = threading.Lock()
         self._client: Any = None
@@ -99,7 +131,9 @@ class S3Bucket:
             session = session_from(environ, region=settings.region)
         except botocore.exceptions.BotoCoreError as e:
             raise Misconfigured(f"AWS configuration: {e}") from e
-        return cls(settings, session, ca=ca_bundle(environ), ca_path=environ.get("AWS_CA_BUNDLE") or None)
+        return cls(
+            settings, session, ca=ca_from(environ, "AWS_CA_BUNDLE"), ca_path=environ.get("AWS_CA_BUNDLE") or None
+        )
 
     @property
     def uri(self) -> str:
@@ -247,7 +281,7 @@ class S3Bucket:
             read_timeout=30,
             retries={"total_max_attempts": 1},
             max_pool_connections=_CONNECTIONS,
-            s3={"addressing_style": "path" if s.endpoint else "auto"},
+            s3={"addressing_style": "virtual" if s.virtual_host else "path"},
         )
         with self._making:  # a session, unlike a client, is not for several threads
             if self._client is None:
@@ -311,8 +345,18 @@ class S3Bucket:
             return kind(self._provider.problem)
         return self._refusal(key, read_text(str(error)))
 
+    def _with_newer_credentials(self) -> None:
+        """obstore keeps what it was given until it says that it ends; another store asks at once."""
+        with self._making:
+            self._client = None
+            self._store = _obstore(self.settings, self._provider, self._ca)
+
     def _refusal(self, key: str, answer: Answer) -> StoreError:
         error = classify(answer, key=key, where=self.settings.where)
+        if answer.code in EXPIRED and self._provider.has_newer():
+            # What was used had expired on its way; it is tried again with what the chain has now, so nothing is denied (faults 46).
+            self._with_newer_credentials()
+            return Unavailable(f"{error}; newer credentials are there and are used from now on")
         if isinstance(error, Absent) and not self._checked.is_set():
             # Some servers answer NoSuchKey for a bucket that does not exist: absence is believed after the bucket has been seen once (B7).
             self.check()
@@ -328,12 +372,16 @@ def _obstore(settings: S3Settings, provider: CredentialProvider, ca: bytes | Non
     }
     if ca:
         options["root_certificate"] = ca
-    place: dict[str, Any] = {"endpoint": settings.endpoint} if settings.endpoint else {}
+    place: dict[str, Any] = {"endpoint": _host_of(settings)} if settings.endpoint else {}
+    if settings.encryption:
+        place["server_side_encryption"] = settings.encryption
+    if settings.kms_key_id:
+        place["sse_kms_key_id"] = settings.kms_key_id
     return obstore.store.S3Store(
         settings.bucket,
         prefix=settings.prefix.rstrip("/") or None,
         region=settings.region,
-        virtual_hosted_style_request=not settings.endpoint and "." not in settings.bucket,
+        virtual_hosted_style_request=settings.virtual_host,
         checksum_algorithm=CHECKSUM,
         unsigned_payload=True,
         conditional_put="etag",
@@ -343,6 +391,14 @@ def _obstore(settings: S3Settings, provider: CredentialProvider, ca: bytes | Non
         retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=settings.request_seconds)},
         **place,
     )
+
+
+def _host_of(settings: S3Settings) -> str:
+    """obstore wants the bucket in the endpoint where it is part of the host's name; boto3 puts it there by itself."""
+    if not settings.virtual_host:
+        return settings.endpoint
+    scheme, _, host = settings.endpoint.partition("://")
+    return f"{scheme}://{settings.bucket}.{host}"
 
 
 def _boto_answer(error: Any) -> Answer:

@@ -16,8 +16,11 @@ _MESSAGE = re.compile(r"<Message>([^<]{1,400})")
 BAD_CERTIFICATE = "BadCertificate"
 """Not a server's word: no conversation took place."""
 
-_DENIED = {
-    "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired",
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
+"""Credentials that were good once, or not yet: newer ones may be there."""
+
+_DENIED = EXPIRED | {
+    "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId",
     "SignatureDoesNotMatch", "NotSignedUp", "XAdminUserNotFound", "InvalidSecurity", "Forbidden", "UnauthorizedAccess",
 }  # fmt: skip
 _REGION = {

@@ -52,10 +52,10 @@ def endpoint_problem(endpoint: str) -> str:
         return "it has no host"
     if port == 0:
         return "port 0 is no port"
-    return "" if _is_address(host) or _HOST.match(host) else f"{host!r} is not the name of a host"
+    return "" if is_address(host) or _HOST.match(host) else f"{host!r} is not the name of a host"
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)
         return True
@@ -89,4 +89,6 @@ def bordered(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, 
 
 def _text(where: str, error: BaseException) -> str:
     said = " ".join(str(error).split())[:300]
-    return f"the store's library cannot work with {where}: {said}; check spec.checkpoint.storage (uri, endpoint, region)"
+    return (
+        f"the store's library cannot work with {where}: {said}; check spec.checkpoint.storage (uri, endpoint, region)"
+    )

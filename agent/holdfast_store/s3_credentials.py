@@ -43,6 +43,8 @@ class CredentialProvider:
 
     session: Any
     problem: str = ""
+    given: tuple[str, ...] = ()
+    """What obstore was given last."""
 
     def __call__(self) -> dict[str, Any]:
         try:
@@ -55,27 +57,26 @@ class CredentialProvider:
             self.problem = NO_CREDENTIALS
             raise LookupError("no credentials")
         self.problem = ""
+        self.given = tuple(frozen)
+        ends = getattr(found, "_expiry_time", None)  # only what can be renewed has one
+        again = datetime.now(UTC) + _TTL
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _TTL,
+            "expires_at": min(again, ends) if isinstance(ends, datetime) else again,
         }
+
+    def has_newer(self) -> bool:
+        """Whether the chain now gives something else than what obstore has. For an answer that says that they have expired."""
+        try:
+            found = self.session.get_credentials()
+            return found is not None and tuple(found.get_frozen_credentials()) != self.given
+        except (botocore.exceptions.BotoCoreError, OSError):
+            return False
 
 
 NO_CREDENTIALS = (
     "no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (by the secret in spec.checkpoint.storage.secretName), "
     "or give the pod a workload identity"
 )
-
-
-def ca_bundle(environ: Mapping[str, str]) -> bytes | None:
-    """The certificates to trust beside the system's, from AWS_CA_BUNDLE (S16)."""
-    path = environ.get("AWS_CA_BUNDLE")
-    if not path:
-        return None
-    try:
-        with open(path, "rb") as file:
-            return file.read(4 << 20)
-    except OSError as e:
-        raise Misconfigured(f"AWS_CA_BUNDLE={path}: {e.strerror or e}") from e

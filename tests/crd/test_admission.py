@@ -184,17 +184,30 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "spec.checkpoint.storage: Required value",
     ),
     "another kind of storage": (
-        lambda job: job["spec"]["checkpoint"]["storage"].update(uri="gs://training"),
-        "spec.checkpoint.storage.uri must start with s3:// or file:///, for example s3://my-bucket/checkpoints",
+        lambda job: job["spec"]["checkpoint"]["storage"].update(uri="ftp://training"),
+        "spec.checkpoint.storage.uri must start with s3://, gs://, az:// or file:///, for example s3://my-bucket/checkpoints",
     ),
     "a bucket that cannot exist": (
         lambda job: job["spec"]["checkpoint"]["storage"].update(uri="s3://My_Bucket/x"),
         "spec.checkpoint.storage.uri names no valid bucket: write s3://BUCKET/PREFIX; "
         "bucket names have 3 to 63 lower-case letters, digits, dots and dashes",
     ),
+    "a container that cannot exist": (
+        lambda job: job["spec"]["checkpoint"]["storage"].update(uri="az://My--Container/x"),
+        "spec.checkpoint.storage.uri names no valid container: write az://CONTAINER/PREFIX; "
+        "container names have 3 to 63 lower-case letters, digits and single dashes",
+    ),
+    "a key without the encryption that uses it": (
+        lambda job: job["spec"]["checkpoint"]["storage"].update(s3={"kmsKeyId": "k"}),
+        "spec.checkpoint.storage.s3.kmsKeyId is only read with encryption: SSE-KMS; add it, or remove the key",
+    ),
+    "settings of S3 for another store": (
+        lambda job: job["spec"]["checkpoint"]["storage"].update(uri="gs://training", s3={"addressing": "Path"}),
+        "spec.checkpoint.storage.s3 is only read with an s3:// uri: remove it",
+    ),
     "a relative file URI": (
         lambda job: job["spec"]["checkpoint"]["storage"].update(uri="file://data"),
-        "spec.checkpoint.storage.uri must start with s3:// or file:///, for example s3://my-bucket/checkpoints",
+        "spec.checkpoint.storage.uri must start with s3://, gs://, az:// or file:///, for example s3://my-bucket/checkpoints",
     ),
     "checkpoints by steps and by seconds": (
         lambda job: job["spec"]["checkpoint"].update(every={"steps": 5, "seconds": 5}),

@@ -65,7 +65,15 @@ def gcs() -> Iterator[Emulator]:
 @contextlib.contextmanager
 def azure() -> Iterator[Emulator]:
     port = free_port()
-    argv = [find("azurite-blob"), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--silent", "--inMemoryPersistence"]
+    argv = [
+        find("azurite-blob"),
+        "--blobHost",
+        "127.0.0.1",
+        "--blobPort",
+        str(port),
+        "--silent",
+        "--inMemoryPersistence",
+    ]
     with _process([*argv, "--skipApiVersionCheck", "--disableTelemetry"], port):
         _make_container(port)
         environ = {"AZURE_STORAGE_ACCOUNT_KEY": KEY}

@@ -52,7 +52,9 @@ class FakeGcs:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -74,14 +76,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for number, (method, answer) in enumerate(self.fake.answer_next):
             if method == self.command:
                 del self.fake.answer_next[number]
-                return self._refuse(answer)
+                self._refuse(answer)
+                return
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if not self.fake.admits(token):
-            return self._refuse(Answer(401, "AuthenticationRequired"))
-        if bucket != self.fake.bucket:
-            return self._refuse(Answer(404, "NoSuchBucket"))
-        with self.fake.lock:
-            return getattr(self, f"_{self.command.lower()}")(key, body, parse_qs(parts.query))
+            self._refuse(Answer(401, "AuthenticationRequired"))
+        elif bucket != self.fake.bucket:
+            self._refuse(Answer(404, "NoSuchBucket"))
+        else:
+            with self.fake.lock:
+                getattr(self, f"_{self.command.lower()}")(key, body, parse_qs(parts.query))
 
     do_GET = do_HEAD = do_PUT = do_DELETE = _go
 
@@ -89,7 +93,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("x-goog-if-generation-match")
         there = self.fake.objects.get(key, (0, b""))[0]
         if wanted is not None and int(wanted) != there and not self.fake.ignores_conditions:
-            return self._refuse(Answer(412, "PreconditionFailed"))
+            self._refuse(Answer(412, "PreconditionFailed"))
+            return
         self.fake.generation += 1
         if self.fake.damage_next_put:
             self.fake.damage_next_put, body = False, body[:-1] + bytes([body[-1] ^ 1])
@@ -98,19 +103,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _get(self, key: str, _body: bytes, query: dict[str, list[str]]) -> None:
         if not key:
-            return self._list(query)
-        if key not in self.fake.objects:
-            return self._refuse(Answer(404, "NoSuchKey"))
-        self._answer(200, self.fake.objects[key][1], self._facts(key))
+            self._list(query)
+        elif key not in self.fake.objects:
+            self._refuse(Answer(404, "NoSuchKey"))
+        else:
+            self._answer(200, self.fake.objects[key][1], self._facts(key))
 
     def _head(self, key: str, body: bytes, query: dict[str, list[str]]) -> None:
         self._get(key, body, query)
 
     def _delete(self, key: str, _body: bytes, _query: dict[str, list[str]]) -> None:
-        if key not in self.fake.objects:
-            return self._refuse(Answer(404, "NoSuchKey"))
-        del self.fake.objects[key]
-        self._answer(204, b"")
+        if self.fake.objects.pop(key, None) is None:
+            self._refuse(Answer(404, "NoSuchKey"))
+        else:
+            self._answer(204, b"")
 
     def _list(self, query: dict[str, list[str]]) -> None:
         prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]

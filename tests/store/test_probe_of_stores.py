@@ -11,12 +11,16 @@ from holdfast_store.bucket import Bucket, Buffer
 from holdfast_store.errors import AlreadyExists, Denied, Unavailable
 from holdfast_store.memory import Effect, Fault, MemoryBucket
 from holdfast_store.opening import open_bucket
-from holdfast_store.probe import ProbeResult, probe
+from holdfast_store.probe import probe
 
 
 def test_a_good_store_passes_and_nothing_is_left_behind(bucket: Bucket) -> None:
     result = probe(bucket, prefix="ns/job-uid/")
-    assert (result.conditional_writes, result.lists_after_write, result.checksums) == (True, True, bucket.verifies_uploads)
+    assert (result.conditional_writes, result.lists_after_write, result.checksums) == (
+        True,
+        True,
+        bucket.verifies_uploads,
+    )
     assert bool(result.note) != bucket.verifies_uploads
     assert list(bucket.list("")) == []
 

@@ -3,7 +3,6 @@
 import contextlib
 import http.server
 import itertools
-import ssl
 import subprocess
 import sys
 import textwrap
@@ -11,14 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from certificates import server_side
 from proxy import Proxy
 from s3_server import BUCKET, S3Server
 
@@ -208,28 +203,11 @@ def test_credentials_that_rotate_are_asked_for_again_and_missing_ones_are_denied
     assert fresh.get("a/x", max_bytes=1) == b"1"
 
 
-def a_certificate(name: str, key: ec.EllipticCurvePrivateKey, issuer: str, by: ec.EllipticCurvePrivateKey) -> bytes:
-    subject, signer = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(
-        signer, subject, key.public_key(), x509.random_serial_number(), now - timedelta(1), now + timedelta(1)
-    )
-    builder = builder.add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-    return builder.sign(by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
 @contextlib.contextmanager
 def a_tls_server(folder: Path) -> Iterator[tuple[str, Path]]:
     """Speaks TLS with a certificate of an authority of its own, and answers 501 to everything."""
-    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    (folder / "ca.pem").write_bytes(a_certificate("authority", authority, "authority", authority))
-    (folder / "server.pem").write_bytes(a_certificate("localhost", key, "authority", authority))
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "server.pem", folder / "key.pem")
+    context = server_side(folder)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from holdfast_api import codec, names
 from holdfast_api.config import AgentConfig, StorageConfig
 from holdfast_operator.core.observed import JobMeta
-from holdfast_operator.crd.v1alpha1 import AutoEvery, TrainingJobSpec
+from holdfast_operator.crd.v1alpha1 import S3, AutoEvery, S3Encryption, Storage, TrainingJobSpec
 
 Manifest = dict[str, Any]
 
@@ -157,7 +157,7 @@ def _config(
         serial=serial,
         workers=spec.workers,
         processes_per_worker=spec.processes_per_worker,
-        storage=StorageConfig(checkpoint.storage.uri, checkpoint.storage.endpoint, checkpoint.storage.region),
+        storage=_storage(checkpoint.storage),
         every_steps=checkpoint.every.steps,
         every_seconds=checkpoint.every.seconds,
         **_automatic(checkpoint.every.auto),
@@ -178,6 +178,15 @@ def _automatic(auto: AutoEvery | None) -> dict[str, Any]:
         "max_loss_seconds": auto.max_loss_seconds,
         "max_overhead_percent": auto.max_overhead_percent,
     }
+
+
+def _storage(storage: Storage) -> StorageConfig:
+    s3 = storage.s3 or S3()
+    addressing = s3.addressing.lower() if s3.addressing else ""
+    encryption = (
+        {S3Encryption.SSE_S3: "AES256", S3Encryption.SSE_KMS: "aws:kms"}[s3.encryption] if s3.encryption else ""
+    )
+    return StorageConfig(storage.uri, storage.endpoint, storage.region, addressing, encryption, s3.kms_key_id)
 
 
 def _mounts(container: Manifest) -> list[Manifest]:

@@ -41,19 +41,62 @@ def validations(*rules: dict[str, Any]) -> dict[str, Any]:
 # ---- spec
 
 
+class S3Addressing(StrEnum):
+    PATH = "Path"
+    VIRTUAL = "Virtual"
+
+
+class S3Encryption(StrEnum):
+    SSE_S3 = "SSE-S3"
+    SSE_KMS = "SSE-KMS"
+
+
+class S3(Model):
+    """What only s3:// has."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            rule(
+                "!has(self.kmsKeyId) || self.kmsKeyId == '' || (has(self.encryption) && self.encryption == 'SSE-KMS')",
+                "spec.checkpoint.storage.s3.kmsKeyId is only read with encryption: SSE-KMS; add it, or remove the key",
+            ),
+        )
+    )
+    addressing: S3Addressing | None = None
+    """Path: https://endpoint/bucket. Virtual: https://bucket.endpoint. Absent: Virtual on AWS, Path with an endpoint of one's own."""
+    encryption: S3Encryption | None = None
+    """How the store is asked to encrypt each object (SSE-S3 or SSE-KMS). Absent: what the bucket does by default."""
+    kms_key_id: Annotated[str, Field(max_length=2048)] = ""
+    """Key for SSE-KMS: id or ARN. Empty: the account's own key for S3."""
+
+
 class Storage(Model):
     """Where checkpoints go."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
             rule(
-                "self.uri.startsWith('s3://') || self.uri.startsWith('file:///')",
-                "spec.checkpoint.storage.uri must start with s3:// or file:///, for example s3://my-bucket/checkpoints",
+                "self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || self.uri.startsWith('az://') || self.uri.startsWith('file:///')",
+                "spec.checkpoint.storage.uri must start with s3://, gs://, az:// or file:///, for example s3://my-bucket/checkpoints",
             ),
             rule(
                 "!self.uri.startsWith('s3://') || self.uri.matches('^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$')",
                 "spec.checkpoint.storage.uri names no valid bucket: write s3://BUCKET/PREFIX; "
                 "bucket names have 3 to 63 lower-case letters, digits, dots and dashes",
+            ),
+            rule(
+                "!self.uri.startsWith('gs://') || self.uri.matches('^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?$')",
+                "spec.checkpoint.storage.uri names no valid bucket: write gs://BUCKET/PREFIX; "
+                "bucket names have lower-case letters, digits, dots, dashes and underscores",
+            ),
+            rule(
+                "!self.uri.startsWith('az://') || self.uri.matches('^az://[a-z0-9](-?[a-z0-9]){2,62}(/.*)?$')",
+                "spec.checkpoint.storage.uri names no valid container: write az://CONTAINER/PREFIX; "
+                "container names have 3 to 63 lower-case letters, digits and single dashes",
+            ),
+            rule(
+                "!has(self.s3) || self.uri.startsWith('s3://')",
+                "spec.checkpoint.storage.s3 is only read with an s3:// uri: remove it",
             ),
             rule(
                 "self.uri == oldSelf.uri",
@@ -63,14 +106,17 @@ class Storage(Model):
         )
     )
     uri: Annotated[str, Field(min_length=1, max_length=1024)]
-    """`s3://bucket/prefix`, or `file:///directory` that every worker mounts."""
+    """`s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, or `file:///directory` that every worker mounts."""
     secret_name: Name = ""
     """Secret of the job's namespace whose keys become environment variables of the trainer container: AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and so on. Empty: workload identity or the node's own."""
+    AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, GOOGLE_SERVICE_ACCOUNT_KEY, AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY and so on. Empty:
+    workload identity or the node's own."""
     endpoint: Annotated[str, Field(max_length=1024)] = ""
-    """Endpoint of an S3-compatible store, unless the Secret names one."""
+    """Endpoint of an S3-compatible store, unless the Secret names one; for gs:// and az:// another than the service's own."""
     region: Annotated[str, Field(max_length=64)] = ""
     """Region of the bucket, unless the Secret or the machine names one."""
+    s3: S3 | None = None
+    """What only s3:// has: addressing, encryption."""
 
 
 class AutoEvery(Model):
