@@ -64,7 +64,7 @@ class CredentialProvider:
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": min(again, ends) if isinstance(ends, datetime) else again,
+            "expires_at": min(again, ends.astimezone(UTC)) if isinstance(ends, datetime) else again,
         }
 
     def has_newer(self) -> bool:

@@ -63,6 +63,19 @@ def test_the_agents_configuration_can_be_read_by_the_agent() -> None:
     assert config.storage.region == "eu-central-1"
 
 
+def test_settings_of_s3_reach_the_agent() -> None:
+    s3 = {"addressing": "Virtual", "encryption": "SSE-KMS", "kmsKeyId": "key-1"}
+    job_spec = spec(storage={"uri": "s3://b/p", "s3": s3})
+    env = {e["name"]: e for e in pod(job_spec)["spec"]["containers"][0]["env"]}
+    storage = codec.from_json(AgentConfig, env[names.ENV_CONFIG]["value"].encode()).storage
+    assert (storage.addressing, storage.encryption, storage.kms_key_id) == ("virtual", "aws:kms", "key-1")
+    plain = pod(spec(storage={"uri": "s3://b/p", "s3": {"encryption": "SSE-S3"}}))["spec"]["containers"][0]["env"]
+    storage = codec.from_json(
+        AgentConfig, next(e for e in plain if e["name"] == names.ENV_CONFIG)["value"].encode()
+    ).storage
+    assert (storage.addressing, storage.encryption, storage.kms_key_id) == ("", "AES256", "")
+
+
 def test_what_the_user_wrote_stays_and_the_template_is_not_changed() -> None:
     template = {
         "metadata": {"labels": {"team": "x"}, "annotations": {"sidecar.istio.io/inject": "true"}},
