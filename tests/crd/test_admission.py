@@ -229,6 +229,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda job: job["spec"]["checkpoint"].update(local={"hostPath": {"path": "data"}}),
         "spec.checkpoint.local.hostPath.path in body should match",
     ),
+    "two kinds of disk on the node": (
+        lambda job: job["spec"]["checkpoint"].update(local={"hostPath": {"path": "/mnt/x"}, "ephemeral": {"sizeGi": 1}}),
+        "spec.checkpoint.local.hostPath and spec.checkpoint.local.ephemeral exclude each other: remove one of them",
+    ),
     "fresh and resumed": (
         lambda job: job["spec"].update(fresh=True, resumeFrom={"checkpoint": "1/2"}),
         "spec.fresh and spec.resumeFrom exclude each other: remove one of them",

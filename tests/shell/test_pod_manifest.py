@@ -63,6 +63,17 @@ def test_the_agents_configuration_can_be_read_by_the_agent() -> None:
     assert config.storage.region == "eu-central-1"
 
 
+def test_the_nodes_copy_can_lie_on_a_volume_that_is_made_for_the_pod() -> None:
+    job_spec = spec(local={"ephemeral": {"sizeGi": 400, "storageClassName": "local-nvme"}})
+    (volume,) = [v for v in pod(job_spec)["spec"]["volumes"] if v["name"] == "holdfast-local"]
+    claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
+    assert claim == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "local-nvme",
+        "resources": {"requests": {"storage": "400Gi"}},
+    }
+
+
 def test_settings_of_s3_reach_the_agent() -> None:
     s3 = {"addressing": "Virtual", "encryption": "SSE-KMS", "kmsKeyId": "key-1"}
     job_spec = spec(storage={"uri": "s3://b/p", "s3": s3})

@@ -218,8 +218,16 @@ def _add_volumes(pod: Manifest, job: JobMeta, spec: TrainingJobSpec) -> None:
 
 
 def _local(job: JobMeta, spec: TrainingJobSpec) -> Manifest:
-    """An emptyDir, or a directory of this job below the one that the user named on the node (opt-in)."""
-    host_path = spec.checkpoint.local.host_path
+    """An emptyDir, a volume made for the pod, or a directory of this job below the one that the user named on the node (opt-in)."""
+    host_path, ephemeral = spec.checkpoint.local.host_path, spec.checkpoint.local.ephemeral
+    if ephemeral is not None:
+        wanted: Manifest = {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": f"{ephemeral.size_gi}Gi"}},
+        }
+        if ephemeral.storage_class_name:
+            wanted["storageClassName"] = ephemeral.storage_class_name
+        return {"ephemeral": {"volumeClaimTemplate": {"spec": wanted}}}
     if host_path is None:
         return {"emptyDir": {}}
     return {"hostPath": {"path": f"{host_path.path.rstrip('/')}/{job.uid}", "type": "DirectoryOrCreate"}}

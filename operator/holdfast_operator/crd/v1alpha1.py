@@ -166,11 +166,30 @@ class LocalHostPath(Model):
     """Absolute path of a directory on every node; it is made where it is missing."""
 
 
+class LocalEphemeral(Model):
+    """A volume that Kubernetes makes for each pod and removes with it: for node-local disks that a storage class offers."""
+
+    storage_class_name: Annotated[str, Field(max_length=253)] = ""
+    """Class of the volume. Empty: the cluster's default."""
+    size_gi: Annotated[int, Field(ge=1, le=1 << 20)]
+    """Size of the volume in GiB: at least two images of all ranks of a worker."""
+
+
 class Local(Model):
     """The node-local tier. Without it an emptyDir is used, which lives as long as the pod (F4)."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            rule(
+                "!(has(self.hostPath) && has(self.ephemeral))",
+                "spec.checkpoint.local.hostPath and spec.checkpoint.local.ephemeral exclude each other: remove one of them",
+            ),
+        )
+    )
     host_path: LocalHostPath | None = None
     """A directory of the node instead of an emptyDir: checkpoints in it outlive the pod, as long as the node stays."""
+    ephemeral: LocalEphemeral | None = None
+    """A volume of its own for each pod instead of an emptyDir. It goes with the pod, as an emptyDir does (F4)."""
 
 
 class Checkpoint(Model):
