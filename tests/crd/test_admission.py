@@ -230,7 +230,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "spec.checkpoint.local.hostPath.path in body should match",
     ),
     "two kinds of disk on the node": (
-        lambda job: job["spec"]["checkpoint"].update(local={"hostPath": {"path": "/mnt/x"}, "ephemeral": {"sizeGi": 1}}),
+        lambda job: job["spec"]["checkpoint"].update(
+            local={"hostPath": {"path": "/mnt/x"}, "ephemeral": {"sizeGi": 1}}
+        ),
         "spec.checkpoint.local.hostPath and spec.checkpoint.local.ephemeral exclude each other: remove one of them",
     ),
     "fresh and resumed": (
