@@ -49,7 +49,7 @@ def every_call(bucket: CloudBucket) -> list[Callable[[], object]]:
     ]
 
 
-def raises_at_every_call(bucket: CloudBucket, kind: type[StoreError], words: str = "") -> None:
+def raises_at_every_call(bucket: CloudBucket, kind: type[StoreError], words: str = ".") -> None:
     for call in every_call(bucket):
         with pytest.raises(kind, match=words):
             call()
