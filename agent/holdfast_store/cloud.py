@@ -18,11 +18,14 @@ import obstore.exceptions
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.cloud_answers import Words, classify, credential_problem, read
 from holdfast_store.errors import Absent, Corrupt, Misconfigured, StoreError, Unavailable
+from holdfast_store.patience import Pace
+from holdfast_store.plain_get import Stalled
 from holdfast_store.s3_border import bordered
+from holdfast_store.s3_get import download
 
 READ_BACK_BYTES = 4 << 20
 """Larger objects are chunks, which their names prove."""
-_PIECE_BYTES = 4 << 20
+REQUEST_SECONDS = 120.0
 _DELETE_AT_ONCE = 256
 """So many blobs fit into one request to Azure."""
 _ERRORS = (obstore.exceptions.BaseError, OSError, ValueError)
@@ -58,6 +61,7 @@ class CloudBucket:
         self.settings = settings
         self._store = store
         self._seen = threading.Event()
+        self._pace = Pace(longest=REQUEST_SECONDS)
 
     @property
     def uri(self) -> str:
@@ -88,15 +92,24 @@ class CloudBucket:
         self._put(check_key(key), memoryview(data).cast("B"), dict(self.settings.no_such_version))
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
-        found = self._open(check_key(key))
-        if found.meta["size"] > max_bytes:
-            raise Corrupt(key, f"{found.meta['size']} bytes where at most {max_bytes} are allowed")
-        data = bytearray(found.meta["size"])
-        self._fill(key, found, memoryview(data))
+        data = bytearray()
+
+        def room(size: int) -> memoryview:
+            if size > max_bytes:
+                raise Corrupt(key, f"{size} bytes where at most {max_bytes} are allowed")
+            data.extend(bytes(size))
+            return memoryview(data)
+
+        self._download(check_key(key), room)
         return bytes(data)
 
     def get_into(self, key: str, view: memoryview) -> None:
-        self._fill(key, self._open(check_key(key)), view)
+        def room(size: int) -> memoryview:
+            if size != view.nbytes:
+                raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
+            return view
+
+        self._download(check_key(key), room)
 
     @bordered
     def head(self, key: str) -> ObjectInfo:
@@ -105,7 +118,7 @@ class CloudBucket:
             return ObjectInfo(key, obstore.head(self._store, key)["size"])
         except FileNotFoundError:
             # A HEAD has no body, so its 404 cannot say what is missing. A GET can.
-            return ObjectInfo(key, self._open(key).meta["size"])
+            return ObjectInfo(key, self._ask(lambda: obstore.get(self._store, key), key).meta["size"])
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
 
@@ -175,27 +188,15 @@ class CloudBucket:
         raise Unavailable(f"{key} at {self.settings.where}: what was stored is not what was sent; it has been removed")
 
     @bordered
-    def _open(self, key: str) -> Any:
+    def _download(self, key: str, room: Callable[[int], memoryview]) -> None:
         try:
-            return obstore.get(self._store, key)
+            done, size = download(self._store, key, room, self._pace)
+        except Stalled as e:
+            raise Unavailable(f"{key} at {self.settings.where}: {e}") from e
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
-
-    @bordered
-    def _fill(self, key: str, found: Any, view: memoryview) -> None:
-        size = found.meta["size"]
-        if size != view.nbytes:
-            raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
-        done = 0
-        try:
-            for piece in found.stream(min_chunk_size=_PIECE_BYTES):
-                part = memoryview(piece)
-                if done + part.nbytes > view.nbytes:
-                    raise Corrupt(key, f"more than the {size} bytes that were announced")
-                view[done : done + part.nbytes] = part
-                done += part.nbytes
-        except _ERRORS as e:
-            raise self._wrapped(key, e) from e
+        if done > size:
+            raise Corrupt(key, f"more than the {size} bytes that were announced")
         if done != size:
             raise Unavailable(f"{key} at {self.settings.where}: the answer ended after {done} of {size} bytes")
 
@@ -252,7 +253,7 @@ def client_options(*, http: bool, ca: bytes | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "allow_http": http,
         "connect_timeout": timedelta(seconds=5),
-        "timeout": timedelta(seconds=120),
+        "timeout": timedelta(seconds=REQUEST_SECONDS),
         "user_agent": "holdfast",
     }
     return options | ({"root_certificate": ca} if ca else {})

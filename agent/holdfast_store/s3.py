@@ -120,7 +120,9 @@ class S3Bucket:
         self._making = threading.Lock()
         self._client: Any = None
         self._pace = Pace(longest=settings.request_seconds)
-        self._short_way = Signed.to(settings.endpoint, settings.bucket, session, settings.region)
+        self._short_way = None
+        if not settings.virtual_host:
+            self._short_way = Signed.to(settings.endpoint, settings.bucket, session, settings.region)
         with border(settings.where):
             self._store = _obstore(settings, self._provider, ca)
 

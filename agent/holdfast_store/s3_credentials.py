@@ -68,12 +68,14 @@ class CredentialProvider:
         }
 
     def has_newer(self) -> bool:
-        """Whether the chain now gives something else than what obstore has. For an answer that says that they have expired."""
+        """Whether the chain now gives something else than it did last. For an answer that says that what was given has expired."""
         try:
             found = self.session.get_credentials()
-            return found is not None and tuple(found.get_frozen_credentials()) != self.given
+            now = tuple(found.get_frozen_credentials()) if found else self.given
         except (botocore.exceptions.BotoCoreError, OSError):
             return False
+        before, self.given = self.given, now
+        return before != now
 
 
 NO_CREDENTIALS = (
