@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_agent import address, clocks, earlier, layouts
+from holdfast_agent import address, clock, clocks, earlier, layouts
 from holdfast_agent.claims import Claims
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
@@ -199,6 +199,8 @@ class Attempt:
             if not rank.step_seconds
             else (1 - STEP_WEIGHT) * rank.step_seconds + STEP_WEIGHT * message.step_seconds
         )
+        rank.passed_at = clock.monotonic()
+        s.experience.stepped(message.step_seconds)
         if message.step_seconds > 0:
             s.measured = s.measured.stepped(message.step_seconds, saving=self.writing.busy)
         if s.crew.all(lambda r: r.stepped):
@@ -218,6 +220,7 @@ class Attempt:
         s.metrics.stall_seconds.labels(
             message.kind if message.kind in ("periodic", "round", "final") else "other"
         ).observe(message.copy_seconds)
+        s.experience.copied(rank.plan.image_bytes, message.copy_seconds)
         self.gates.captured(rank, message)
         if message.kind != "round" and s.crew.held(message.boundary):
             offer = peers.SaveOffer(s.attempt, s.settings.config.worker, message.boundary)

@@ -1,11 +1,34 @@
 """Absolute deadlines, as they travel between parts, turned into waits. The only place of the agent that reads the wall clock for them."""
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+_wall: Callable[[], float] = time.time
+_steady: Callable[[], float] = time.monotonic
+
 
 def now() -> datetime:
-    return datetime.now(UTC)
+    return datetime.fromtimestamp(_wall(), UTC)
+
+
+def monotonic() -> float:
+    """Seconds from somewhere, never set back."""
+    return _steady()
+
+
+@contextlib.contextmanager
+def simulated(seconds: Callable[[], float]) -> Iterator[None]:
+    """For simulations: both clocks are `seconds`, of whatever time that is."""
+    global _wall, _steady
+    before = _wall, _steady
+    _wall = _steady = seconds
+    try:
+        yield
+    finally:
+        _wall, _steady = before
 
 
 @dataclass(slots=True)

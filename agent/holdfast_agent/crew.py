@@ -61,6 +61,8 @@ class Rank:
     boundary: int = 0
     stepped: bool = False
     step_seconds: float = 0.0
+    passed_at: float | None = None
+    """When it said so last, by `clock.monotonic`."""
     done_at: int | None = None
     vote: wire.Vote | None = None
 

@@ -111,7 +111,6 @@ class Evacuation:
             if not s.record.sealed:
                 if not s.record.evacuating:
                     s.record.evacuating = True
-                    self._later(self._periodic.step_aside())
                 self._drive()
             elif self._being_deleted():
                 self._later(self._end_when_told())

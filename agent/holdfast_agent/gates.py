@@ -11,6 +11,7 @@ from holdfast_agent import slots, takeover
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import PeerRefused
+from holdfast_agent.outlook import outlook_of
 from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.shared import Shared
 from holdfast_agent.writing import Writing
@@ -51,7 +52,7 @@ class Gates:
         name = self._obey(order.round, order.coordinator)
         if name != self.greatest or not self.closed:
             self.greatest, self.closed = name, True
-            self._asked_until = Deadline.after(VOTE_SECONDS)
+            self._asked_until = Deadline.after(min(VOTE_SECONDS, max(0.0, order.vote_seconds)))
             for rank in self._shared.crew:
                 rank.vote = None
                 if rank.steps:
@@ -141,7 +142,14 @@ class Gates:
                 votes[str(rank.number)] = rank.vote.boundary
                 if rank.vote.done:
                     done[str(rank.number)] = rank.vote.boundary
-        return peers.GateVotes(votes, done, self._shared.highest_save, self._shared.crew.clean, keeps=True)
+        return peers.GateVotes(
+            votes,
+            done,
+            self._shared.highest_save,
+            self._shared.crew.clean,
+            keeps=True,
+            outlook=outlook_of(self._shared),
+        )
 
     def _make_room_for(self, rank: Rank) -> None:
         task = asyncio.ensure_future(self._make_room(rank))

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+_SIGNED_SECONDS = (-100, -30, -10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 class Metrics:
@@ -46,6 +47,23 @@ class Metrics:
         self.interval = Gauge(
             "holdfast_agent_save_interval_seconds",
             "Between the begins of two periodic saves, as chosen with every: auto; 0 where it is not.",
+            registry=r,
+        )
+        self.plans = Counter(
+            "holdfast_agent_plans", "Choices of the planner and what became of them.", ["choice", "outcome"], registry=r
+        )
+        self.plan_slack = Histogram(
+            "holdfast_agent_plan_slack_seconds",
+            "Time left until the last moment for a commit record, when a choice had been carried out.",
+            ["choice"],
+            buckets=_SIGNED_SECONDS,
+            registry=r,
+        )
+        self.plan_error = Histogram(
+            "holdfast_agent_plan_error_seconds",
+            "How much longer (or, below 0, shorter) a choice took than was expected.",
+            ["choice"],
+            buckets=_SIGNED_SECONDS,
             registry=r,
         )
         self.last_checkpoint = Gauge(

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 TRY_SECONDS = 15.0
 """Of one HTTP request; the receiver answers 202 well before."""
-OWN_LOOK_SECONDS = 0.25
-"""How late the own worker's handler is left after a deadline that has moved closer."""
+LOOK_SECONDS = 0.25
+"""How late an answer is given up after a deadline that has moved closer."""
 LATER_SECONDS = 8.0
 """After so long a receiver answers "not yet" (202)."""
 
@@ -76,7 +76,7 @@ class Mesh:
         pause, failure = 0.05, "no answer"
         while not until.passed:
             try:
-                answer = await self._try(member, message, round, until)
+                answer = await _while(until, self._try(member, message, round, until))
                 if not isinstance(answer, Later):
                     return answer
                 continue
@@ -95,16 +95,12 @@ class Mesh:
 
     async def _ask_self(self, message: Any, until: Deadline) -> Any:
         while not until.passed:
-            answering = asyncio.ensure_future(_of(self.handler(message)))
             try:
-                while not answering.done() and not until.passed:
-                    await asyncio.wait([answering], timeout=min(until.remaining, OWN_LOOK_SECONDS))
-                if not answering.done():
-                    break
-            finally:
-                answering.cancel()
-            if not isinstance(answering.result(), Later):
-                return answering.result()
+                answer = await _while(until, self.handler(message))
+            except _Passed:
+                break
+            if not isinstance(answer, Later):
+                return answer
         raise PeerSilent(f"own worker has no answer to {type(message).__name__} before the deadline")
 
     async def _try(self, member: Member, message: Any, round: int, until: Deadline) -> Any:
@@ -153,8 +149,21 @@ class Mesh:
         return PeerAhead(f"worker {member.worker} has joined attempt {other}")
 
 
-async def _of(answer: Awaitable[Any]) -> Any:
-    return await answer
+class _Passed(TimeoutError):
+    """The deadline has passed, wherever it has moved to meanwhile."""
+
+
+async def _while(until: Deadline, answer: Awaitable[Any]) -> Any:
+    """Raises what `answer` raises, or _Passed, little later than `until` says then."""
+    answering = asyncio.ensure_future(answer)
+    try:
+        while not answering.done():
+            if until.passed:
+                raise _Passed("no answer in time")
+            await asyncio.wait([answering], timeout=min(until.remaining, LOOK_SECONDS))
+        return answering.result()
+    finally:
+        answering.cancel()
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

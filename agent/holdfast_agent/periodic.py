@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_agent.clock import Deadline
+from holdfast_agent.clock import Deadline, monotonic
 from holdfast_agent.errors import PeerRefused, SaveGivenUp
 from holdfast_agent.saves import Saves
 from holdfast_agent.shared import Shared
@@ -34,6 +34,8 @@ class Periodic:
         self._periodic: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[CheckpointInfo]] = set()
         """Saves of rounds after which training went on."""
+        self._at = 0
+        """Boundary of the periodic save that runs or ran last."""
         self._failed_finals: dict[int, tuple[int, int]] = {}
         """Boundary -> how often its save failed, and how often of that for a reason that lies in the state: only those are ever enough."""
         self.impossible = ""
@@ -71,6 +73,7 @@ class Periodic:
         while (
             not self._leaving and (boundary := self._next_offer()) is not None and self._shared.record.claim is not None
         ):
+            self._at = boundary
             cause = Cause.FINAL if self._is_final(boundary) else Cause.PERIODIC
             try:
                 await self._saves.make(
@@ -120,6 +123,20 @@ class Periodic:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+    async def finish(self, boundary: int, deadline: Deadline) -> CheckpointInfo | None:
+        """An emergency wants the very boundary that is being saved: it is not begun anew. None if that is not so, or it was not done in time."""
+        task = self._periodic
+        if self._at != boundary or task is None or task.done():
+            return None
+        s = self._shared
+        await s.changes.until(lambda: task.done() or s.last_boundary >= boundary, deadline)
+        return s.last if s.last_boundary >= boundary else None
+
+    def under_way_seconds(self, boundary: int) -> float:
+        """How long a save of this boundary has been under way; 0 if there is none."""
+        running = self._periodic is not None and not self._periodic.done() and self._at == boundary
+        return max(0.0, monotonic() - self._saves.started_at) if running else 0.0
 
     def beside_training(self, boundary: int, cause: Cause, deadline: Deadline) -> asyncio.Task[CheckpointInfo]:
         """A save of what a round has captured, for which no rank waits. The task raises SaveGivenUp, or is cancelled by an emergency."""

@@ -1,45 +1,188 @@
-"""What still fits before a deadline. Pure: no clock, no I/O.
+"""What is done about an evacuation, and by when each part of it must be. Pure and total: no clock, no I/O, any numbers.
 
-Thin in this release: one plan - wait for the ranks to arrive as long as the flush leaves room, then flush; if there is no time for anything new, keep
-what is. Whatever is chosen, the previous commit is intact and the agent has ended before the deadline.
+Five things can be done (design.md, section 3): write the live state to node and store; write it to the store only; write the last clean slot; write the live
+state to the node only; nothing new. Whatever is chosen, the checkpoint that is committed stays, so the question is only what to gain: the plan takes what
+promises the most boundaries, each weighed by the chance to be done in time. Nothing is begun whose chance is 0, that is, which would be late even at the
+best speed that was ever likely (fault scenario 3). A later deadline never promises less.
+
+While ranks run on to their boundary a clean slot loses nothing by waiting, up to the last moment from which it is still sure to be written: until then both
+are open (E3).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
-EXIT_MARGIN_SECONDS = 1.0
+from holdfast_agent import spans
+from holdfast_api.peers import Span
+
+EXIT_MARGIN_SECONDS = 0.75
 """The agent ends at least this long before the deadline."""
-COMMIT_MARGIN_SECONDS = 0.5
+COMMIT_MARGIN_SECONDS = 0.25
 """Between the last moment for the commit record and the exit: reports, termination message."""
-ARRIVAL_SHARE = 0.6
-"""Part of the time that the ranks may use to arrive where nothing is known about the flush yet."""
 WORTH_STARTING_SECONDS = 0.5
+BESIDE_NODE = 1.1
+"""The store's part takes so many times as long while the node is written too."""
+
+
+class Choice(StrEnum):
+    LIVE = "live"
+    STORE_ONLY = "store-only"
+    CLEAN = "clean-slot"
+    NODE_ONLY = "node-only"
+    NOTHING = "nothing-new"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the coordinator knows. Spans are those of the slowest worker."""
+
+    remaining_seconds: float
+    """Until the deadline."""
+    live_boundary: int
+    """Where all ranks are, or are being let run to; 0 if they will not get to one."""
+    committed_boundary: int
+    clean_boundary: int = 0
+    """The newest that every rank holds in a clean slot; 0 for none."""
+    arrival: Span = spans.NONE
+    """Until every rank has captured `live_boundary`."""
+    store: Span = spans.UNKNOWN
+    """To write a captured boundary into the store."""
+    clean_store: Span | None = None
+    """The same for the clean slot, where its save is under way already."""
+    commit: Span = spans.NONE
+    node: Span | None = None
+    """To write it to the node's directory; None where not every worker has one."""
+    node_survives: bool = False
+    """The node's directory will be there for those who come next (F4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One thing that could be done."""
+
+    choice: Choice
+    boundary: int
+    seconds: Span
+    available_seconds: float
+    chance: float
+    gain: int
+    """Boundaries beyond the committed one."""
+
+    @property
+    def slack_seconds(self) -> float:
+        return self.available_seconds - self.seconds.likely
+
+    @property
+    def promise(self) -> float:
+        """Boundaries, on average."""
+        return self.gain * self.chance
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Seconds from now, each at least 0."""
+    """Seconds are from now, each at least 0."""
 
-    worth_it: bool
-    """False: nothing is started that cannot end (fault scenario 3)."""
+    chosen: Option
+    options: tuple[Option, ...]
     arrive_seconds: float
-    """How long the coordinator waits for all ranks at the boundary before it falls back to an older clean slot (E3)."""
+    """How long the ranks are waited for; then the clean slot is written, if it still can be, else nothing."""
     commit_seconds: float
     """The commit record is written before it, or not at all."""
     exit_seconds: float
+    promise: float = 0.0
+    """Boundaries that it gains, on average. Never less than any single option promises."""
+
+    @property
+    def choice(self) -> Choice:
+        return self.chosen.choice
+
+    @property
+    def words(self) -> str:
+        """One line for a person."""
+        o = self.chosen
+        if o.choice is Choice.NOTHING:
+            best = max(self.options, key=lambda p: (p.gain, p.slack_seconds))
+            if not best.gain:
+                return "nothing new: what the ranks hold is committed, or nobody holds a boundary"
+            return (
+                f"nothing new: the least that could be written takes {best.seconds.best:.1f} s at best, "
+                f"and there are {max(0.0, best.available_seconds):.1f} s"
+            )
+        return (
+            f"{o.choice.value} at boundary {o.boundary}: {o.seconds.likely:.1f} s expected, {o.seconds.sure:.1f} s at most, "
+            f"of {o.available_seconds:.1f} s ({o.chance * 100:.0f} % sure)"
+        )
 
 
-def fit(remaining_seconds: float, *, logical_bytes: int, bytes_per_second: float) -> Plan:
-    """`bytes_per_second` is what earlier flushes reached, 0 if there was none; `logical_bytes` is the size of what would be flushed."""
-    exit_at = max(0.0, remaining_seconds - EXIT_MARGIN_SECONDS)
+def choose(s: Situation) -> Plan:
+    exit_at = max(0.0, _finite(s.remaining_seconds) - EXIT_MARGIN_SECONDS)
     commit_at = max(0.0, exit_at - COMMIT_MARGIN_SECONDS)
-    if bytes_per_second > 0 and logical_bytes > 0:
-        # Twice the estimate: an emergency flush competes with those of the other pods of the node. Never more than the unknown case would reserve.
-        arrive = max(commit_at - 2 * logical_bytes / bytes_per_second, commit_at * ARRIVAL_SHARE)
-    else:
-        arrive = commit_at * ARRIVAL_SHARE
-    return Plan(
-        worth_it=commit_at >= WORTH_STARTING_SECONDS,
-        arrive_seconds=arrive,
-        commit_seconds=commit_at,
-        exit_seconds=exit_at,
-    )
+    options = _options(s, commit_at, exit_at)
+    nothing = options[-1]
+    plan = Plan(nothing, options, 0.0, commit_at, exit_at)
+    if commit_at < WORTH_STARTING_SECONDS:
+        return plan
+    by_choice = {o.choice: o for o in options if o.chance > 0 and o.gain > 0}
+    live, clean = _live_of(by_choice), by_choice.get(Choice.CLEAN)
+    if live is not None:
+        wait, promise = _patience(s, live, clean, commit_at)
+        if clean is None or wait > 0 or spans.tidy(s.arrival).best <= 0:
+            return replace(plan, chosen=live, arrive_seconds=wait, promise=promise)
+    if clean is not None:
+        return replace(plan, chosen=clean, promise=clean.promise)
+    if (on_node := by_choice.get(Choice.NODE_ONLY)) is not None:
+        wait = max(0.0, exit_at - spans.tidy(s.node or spans.NONE).best)
+        return replace(plan, chosen=on_node, arrive_seconds=wait, promise=on_node.promise)
+    return plan
+
+
+def _options(s: Situation, commit_at: float, exit_at: float) -> tuple[Option, ...]:
+    gain = max(0, s.live_boundary - s.committed_boundary) if s.live_boundary > 0 else 0
+    older = max(0, s.clean_boundary - s.committed_boundary) if s.clean_boundary > 0 else 0
+
+    def option(choice: Choice, boundary: int, gain: int, available: float, *parts: Span) -> Option:
+        seconds = spans.then(*parts)
+        return Option(choice, boundary, seconds, available, spans.chance(seconds, available), gain)
+
+    found = [option(Choice.STORE_ONLY, s.live_boundary, gain, commit_at, s.arrival, s.store, s.commit)]
+    if s.node is not None:
+        beside = spans.longer(s.store, BESIDE_NODE)
+        found.insert(0, option(Choice.LIVE, s.live_boundary, gain, commit_at, s.arrival, beside, s.commit))
+    found.append(option(Choice.CLEAN, s.clean_boundary, older, commit_at, s.clean_store or s.store, s.commit))
+    if s.node is not None and s.node_survives:
+        found.append(option(Choice.NODE_ONLY, s.live_boundary, gain, exit_at, s.arrival, s.node))
+    found.append(Option(Choice.NOTHING, s.committed_boundary, spans.NONE, commit_at, 1.0, 0))
+    return tuple(found)
+
+
+def _live_of(by_choice: dict[Choice, Option]) -> Option | None:
+    """With the node's copy where that costs no chance."""
+    both, alone = by_choice.get(Choice.LIVE), by_choice.get(Choice.STORE_ONLY)
+    if both is not None and (alone is None or both.chance >= alone.chance):
+        return both
+    return alone
+
+
+def _patience(s: Situation, live: Option, clean: Option | None, commit_at: float) -> tuple[float, float]:
+    """How long the ranks are waited for, and what that promises; 0 if the clean slot is to be written at once."""
+    last = max(0.0, commit_at - spans.then(s.store, s.commit).best)
+    if clean is None or clean.boundary >= live.boundary:
+        return last, live.promise
+    writing = spans.then(s.store, s.commit)
+    moments = (0.0, commit_at - writing.sure, commit_at - writing.likely, last)
+    tries = [(_promise(s, live, clean, commit_at, m), -m) for m in moments if m >= 0]
+    promise, moment = max(tries)
+    return -moment, promise
+
+
+def _promise(s: Situation, live: Option, clean: Option, commit_at: float, moment: float) -> float:
+    """Of waiting until `moment`, then writing the live state if it is there, else the clean slot."""
+    there = spans.chance(s.arrival, moment)
+    # A save of the clean slot that is under way goes on while the ranks are waited for.
+    waits = clean.seconds if s.clean_store is None else spans.less(clean.seconds, moment)
+    return min(there, live.chance) * live.gain + (1 - there) * spans.chance(waits, commit_at - moment) * clean.gain
+
+
+def _finite(seconds: float) -> float:
+    return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), spans.LONG_SECONDS)

@@ -18,12 +18,14 @@ from holdfast_api.messages import (
     EarlierReport,
     Exit,
     Notice,
+    PlanReport,
     Rejection,
     Stage,
 )
 
 KEPT = 20
 """Checkpoints, requests and deletions named in a report."""
+KEPT_PLANS = 5
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class Record:
     """Of the pod, in any life of its agent (A2)."""
     stray: tuple[CheckpointRef, ...] = ()
     saving: Blocked | None = None
+    plans: list[PlanReport] = field(default_factory=list)
     interval: Choice | None = None
     """How often the lead saves, with `every: auto`."""
     sequence: int = 0
@@ -119,6 +122,14 @@ class Record:
         if interval != self.interval:
             self.interval = interval
             self.changed()
+
+    def planned(self, plan: PlanReport) -> None:
+        """A new choice, or what became of the newest one."""
+        if self.plans and (self.plans[-1].round, self.plans[-1].at) == (plan.round, plan.at):
+            self.plans.pop()
+        self.plans.append(plan)
+        del self.plans[:-KEPT_PLANS]
+        self.changed()
 
     def request_done(self, request_id: str) -> None:
         if request_id not in self.done_requests:
@@ -190,6 +201,7 @@ class Record:
             joined=self.joined,
             stray=self.stray,
             saving=self.saving,
+            plans=tuple(self.plans),
             earlier=self.earlier,
             interval_seconds=round(self.interval.seconds) if self.interval is not None else 0,
             interval_reason=self.interval.words if self.interval is not None else "",

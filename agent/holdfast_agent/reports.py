@@ -168,6 +168,7 @@ def termination_message(report: AgentReport) -> bytes:
         kept=(),
         stray=(),
         done_requests=(),
+        plans=tuple(dataclasses.replace(p, options=()) for p in report.plans[-1:]),
     )
     for length in (1024, 256, 32):
         small = dataclasses.replace(
@@ -178,8 +179,11 @@ def termination_message(report: AgentReport) -> bytes:
             checkpoints=tuple(dataclasses.replace(c, metrics={}) for c in bare.checkpoints),
             rejections=tuple(dataclasses.replace(r, reason=r.reason[:length]) for r in bare.rejections),
             notices=tuple(dataclasses.replace(n, detail=n.detail[:length]) for n in bare.notices),
+            plans=tuple(dataclasses.replace(p, why=p.why[:length]) for p in bare.plans),
         )
         data = codec.to_json(small)
         if len(data) <= TERMINATION_BYTES:
             return data
-    return codec.to_json(dataclasses.replace(small, checkpoints=(), rejections=(), notices=()))[:TERMINATION_BYTES]
+    return codec.to_json(dataclasses.replace(small, checkpoints=(), rejections=(), notices=(), plans=()))[
+        :TERMINATION_BYTES
+    ]

@@ -5,15 +5,17 @@ At most one runs in an agent; a request that comes while one runs joins it: an e
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from holdfast_agent import plan
-from holdfast_agent.clock import Deadline
+from holdfast_agent import gates
+from holdfast_agent.clock import Deadline, now
 from holdfast_agent.errors import AgentError, PeerRefused, SaveGivenUp
 from holdfast_agent.gates import Gates
 from holdfast_agent.periodic import Periodic
+from holdfast_agent.plan import Choice, Plan
+from holdfast_agent.planning import Planning
 from holdfast_agent.saves import Saves
 from holdfast_agent.shared import Shared
 from holdfast_api import peers
@@ -25,7 +27,14 @@ ROUND_SECONDS = 600.0
 LEASE_MARGIN_SECONDS = 10.0
 OPEN_SECONDS = 15.0
 ENDS_SECONDS = 10.0
+CLOSE_MARGIN_SECONDS = 1.0
+"""For the answers of the agents, beyond those of their ranks."""
+VOTE_SHARE = 0.25
+"""Of what is left of a short deadline, for the ranks' answers: one that hangs must leave time for what the others hold."""
 TRIES = 3
+"""Of an emergency, while there is time: credentials are renewed, a connection comes back."""
+PATIENCE_SECONDS = 3.0
+"""Where nothing fits, so long the deadline may still prove to be later (F3)."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +51,8 @@ class Round:
     """Until when the ranks are waited for; moves with `deadline`."""
     commit: Deadline | None = None
     """Until when the record must be written; moves with `deadline`."""
+    planning: Planning | None = None
+    """Of an evacuation."""
     going_on: bool = False
     """Everything is captured and training goes on: an evacuation that comes now is a round of its own."""
     lost: bool = False
@@ -68,13 +79,6 @@ def target_of(votes: Mapping[int, int], done: Mapping[int, int], world_size: int
     if target <= 0:
         raise ValueError("no rank has passed a boundary")
     return target
-
-
-def fallback_of(clean: Iterable[Iterable[int]], newer_than: int) -> int | None:
-    """The newest boundary that every worker holds clean and that is not committed yet (E3). Pure."""
-    sets = [frozenset(c) for c in clean]
-    common = frozenset.intersection(*sets) if sets else frozenset()
-    return max((b for b in common if b > newer_than), default=None)
 
 
 class RoundLost(AgentError):
@@ -109,6 +113,8 @@ class Rounds:
             self.wanted_by(worker, deadline)
             if evacuate and not self._running.evacuate:
                 self._running.evacuate, self._running.cause = True, cause
+                if self._running.arrival is not None:
+                    self._running.arrival.at = now()  # it is planned anew
             return self._running
         seconds = self._shared.settings.config.notice_seconds if evacuate else ROUND_SECONDS
         running = Round(
@@ -141,10 +147,12 @@ class Rounds:
         at = earliest(running.asked, running.deadline.at)
         if at != running.deadline.at:
             running.deadline.at = at
-            fits = self._fit(running)
-            for wait, seconds in ((running.arrival, fits.arrive_seconds), (running.commit, fits.commit_seconds)):
-                if wait is not None:
-                    wait.at = Deadline.after(seconds).at
+            if running.planning is not None:
+                fits = running.planning.now()
+                for wait, seconds in ((running.arrival, fits.arrive_seconds), (running.commit, fits.commit_seconds)):
+                    if wait is not None:
+                        wait.at = Deadline.after(seconds).at
+            self._saves.deadline_moved()
 
     async def cancel(self, *, reopen: bool) -> None:
         """The notices were withdrawn (`reopen`: everybody's gates open again), or the attempt is over."""
@@ -169,9 +177,7 @@ class Rounds:
 
     async def _run(self, running: Round) -> None:
         try:
-            if running.evacuate:
-                await self._periodic.step_aside()
-            running.info = await self._save(running)
+            running.info = await self._evacuate(running) if running.evacuate else await self._save(running)
         except RoundLost as e:
             log.info("round %d gives way to a newer one: %s", running.number, e)
             running.lost = True
@@ -180,6 +186,8 @@ class Rounds:
             log.warning("round %d made no checkpoint: %s", running.number, e)
         except asyncio.CancelledError:
             running.evacuate = False
+            if running.planning is not None:
+                running.planning.ended("withdrawn")
             raise
         except Exception:
             log.exception("round %d failed", running.number)
@@ -198,26 +206,118 @@ class Rounds:
                 self._shared.changes.bump()
 
     async def _save(self, running: Round) -> CheckpointInfo | None:
-        """The commit that holds everything, made now or earlier; None if something is lost. Raises AgentError."""
-        s = self._shared
-        fits = self._fit(running)
-        if not fits.worth_it:
-            raise SaveGivenUp(f"{running.deadline.remaining:.1f} s are too short for anything new")
-        if s.record.claim is None and s.record.restored is None and not s.record.fresh:
-            raise SaveGivenUp("the attempt has nothing to save yet")
-        votes = await self._close(running, fits)
+        """A round that training survives: the commit that holds everything, made now or earlier. Raises AgentError. It becomes an evacuation if one is
+        asked for before everything is captured."""
+        self._check_something_to_save()
+        votes = await self._close(running)
+        running.arrival = Deadline(running.deadline.at)
         try:
-            boundary = await self._arrive(running, votes)
+            boundary = await self._arrive(running, votes, running.arrival)
         except RoundLost:
             raise
-        except (AgentError, ValueError) as e:
-            log.warning("round %d: %s", running.number, e)
-            return await self._fall_back(running, str(e))
-        if not running.evacuate and all(v.keeps for v in votes):
+        except (AgentError, ValueError):
+            if not running.evacuate:
+                raise
+        if running.evacuate:
+            return await self._evacuate(running)
+        if all(v.keeps for v in votes):
             return await self._go_on(running, boundary)
-        if boundary <= s.last_boundary:
-            return s.last  # what the ranks hold is durable already
-        return await self._make(running, boundary)
+        if boundary <= self._shared.last_boundary:
+            return self._shared.last  # what the ranks hold is durable already
+        return await self._saves.make(
+            boundary, running.cause, deadline=running.deadline, sealed=lambda: running.evacuate
+        )
+
+    def _check_something_to_save(self) -> None:
+        record = self._shared.record
+        if record.claim is None and record.restored is None and not record.fresh:
+            raise SaveGivenUp("the attempt has nothing to save yet")
+
+    # ---- an evacuation
+
+    async def _evacuate(self, running: Round) -> CheckpointInfo | None:
+        """Chooses and carries out, again as long as something newer fits: what was chosen may fail, and the deadline may prove to be another one (E3, F3).
+        The newest commit that it made, or that held everything before; None if something is lost. Raises AgentError."""
+        planning = running.planning = Planning(
+            self._shared, running.number, running.cause, running.deadline, self._periodic.under_way_seconds
+        )
+        await self._worth_it(planning)
+        self._check_something_to_save()
+        votes = await self._ask(running, planning)
+        failures, reason = 0, ""
+        while True:
+            chosen = await self._worth_it(planning)
+            if chosen.choice is Choice.NOTHING and (running.info is not None or planning.holds_everything):
+                return running.info or self._shared.last
+            planning.begins(chosen)
+            try:
+                match chosen.choice:
+                    case Choice.NOTHING:
+                        raise SaveGivenUp(reason or chosen.words)
+                    case Choice.LIVE | Choice.STORE_ONLY if not planning.has_captured:
+                        boundary = await self._arrive(running, votes, self._patience(running, chosen))
+                        planning.captured(boundary)
+                    case _:
+                        running.info = await self._make(running, chosen)
+                        planning.ended("committed")
+            except RoundLost:
+                planning.ended("withdrawn")
+                raise
+            except (AgentError, ValueError) as e:
+                log.warning("round %d: %s", running.number, e)
+                failures, reason = failures + 1, str(e)
+                planning.ended("late" if planning.is_late else "failed")
+                if chosen.choice is Choice.NOTHING or failures >= TRIES or self._shared.record.superseded_by:
+                    if running.info is None:
+                        raise
+                    return running.info
+                if not planning.has_captured:
+                    # E3: what all ranks hold now; asked again, because slots were given up on the way to the target.
+                    planning.heard(await self._close(running), 0)
+                else:
+                    await asyncio.sleep(min(1.0, running.deadline.remaining / 8))
+
+    async def _ask(self, running: Round, planning: Planning) -> list[peers.GateVotes]:
+        votes = await self._close(running)
+        try:
+            target = self._target(votes)
+        except ValueError as e:
+            log.warning("round %d: %s", running.number, e)
+            target = 0
+        planning.heard(votes, target)
+        return votes
+
+    async def _worth_it(self, planning: Planning) -> Plan:
+        """The choice. Where the time is too short for anything it is looked at again for a moment: what SIGTERM left to assume is told soon (F3)."""
+        chosen = planning.now()
+        if chosen.choice is Choice.NOTHING and any(o.gain for o in chosen.options):
+            limit = Deadline.after(min(PATIENCE_SECONDS, chosen.exit_seconds))
+            await self._shared.changes.until(lambda: planning.now().choice is not Choice.NOTHING, limit)
+            chosen = planning.now()
+        return chosen
+
+    def _patience(self, running: Round, chosen: Plan) -> Deadline:
+        running.arrival = Deadline.after(chosen.arrive_seconds)
+        return running.arrival
+
+    async def _make(self, running: Round, chosen: Plan) -> CheckpointInfo:
+        """Raises SaveGivenUp."""
+        boundary = chosen.chosen.boundary
+        planning = running.planning
+        assert planning is not None
+        deadline = running.commit = Deadline.after(chosen.commit_seconds)
+        if chosen.choice is Choice.CLEAN and (done := await self._periodic.finish(boundary, deadline)) is not None:
+            return done
+        await self._periodic.step_aside()
+        return await self._saves.make(
+            boundary,
+            running.cause,
+            deadline=deadline,
+            emergency=True,
+            sealed=lambda: running.evacuate and planning.now(committed=boundary).choice is Choice.NOTHING,
+            to_node=chosen.choice is not Choice.STORE_ONLY,
+            timings=lambda: planning.timings,
+        )
 
     async def _go_on(self, running: Round, boundary: int) -> CheckpointInfo | None:
         """The copy is there: training waits for nothing more. What is left is a save like a periodic one, which an evacuation puts aside."""
@@ -234,11 +334,14 @@ class Rounds:
             raise SaveGivenUp("an evacuation came before it was written")
         return saving.result()
 
-    async def _close(self, running: Round, fits: plan.Plan) -> list[peers.GateVotes]:
+    async def _close(self, running: Round) -> list[peers.GateVotes]:
         s = self._shared
-        lease = running.deadline.remaining + LEASE_MARGIN_SECONDS
-        until = Deadline.after(min(fits.arrive_seconds, 15.0))
-        order = peers.CloseGates(s.attempt, running.number, s.settings.pod_uid, lease)
+        left = running.deadline.remaining
+        vote_seconds = min(gates.VOTE_SECONDS, max(0.2, left * VOTE_SHARE)) if running.evacuate else gates.VOTE_SECONDS
+        until = Deadline.after(min(left, vote_seconds + CLOSE_MARGIN_SECONDS))
+        order = peers.CloseGates(
+            s.attempt, running.number, s.settings.pod_uid, left + LEASE_MARGIN_SECONDS, vote_seconds
+        )
         answers = await s.mesh.ask_all(order, until=until, round=running.number)
         _check_not_lost(answers)
         for worker, answer in answers.items():
@@ -248,17 +351,17 @@ class Rounds:
         s.highest_save = max([s.highest_save, *(v.highest_save for v in votes)])
         return votes
 
-    async def _arrive(self, running: Round, votes: list[peers.GateVotes]) -> int:
-        """The boundary that every rank now holds. Raises AgentError or ValueError."""
-        s = self._shared
+    def _target(self, votes: list[peers.GateVotes]) -> int:
+        """Raises ValueError."""
         entered = {int(r): e for v in votes for r, e in v.votes.items()}
         done = {int(r): e for v in votes for r, e in v.done_at.items()}
-        target = target_of(entered, done, s.order.world_size)
-        if target == s.last_boundary and all(e == target for e in entered.values()) and running.evacuate:
-            log.info("round %d: boundary %d is committed already", running.number, target)
-        until = running.arrival = Deadline.after(self._fit(running).arrive_seconds)
+        return target_of(entered, done, self._shared.order.world_size)
+
+    async def _arrive(self, running: Round, votes: list[peers.GateVotes], until: Deadline) -> int:
+        """The boundary that every rank now holds. Raises AgentError or ValueError."""
+        s = self._shared
         order = peers.ReleaseGates(
-            s.attempt, running.number, s.settings.pod_uid, target, until.at, evacuate=running.evacuate
+            s.attempt, running.number, s.settings.pod_uid, self._target(votes), until.at, evacuate=running.evacuate
         )
         answers = await s.mesh.ask_all(order, until=until, round=running.number)
         _check_not_lost(answers)
@@ -272,42 +375,7 @@ class Rounds:
             raise SaveGivenUp(f"ranks ended at different boundaries: {sorted(reached)}")
         return int(reached.pop())
 
-    async def _fall_back(self, running: Round, reason: str) -> CheckpointInfo | None:
-        """E3: what all ranks hold now; asked again, because slots were given up on the way to the target."""
-        votes = await self._close(running, self._fit(running))
-        complete = len(votes) == len(self._shared.order.members)
-        boundary = fallback_of((v.clean for v in votes), self._shared.last_boundary) if complete else None
-        if boundary is None:
-            raise SaveGivenUp(reason)
-        log.warning("round %d falls back to boundary %d", running.number, boundary)
-        return await self._make(running, boundary)
-
-    async def _make(self, running: Round, boundary: int) -> CheckpointInfo:
-        """An emergency is worth another try while there is time: credentials are renewed, a connection comes back, the deadline proves to be later."""
-        if running.evacuate:
-            await self._periodic.step_aside()
-        for left in reversed(range(TRIES if running.evacuate else 1)):
-            fits = self._fit(running)
-            deadline = running.commit = Deadline.after(fits.commit_seconds)
-            try:
-                return await self._saves.make(
-                    boundary,
-                    running.cause,
-                    deadline=deadline,
-                    emergency=running.evacuate,
-                    sealed=lambda: running.evacuate,
-                )
-            except SaveGivenUp:
-                if not left or not self._fit(running).worth_it or self._shared.record.superseded_by:
-                    raise
-                await asyncio.sleep(min(1.0, self._fit(running).commit_seconds / 4))
-        raise AssertionError("unreachable")
-
     async def _open(self, running: Round, *, keep: int = 0) -> None:
         s = self._shared
         order = peers.OpenGates(s.attempt, running.number, s.settings.pod_uid, keep)
         await s.mesh.ask_all(order, until=Deadline.after(OPEN_SECONDS), round=running.number)
-
-    def _fit(self, running: Round) -> plan.Plan:
-        s = self._shared
-        return plan.fit(running.deadline.remaining, logical_bytes=s.logical_bytes, bytes_per_second=s.bytes_per_second)

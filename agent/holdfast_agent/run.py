@@ -17,6 +17,7 @@ from holdfast_agent.attempt import Attempt
 from holdfast_agent.collecting import Asked, Outcome, rests
 from holdfast_agent.crew import Changes, Crew
 from holdfast_agent.errors import ProtocolBroken
+from holdfast_agent.experience import Experience
 from holdfast_agent.gatekeeper import Gatekeeper
 from holdfast_agent.launcher import Launcher
 from holdfast_agent.metrics import Metrics
@@ -70,6 +71,7 @@ class Agent:
         self._fresh = fresh
         self._memory = Path(config.memory_dir)
         self._arena = Arena(self._memory)
+        self._experience = Experience(self._memory)
         self._node = (
             LocalTier(Path(config.local_dir), config.namespace, config.job, config.job_uid)
             if config.local_dir
@@ -255,6 +257,7 @@ class Agent:
             fail=lambda detail: attempt.fail(detail),
             supersede=self._superseded,
             store=self._store,
+            experience=self._experience,
         )
         attempt = Attempt(shared, self._launcher, str(self._ranks.path), self._watchdog)
         shared.mesh = Mesh(

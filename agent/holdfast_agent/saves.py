@@ -5,13 +5,12 @@ The lead coordinates the saves beside training (periodic.py), whoever runs a rou
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast_agent import storage
-from holdfast_agent.clock import Deadline, now
+from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop, persist
@@ -25,6 +24,8 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 20.0
 """How long members are told how a save ended; a member that is gone learns it from the store when it returns."""
 OWN_SECONDS = 1.0
+LOOK_SECONDS = 60.0
+"""A wait that is woken by every change need not look up more often."""
 DECIDE_SECONDS = 10.0
 """An attempt that is over waits so long for a commit record that is on its way; the next claim makes a later one harmless (A7)."""
 
@@ -35,6 +36,7 @@ class Commit:
 
     save: int
     stop: Stop
+    deadline: Deadline
     task: asyncio.Task[tuple[CommitRecord, str]]
 
 
@@ -60,7 +62,7 @@ class Saves:
         """The attempt is over: a commit that lands now is nobody's news here."""
         self.refused_by: StoreError | None = None
         """Why the last state is not stored yet, as far as it is the store."""
-        self.started_at = time.monotonic()
+        self.started_at = monotonic()
         """Of the newest save; `every.seconds` counts from it."""
 
     async def close(self) -> None:
@@ -88,6 +90,13 @@ class Saves:
         commit = self._under_way
         return (commit.stop.failing if commit is not None and not commit.task.done() else None) or self.refused_by
 
+    def deadline_moved(self) -> None:
+        """The deadline of the save that is being made is another one now: what is under way goes by it (F1, F3)."""
+        commit = self._under_way
+        if commit is not None and not commit.stop.wanted:
+            commit.stop.at = monotonic() + commit.deadline.remaining
+        self._shared.changes.bump()
+
     # ---- one save
 
     async def make(
@@ -99,6 +108,8 @@ class Saves:
         emergency: bool = False,
         sealed: Callable[[], bool] = lambda: False,
         for_good: Callable[[], bool] = lambda: True,
+        to_node: bool = True,
+        timings: Callable[[], Mapping[str, float]] = dict,
     ) -> CheckpointInfo:
         """Commits `boundary`, which every rank of the job holds. `sealed` is asked when the commit is there, `for_good` when there is none: whether
         the save is abandoned. Raises SaveGivenUp."""
@@ -108,13 +119,15 @@ class Saves:
             if s.last is not None and boundary <= s.last_boundary:
                 return s.last  # by the commit that was under way
             save = self._number_for(boundary)
-            self.started_at = time.monotonic()
+            self.started_at = monotonic()
             try:
-                record, text = await self._commit(save, boundary, cause, emergency, deadline)
+                base = s.base.ref if s.base is not None else None
+                order = peers.FlushOrder(s.attempt, save, boundary, base, cause, emergency, deadline.at, to_node)
+                record, text = await self._commit(order, deadline, timings)
             except Exception as e:
                 kept = not (emergency or for_good())
                 raise await self._failed(save, boundary, cause, e, told=for_good() and not sealed(), kept=kept) from e
-            s.metrics.save_seconds.labels("whole").observe(time.monotonic() - self.started_at)
+            s.metrics.save_seconds.labels("whole").observe(monotonic() - self.started_at)
             return await self._made(record, text, is_seal=sealed())
 
     def _number_for(self, boundary: int) -> int:
@@ -156,7 +169,7 @@ class Saves:
         self.refused_by = None
         s.metrics.saves.labels(record.cause.value, "committed").inc()
         if record.cause is Cause.PERIODIC:
-            s.measured = s.measured.persisted(time.monotonic() - self.started_at, _requests(s, record))
+            s.measured = s.measured.persisted(monotonic() - self.started_at, _requests(s, record))
         if is_seal:
             s.record.stage(Stage.SEALED, record.created_at)
         try:
@@ -207,25 +220,28 @@ class Saves:
         await self.tell(peers.Committed(self._shared.attempt, max(1, self._shared.highest_save), "", info, True))
 
     async def _commit(
-        self, save: int, boundary: int, cause: Cause, emergency: bool, deadline: Deadline
+        self, order: peers.FlushOrder, deadline: Deadline, timings: Callable[[], Mapping[str, float]]
     ) -> tuple[CommitRecord, str]:
         s = self._shared
+        save = order.save
         if s.store is None:
             raise SaveGivenUp("the store is not open")
-        base = s.base.ref if s.base is not None else None
-        order = peers.FlushOrder(s.attempt, save, boundary, base, cause, emergency, deadline.at)
         answers = await self._flushed(order, deadline)
         if s.highest_save > save:
             raise SaveGivenUp(f"save {s.highest_save} is newer (A8)", may_pass=True)
-        record = self._record(order, answers)
+        record = self._record(order, answers, timings())
+        began = monotonic()
         stop = Stop()
-        stop.at = time.monotonic() + deadline.remaining
+        stop.at = monotonic() + deadline.remaining
         writing = s.threads.call(persist, stop, lambda: _committing(s, record, stop))
-        commit = self._under_way = Commit(save, stop, asyncio.ensure_future(writing))
+        commit = self._under_way = Commit(save, stop, deadline, asyncio.ensure_future(writing))
         s.committing = True
         commit.task.add_done_callback(lambda _: self._landed(commit))
         try:
-            return await asyncio.shield(commit.task)
+            made = await asyncio.shield(commit.task)
+            s.experience.committed(monotonic() - began)
+            self._later(s.experience.keep(s.threads))
+            return made
         except asyncio.CancelledError:
             # The record may land any moment (A8): it is not tried again, and nothing newer is begun until it is decided.
             stop.set("the save was withdrawn")
@@ -246,7 +262,7 @@ class Saves:
 
     async def _flushed_by(self, worker: int, order: peers.FlushOrder, deadline: Deadline) -> peers.Flushed:
         try:
-            answer: peers.Flushed = await self._shared.mesh.ask(worker, order, until=deadline)
+            answer = await self._asked(worker, order, deadline)
         except AgentError as e:
             raise SaveGivenUp(str(e), may_pass=True) from e
         if answer.error:
@@ -257,7 +273,30 @@ class Saves:
             )
         return answer
 
-    def _record(self, order: peers.FlushOrder, answers: list[peers.Flushed]) -> CommitRecord:
+    async def _asked(self, worker: int, order: peers.FlushOrder, deadline: Deadline) -> peers.Flushed:
+        """The order is said again as soon as its deadline has moved; the flush that runs takes it over. Raises AgentError."""
+        answer: peers.Flushed | None = None
+        while answer is None:
+            answer = await self._asked_until_it_moves(worker, order, deadline)
+        return answer
+
+    async def _asked_until_it_moves(
+        self, worker: int, order: peers.FlushOrder, deadline: Deadline
+    ) -> peers.Flushed | None:
+        changes, at = self._shared.changes, deadline.at
+        asking = asyncio.ensure_future(self._shared.mesh.ask(worker, replace(order, deadline=at), until=deadline))
+        asking.add_done_callback(lambda _: changes.bump())
+        try:
+            while not asking.done() and deadline.at == at:
+                await changes.until(lambda: asking.done() or deadline.at != at, Deadline.after(LOOK_SECONDS))
+            return asking.result() if asking.done() else None
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+    def _record(
+        self, order: peers.FlushOrder, answers: list[peers.Flushed], timings: Mapping[str, float]
+    ) -> CommitRecord:
         s = self._shared
         config = s.settings.config
         entries: dict[int, RankEntry] = {e.rank: e for a in answers for e in a.ranks}
@@ -281,7 +320,7 @@ class Saves:
             bytes_sent=sum(a.bytes_sent for a in answers),
             metrics=first.metrics,
             run=first.run,
-            timings={"flush": time.monotonic() - self.started_at},
+            timings={"flush": monotonic() - self.started_at, **timings},
         )
 
     async def tell(self, message: peers.Committed) -> None:

@@ -12,6 +12,7 @@ from holdfast_agent.arena import Arena
 from holdfast_agent.clock import now
 from holdfast_agent.costs import Measured
 from holdfast_agent.crew import Changes, Crew
+from holdfast_agent.experience import Experience
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import Mesh
 from holdfast_agent.record import Record
@@ -69,8 +70,8 @@ class Shared:
     committing: bool = False
     measured: Measured = field(default_factory=Measured)
     """What periodic saves cost (`every: auto`)."""
-    bytes_per_second: float = 0.0
-    """Of the last flush, logical bytes."""
+    experience: Experience = field(default_factory=Experience)
+    """How long things take here; the agent's, over all its attempts."""
 
     @property
     def attempt(self) -> int:

@@ -5,13 +5,12 @@ Everything is idempotent: the same FlushOrder joins the flush that runs, the sam
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast_agent import flush, slots
-from holdfast_agent.clock import Deadline
+from holdfast_agent.clock import Deadline, monotonic
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.peers import LATER, LATER_SECONDS
@@ -39,6 +38,7 @@ class Flush:
 
     order: peers.FlushOrder
     stop: Stop
+    deadline: Deadline
     task: asyncio.Task[peers.Flushed]
     written: flush.Written | None = None
     over: bool = False
@@ -66,6 +66,8 @@ class Writing:
             return peers.Flushed(order.attempt, order.save, (), error=error)
         if running is None or self._may_repeat(running, order):
             running = self._start(order)
+        elif running.order.deadline != order.deadline and not running.task.done():
+            self._renew(running, order)
         await asyncio.wait([running.task], timeout=LATER_SECONDS)
         return running.task.result() if running.task.done() else LATER
 
@@ -73,6 +75,14 @@ class Writing:
     def _may_repeat(running: Flush, order: peers.FlushOrder) -> bool:
         """The store did not take a last state, and the coordinator goes on with the same save (B1: it was not abandoned)."""
         return not running.over and running.order != order and running.task.done() and bool(running.task.result().error)
+
+    @staticmethod
+    def _renew(running: Flush, order: peers.FlushOrder) -> None:
+        """The deadline has proved to be another one while the flush runs (F1, F3)."""
+        deadline = Deadline.of(order.deadline, otherwise_seconds=PERIODIC_SECONDS)
+        log.info("save %d has %.1f s now", order.save, deadline.remaining)
+        running.order, running.deadline.at = order, deadline.at
+        running.stop.at = monotonic() + deadline.remaining
 
     def committed(self, message: peers.Committed) -> None:
         """How a save ended."""
@@ -147,10 +157,10 @@ class Writing:
                 older.stop.set(f"save {order.save} is newer")
         stop = Stop()
         deadline = Deadline.of(order.deadline, otherwise_seconds=PERIODIC_SECONDS)
-        stop.at = time.monotonic() + deadline.remaining
+        stop.at = monotonic() + deadline.remaining
         # All ranks of the job hold this boundary, or the coordinator would not ask: what is older may go (E4).
         self._give_back(lambda r: slots.freed_by_newer(r.book, order.boundary) if r.book else [])
-        running = Flush(order, stop, asyncio.ensure_future(self._run(order, stop, deadline)))
+        running = Flush(order, stop, deadline, asyncio.ensure_future(self._run(order, stop, deadline)))
         self._flushes[order.save] = running
         for save in sorted(self._flushes)[:-REMEMBERED]:
             if self._flushes[save].task.done():
@@ -171,16 +181,24 @@ class Writing:
             h.readers += 1
         if not order.emergency:
             await self._learn_history()
-        started = time.monotonic()
+        started = monotonic()
+        job = self._job(order)
 
         def durable(at: datetime) -> None:
+            s.experience.on_node(sum(p.image_bytes for p in job.parts), monotonic() - started)
             if order.emergency:
                 s.record.stage(Stage.LOCAL_DURABLE, at)
 
         try:
             store = s.store.until(stop.at)
             written = await flush.write(
-                self._job(order), store, s.node, s.threads, stop, node_free=self._node_work, on_node_durable=durable
+                job,
+                store,
+                s.node if order.to_node else None,
+                s.threads,
+                stop,
+                node_free=self._node_work,
+                on_node_durable=durable,
             )
         except (StoreError, AgentError, OSError, ContractError) as e:
             log.warning("save %d of attempt %d is not written: %s", order.save, order.attempt, e)
@@ -189,13 +207,20 @@ class Writing:
             for h in readers:
                 h.readers -= 1
             s.changes.bump()
-        return await self._flushed(order, written, time.monotonic() - started, deadline)
+        seconds = monotonic() - started
+        s.experience.flushed(
+            logical=written.bytes_logical,
+            sent=written.bytes_sent,
+            seconds=seconds,
+            emergency=order.emergency,
+            based=bool(job.base_has),
+        )
+        return await self._flushed(order, written, seconds, deadline)
 
     async def _flushed(
         self, order: peers.FlushOrder, written: flush.Written, seconds: float, deadline: Deadline
     ) -> peers.Flushed:
         s = self._shared
-        s.bytes_per_second = written.bytes_logical / max(seconds, 1e-3)
         s.metrics.save_seconds.labels("flush").observe(seconds)
         if order.save in self._flushes:
             self._flushes[order.save].written = written

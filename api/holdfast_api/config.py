@@ -49,6 +49,8 @@ class AgentConfig:
     """Per rank at most; one is used where two do not fit (J6)."""
     memory_dir: str = "/var/run/holdfast/arena"
     local_dir: str = "/var/lib/holdfast"
+    local_volume: str = "pod"
+    """What `local_dir` lives as long as (F4): `pod` (an emptyDir), `node` (a host path), or `network` (a volume that any node can mount)."""
     labels: dict[str, str] = field(default_factory=dict)
     every_auto: bool = False
     """The lead chooses the interval by itself, from what it measures (agent/interval.py); steps and seconds are 0 then."""

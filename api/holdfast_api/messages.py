@@ -297,6 +297,47 @@ class EarlierReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanOption:
+    """One thing that could have been done about an evacuation, and what was expected of it when the choice was made."""
+
+    choice: str
+    """`live`, `store-only`, `clean-slot`, `node-only` or `nothing-new`."""
+    boundary: int
+    likely_seconds: float
+    sure_seconds: float
+    slack_seconds: float
+    """Between the likely end and the last moment for it; negative: it would be late."""
+    chance: float
+    """Of being done in time, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A choice of the planner, by the coordinator of a round, and what became of it."""
+
+    round: int
+    choice: str
+    """As in PlanOption."""
+    boundary: int
+    at: datetime
+    deadline: datetime
+    likely_seconds: float
+    slack_seconds: float
+    """As expected."""
+    chance: float
+    """The plan's own confidence, 0 to 1."""
+    why: str
+    """One line in words."""
+    options: tuple[PlanOption, ...] = ()
+    """Everything that was considered."""
+    outcome: str = ""
+    """`committed`, `on-node`, `late`, `failed`, `fell-back`, `withdrawn`, `nothing`; empty while it is carried out."""
+    took_seconds: float = 0.0
+    left_seconds: float = 0.0
+    """Until the last moment for a commit record, when it ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentReport:
     """An agent's whole state: pushed when something changes, answered to every order, kept in the store and the termination message (H4)."""
 
@@ -347,6 +388,8 @@ class AgentReport:
     """Why the newest saves could not be stored; None again once one is committed."""
     earlier: tuple[EarlierReport, ...] = ()
     """Of the lead: the newest report of each worker in the attempts before its own, at most one a worker; sent until one report with it is taken."""
+    plans: tuple[PlanReport, ...] = ()
+    """Of the coordinator: what it chose in evacuations of this attempt, newest last, at most 5."""
     stray: tuple[CheckpointRef, ...] = ()
     """Of the lead: committed checkpoints of this job that no attempt can reach, or that lie at or below the horizon and are not retained (D3), oldest
     first, at most 64. Found once after the claim; one that was ordered to be deleted is left out. Nothing is deleted without an order (D1, D2)."""

@@ -47,7 +47,40 @@ class CloseGates:
     coordinator: str
     lease_seconds: float
     """The gate opens by itself after it, unless a copy is running (E4)."""
+    vote_seconds: float = 5.0
+    """How long the ranks' answers are waited for; a rank that hangs must not use up a short deadline."""
     schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Seconds that something takes: at best, as a rule, and with the confidence that a plan relies on. At most 10^9, which stands for "not known"."""
+
+    best: float
+    likely: float
+    sure: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a worker expects of its own part of an emergency save, from what it has measured. The coordinator plans with the slowest worker."""
+
+    boundary: int
+    """The last boundary that all its ranks are known to have passed."""
+    since_seconds: float
+    """For how long they have been under way from there."""
+    step: Span
+    """From one boundary to the next."""
+    copy: Span
+    """Of all that its ranks hold into their slots."""
+    store: Span
+    """To write a slot that is captured into the store, manifests included."""
+    node: Span | None
+    """To write it to the node's directory; None where there is none."""
+    commit: Span
+    """Of the commit record."""
+    volume: str = "pod"
+    """What the node's directory lives as long as: `AgentConfig.local_volume` (F4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +98,8 @@ class GateVotes:
     """Boundaries that every local rank holds in a clean slot: what is left if the ranks do not arrive (E3)."""
     keeps: bool = False
     """This agent understands `OpenGates.keep`. Where one does not, gates are opened after the save only."""
+    outlook: Outlook | None = None
+    """What it expects of a save; None before there is a plan of its ranks' state, and from an agent that does not say it."""
     schema: int = 1
 
 
@@ -127,6 +162,9 @@ class FlushOrder:
     cause: Cause
     emergency: bool
     deadline: datetime | None
+    """Said again with another deadline, the same order takes it over: a deadline may prove to be later, or earlier, while the flush runs (F1, F3)."""
+    to_node: bool = True
+    """False: the node's copy would cost time that the store needs."""
     schema: int = 1
 
 

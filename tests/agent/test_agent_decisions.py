@@ -1,4 +1,4 @@
-"""The pure parts, by tables: notices (F1-F3), plan, phases, slots (E4, A8), rounds (E1-E3), addresses, room for the arena (G2), the last message (H4)."""
+"""The pure parts, by tables: notices (F1-F3), phases, slots (E4, A8), rounds (E1-E3), addresses, room for the arena (G2), the last message (H4)."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast_agent import address, memory, notices, plan, slots, storage
+from holdfast_agent import address, memory, notices, slots, storage
 from holdfast_agent.errors import MemoryTooSmall, ProtocolBroken
 from holdfast_agent.evacuation import coordinators
 from holdfast_agent.phases import Facts, phase_of
+from holdfast_agent.planning import fallback_of
 from holdfast_agent.reports import termination_message
-from holdfast_agent.rounds import fallback_of, target_of
+from holdfast_agent.rounds import target_of
 from holdfast_api import codec
 from holdfast_api.config import StorageConfig
 from holdfast_api.messages import (
@@ -104,23 +105,6 @@ def test_a_bare_sigterm_assumes_the_smaller_of_grace_and_floor():
     for grace, floor, expected in [(120, 15, 15), (5, 15, 5)]:
         found = notices.assumed_at_sigterm(worker=0, node="n", now=T0, grace_seconds=grace, floor_seconds=floor)
         assert found.deadline == T0 + timedelta(seconds=expected)
-
-
-@given(st.floats(0, 10_000), st.integers(0, 1 << 45), st.floats(0, 1e11))
-def test_a_plan_never_exceeds_the_deadline_and_starts_nothing_that_cannot_end(remaining, size, speed):
-    found = plan.fit(remaining, logical_bytes=size, bytes_per_second=speed)
-    assert (
-        0
-        <= found.arrive_seconds
-        <= found.commit_seconds
-        <= found.exit_seconds
-        <= max(0, remaining - plan.EXIT_MARGIN_SECONDS)
-    )
-    assert found.worth_it == (found.commit_seconds >= plan.WORTH_STARTING_SECONDS)
-
-
-def test_two_seconds_of_grace_start_almost_nothing():
-    assert not plan.fit(1.9, logical_bytes=1, bytes_per_second=0).worth_it
 
 
 @pytest.mark.parametrize(

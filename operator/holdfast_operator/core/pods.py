@@ -167,6 +167,7 @@ def _config(
         operator_url=context.operator_url,
         memory_dir=ARENA_DIR,
         local_dir=LOCAL_DIR,
+        local_volume="node" if checkpoint.local.host_path else "pod",
     )
 
 

@@ -1,0 +1,172 @@
+"""How long things take on this machine, learned from what was seen. Pure values: an observation makes a new one; total: nonsense is not an observation.
+
+Speeds and times spread by factors, not by seconds, so averages and spreads are those of logarithms. Before the first observation a guess stands with a wide
+spread; each observation narrows it, and hours without one widen it again. A span's three points (spans.py) lie two standard deviations apart.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from holdfast_agent import spans
+from holdfast_api.peers import Span
+
+WEIGHT = 0.25
+"""Of the newest observation, once there are four."""
+DEVIATIONS = 2.0
+LEAST_SPREAD = 0.05
+"""Nothing repeats itself more exactly than to 5 %."""
+FORGET_PER_HOUR = 0.2
+"""An hour without an observation adds so much spread (in quadrature)."""
+TAIL_FADES = 0.99
+"""Of the longest step that was seen, per step: an evaluation every few hundred steps is remembered until the next."""
+HURRY = 4.0
+"""A save beside training is held back: an emergency may be so many times as fast at best."""
+NEW_SHARE_FLOOR = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """Of a positive number."""
+
+    guess: float
+    factor: float
+    """The guess may be wrong by this factor, as one standard deviation."""
+    mean: float = 0.0
+    """Of the logarithm."""
+    variance: float = 0.0
+    count: int = 0
+    at: float = 0.0
+    """Of the newest observation, in Unix seconds."""
+
+    def seen(self, value: float, at: float) -> "Average":
+        if not (math.isfinite(value) and value > 0 and math.isfinite(at)):
+            return self
+        newest = math.log(min(max(value, 1e-9), 1e18))
+        if not self.count:
+            return replace(self, mean=newest, variance=0.0, count=1, at=at)
+        weight = max(WEIGHT, 1 / (self.count + 1))
+        apart = newest - self.mean
+        variance = (1 - weight) * (self.variance + weight * apart * apart)
+        return replace(self, mean=self.mean + weight * apart, variance=variance, count=self.count + 1, at=at)
+
+    @property
+    def value(self) -> float:
+        return math.exp(self.mean) if self.count else self.guess
+
+    def spread(self, now: float) -> float:
+        """Standard deviation of the logarithm."""
+        doubt = math.log(self.factor)
+        if not self.count:
+            return doubt
+        idle_hours = max(0.0, now - self.at) / 3600 if math.isfinite(now) else 0.0
+        forgotten = min(FORGET_PER_HOUR * FORGET_PER_HOUR * idle_hours, doubt * doubt)
+        young = doubt / (self.count + 1)
+        return math.sqrt(max(self.variance, LEAST_SPREAD * LEAST_SPREAD) + young * young + forgotten)
+
+    def at_least(self, now: float) -> float:
+        return self.value * math.exp(-DEVIATIONS * self.spread(now))
+
+    def at_most(self, now: float) -> float:
+        return self.value * math.exp(DEVIATIONS * self.spread(now))
+
+    def seconds(self, now: float) -> Span:
+        """Where the number is a time."""
+        return spans.tidy(Span(self.at_least(now), self.value, self.at_most(now)))
+
+    def seconds_for(self, size: float, now: float) -> Span:
+        """Where the number is a speed, in `size` a second."""
+        if math.isnan(size):
+            return spans.UNKNOWN
+        return spans.tidy(Span(size / self.at_most(now), size / self.value, size / self.at_least(now)))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Everything that a worker has measured of itself. Sizes in bytes, speeds in bytes a second, `at` and `now` in Unix seconds."""
+
+    SCHEMA: ClassVar[int] = 1
+    step: Average = Average(0.5, 6.0)
+    longest_step: float = 0.0
+    """Fading."""
+    copy: Average = Average(1e9, 3.0)
+    node: Average = Average(400e6, 3.0)
+    beside: Average = Average(100e6, 4.0)
+    """To the store, while training goes on."""
+    hurried: Average = Average(100e6, 4.0)
+    """To the store, in an emergency."""
+    reading: Average = Average(800e6, 2.0)
+    """Hashing what the base has already, and does not go to the store."""
+    request: Average = Average(0.05, 3.0)
+    """One small request to the store, in seconds."""
+    new_share: float = 1.0
+    """Of a state's bytes, that the base does not have; the greatest of late."""
+    schema: int = 1
+
+    # ---- what is seen
+
+    def stepped(self, seconds: float, at: float) -> "Estimates":
+        if not (math.isfinite(seconds) and seconds > 0):
+            return self
+        return replace(
+            self, step=self.step.seen(seconds, at), longest_step=max(seconds, self.longest_step * TAIL_FADES)
+        )
+
+    def copied(self, size: int, seconds: float, at: float) -> "Estimates":
+        return replace(self, copy=_speed(self.copy, size, seconds, at))
+
+    def on_node(self, size: int, seconds: float, at: float) -> "Estimates":
+        return replace(self, node=_speed(self.node, size, seconds, at))
+
+    def flushed(
+        self, *, logical: int, sent: int, seconds: float, emergency: bool, based: bool, at: float
+    ) -> "Estimates":
+        """A flush has ended well. `based`: there was a base to lean on."""
+        if logical <= 0 or sent < 0 or not (math.isfinite(seconds) and seconds > 0):
+            return self
+        found = self
+        if based:
+            share = min(1.0, sent / logical)
+            found = replace(found, new_share=max(share, (1 - WEIGHT) * found.new_share + WEIGHT * share))
+        if sent == 0:
+            return replace(found, reading=_speed(found.reading, logical, seconds, at))
+        # What is left after the parts that do not grow with what is sent; never nothing.
+        sending = max(seconds - self.request.value - (logical - sent) / self.reading.value, seconds / 20)
+        if emergency:
+            return replace(found, hurried=_speed(found.hurried, sent, sending, at))
+        return replace(found, beside=_speed(found.beside, sent, sending, at))
+
+    def committed(self, seconds: float, at: float) -> "Estimates":
+        return replace(self, request=self.request.seen(seconds, at))
+
+    # ---- what is expected
+
+    def step_span(self, now: float) -> Span:
+        known = self.step.seconds(now)
+        tail = max(known.sure, self.longest_step)
+        return spans.tidy(Span(known.best, known.likely, tail))
+
+    def copy_span(self, size: int, now: float) -> Span:
+        return self.copy.seconds_for(size, now)
+
+    def node_span(self, size: int, now: float) -> Span:
+        return self.node.seconds_for(size, now)
+
+    def store_span(self, size: int, now: float, *, based: bool) -> Span:
+        """An emergency flush of `size` bytes, with or without a base."""
+        share = max(self.new_share, NEW_SHARE_FLOOR) if based else 1.0
+        sent = size * share
+        if self.hurried.count:
+            sending = self.hurried.seconds_for(sent, now)
+        else:
+            slow = self.beside.seconds_for(sent, now)
+            sending = Span(slow.best / HURRY, slow.likely, slow.sure)
+        reading = self.reading.seconds_for(size - sent, now)
+        return spans.then(sending, reading, self.request_span(now))
+
+    def request_span(self, now: float) -> Span:
+        return self.request.seconds(now)
+
+
+def _speed(average: Average, size: int, seconds: float, at: float) -> Average:
+    return average.seen(size / seconds, at) if size > 0 and math.isfinite(seconds) and seconds > 0 else average

@@ -1,0 +1,220 @@
+"""An evacuation's choices, one after the other: what is known makes a situation, plan.py chooses, and what became of it is told (report, metrics, log).
+
+One for each round that evacuates, in its coordinator. Called on the event loop's thread.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from holdfast_agent import plan, spans, tiers
+from holdfast_agent.clock import Deadline, monotonic, now
+from holdfast_agent.plan import Choice, Plan, Situation
+from holdfast_agent.shared import Shared
+from holdfast_api.messages import Cause, PlanOption, PlanReport
+from holdfast_api.peers import GateVotes, Outlook, Span
+
+log = logging.getLogger(__name__)
+
+
+def fallback_of(clean: Iterable[Iterable[int]], newer_than: int) -> int | None:
+    """The newest boundary that every worker holds clean and that is not committed yet (E3). Pure."""
+    sets = [frozenset(c) for c in clean]
+    common = frozenset.intersection(*sets) if sets else frozenset()
+    return max((b for b in common if b > newer_than), default=None)
+
+
+def arrival_of(outlooks: Sequence[Outlook | None], target: int, waited_seconds: float) -> Span:
+    """Until every rank has captured `target`: the rest of the steps that the slowest worker still has to go, then the copy. Pure and total."""
+    return spans.together(_arrival(o, target, waited_seconds) for o in outlooks)
+
+
+def _arrival(o: Outlook | None, target: int, waited_seconds: float) -> Span:
+    if o is None:
+        return spans.UNKNOWN
+    to_go = min(max(0, target - o.boundary), 1000)
+    steps = spans.longer(o.step, to_go)
+    return spans.then(spans.less(steps, o.since_seconds + waited_seconds) if to_go else spans.NONE, o.copy)
+
+
+def situation_of(
+    outlooks: Sequence[Outlook | None],
+    cause: Cause,
+    *,
+    remaining_seconds: float,
+    live_boundary: int,
+    committed_boundary: int,
+    clean_boundary: int,
+    arrival: Span,
+    clean_under_way_seconds: float = 0.0,
+) -> Situation:
+    """Of all workers together. An agent that does not say what it expects may be of any speed. Pure and total."""
+    loss = tiers.loss_of(cause)
+    store = spans.together(o.store if o is not None else spans.UNKNOWN for o in outlooks)
+    nodes = [o.node if o is not None else None for o in outlooks]
+    return Situation(
+        remaining_seconds=remaining_seconds,
+        live_boundary=live_boundary,
+        committed_boundary=committed_boundary,
+        clean_boundary=clean_boundary,
+        arrival=arrival,
+        store=store,
+        clean_store=spans.less(store, clean_under_way_seconds) if clean_under_way_seconds > 0 else None,
+        commit=spans.together(o.commit for o in outlooks if o is not None),
+        node=None if None in nodes or not nodes else spans.together(n for n in nodes if n is not None),
+        node_survives=all(o is not None and tiers.survives(tiers.tier_of(o.volume), loss) for o in outlooks),
+    )
+
+
+class Planning:
+    """What is known grows by `heard` and `captured`; `now` chooses."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        number: int,
+        cause: Cause,
+        deadline: Deadline,
+        under_way_seconds: Callable[[int], float] = lambda boundary: 0.0,
+    ) -> None:
+        """`under_way_seconds`: for how long a save of that boundary has been running beside training."""
+        self._shared = shared
+        self._under_way_seconds = under_way_seconds
+        self._number = number
+        self._cause = cause
+        self._deadline = deadline
+        self._outlooks: tuple[Outlook | None, ...] = ()
+        self._heard_at: float | None = None
+        self._target = 0
+        self._clean = 0
+        self._captured = False
+        self._began_at = 0.0
+        self._arrived_at: float | None = None
+        self._report: PlanReport | None = None
+
+    # ---- what is known
+
+    def heard(self, votes: Sequence[GateVotes], target: int) -> None:
+        """All that answered; `target` is 0 if the ranks will not all get to one boundary (E3)."""
+        s = self._shared
+        missing = len(s.order.members) - len(votes)
+        self._outlooks = (*(v.outlook for v in votes), *(None for _ in range(missing)))
+        self._heard_at = monotonic()
+        self._target = target
+        self._clean = 0 if missing else fallback_of((v.clean for v in votes), s.last_boundary) or 0
+
+    def captured(self, boundary: int) -> None:
+        """Every rank holds it."""
+        self._target, self._captured, self._arrived_at = boundary, True, monotonic()
+
+    @property
+    def has_captured(self) -> bool:
+        return self._captured
+
+    @property
+    def is_late(self) -> bool:
+        """What was begun last could not be done any more."""
+        left = self._deadline.remaining - plan.EXIT_MARGIN_SECONDS - plan.COMMIT_MARGIN_SECONDS
+        return left < plan.WORTH_STARTING_SECONDS
+
+    @property
+    def holds_everything(self) -> bool:
+        """Where the ranks are, or would have got to, is committed."""
+        return 0 < self._target <= self._shared.last_boundary
+
+    # ---- what follows
+
+    def now(self, *, committed: int | None = None) -> Plan:
+        """`committed`: as if this boundary were."""
+        committed = self._shared.last_boundary if committed is None else committed
+        if self._heard_at is None:
+            # Nobody has been asked yet: only the time decides whether it is worth it.
+            return plan.choose(Situation(self._deadline.remaining, committed + 1, committed))
+        waited = monotonic() - self._heard_at
+        arrival = spans.NONE if self._captured else arrival_of(self._outlooks, self._target, waited)
+        under_way = self._under_way_seconds(self._clean)
+        situation = situation_of(
+            self._outlooks,
+            self._cause,
+            remaining_seconds=self._deadline.remaining,
+            live_boundary=self._target,
+            committed_boundary=committed,
+            clean_boundary=self._clean,
+            arrival=arrival,
+            clean_under_way_seconds=under_way,
+        )
+        # A copy on the node alone is of no use before somebody finishes it there (E6).
+        return plan.choose(dataclasses.replace(situation, node_survives=False))
+
+    def begins(self, chosen: Plan) -> None:
+        """Told once for a choice; the same one again, because the ranks have arrived, changes nothing."""
+        option = chosen.chosen
+        before = self._report
+        if before is not None and not before.outcome:
+            if (before.choice, before.boundary) == (option.choice.value, option.boundary):
+                return
+            self.ended("fell-back")
+        log.info("round %d, %.1f s before the deadline: %s", self._number, self._deadline.remaining, chosen.words)
+        self._began_at = monotonic()
+        self._report = PlanReport(
+            round=self._number,
+            choice=option.choice.value,
+            boundary=option.boundary,
+            at=now(),
+            deadline=self._deadline.at,
+            likely_seconds=_rounded(option.seconds.likely),
+            slack_seconds=_rounded(option.slack_seconds),
+            chance=round(option.chance, 3),
+            why=chosen.words,
+            options=tuple(
+                PlanOption(
+                    o.choice.value,
+                    o.boundary,
+                    _rounded(o.seconds.likely),
+                    _rounded(o.seconds.sure),
+                    _rounded(o.slack_seconds),
+                    round(o.chance, 3),
+                )
+                for o in chosen.options
+                if o.choice is not Choice.NOTHING
+            ),
+        )
+        self._shared.record.planned(self._report)
+        if option.choice is Choice.NOTHING:
+            self.ended("nothing")
+
+    def ended(self, outcome: str) -> None:
+        """What became of the choice that was begun last; the first word counts."""
+        report = self._report
+        if report is None or report.outcome:
+            return
+        took = monotonic() - self._began_at
+        left = (self._deadline.at - now()).total_seconds() - plan.EXIT_MARGIN_SECONDS - plan.COMMIT_MARGIN_SECONDS
+        self._report = dataclasses.replace(
+            report, outcome=outcome, took_seconds=_rounded(took), left_seconds=_rounded(left)
+        )
+        self._shared.record.planned(self._report)
+        metrics = self._shared.metrics
+        metrics.plans.labels(report.choice, outcome).inc()
+        if report.choice != Choice.NOTHING.value:
+            metrics.plan_slack.labels(report.choice).observe(left)
+            metrics.plan_error.labels(report.choice).observe(took - report.likely_seconds)
+            log.info(
+                "round %d: %s at boundary %d is %s after %.1f s, where %.1f s were expected; %.1f s were left",
+                self._number, report.choice, report.boundary, outcome, took, report.likely_seconds, left,
+            )  # fmt: skip
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """For the commit record, in seconds."""
+        report = self._report
+        if report is None:
+            return {}
+        found = {"planned": report.likely_seconds, "slack": report.slack_seconds}
+        if self._arrived_at is not None:
+            found["arrival"] = _rounded(max(0.0, self._arrived_at - (self._heard_at or self._arrived_at)))
+        return found
+
+
+def _rounded(seconds: float) -> float:
+    return round(min(max(seconds, -spans.LONG_SECONDS), spans.LONG_SECONDS), 3)

@@ -1,0 +1,82 @@
+"""Arithmetic with times that are not known exactly (`holdfast_api.peers.Span`). Pure and total: what is not a number counts as not known.
+
+A span is three points of a distribution: at best, as a rule (as often less as more), and sure (two standard deviations, 98 of 100). The chance to be done
+in time is read off the line through them.
+"""
+
+import math
+from collections.abc import Iterable
+
+from holdfast_api.peers import Span
+
+LONG_SECONDS = 1e9
+"""Not known, or never."""
+AT_BEST, AS_A_RULE, SURE = 0.02, 0.5, 0.98
+"""How many of a hundred are done by the three points."""
+
+NONE = Span(0.0, 0.0, 0.0)
+UNKNOWN = Span(0.0, LONG_SECONDS, LONG_SECONDS)
+
+
+def tidy(span: Span) -> Span:
+    """With three finite numbers, none negative, in order. A NaN makes that point unknown."""
+    best, likely, sure = (_bounded(x) for x in (span.best, span.likely, span.sure))
+    if math.isnan(span.best):
+        best = 0.0
+    likely = max(best, likely)
+    return Span(best, likely, max(likely, sure))
+
+
+def then(*spans: Span) -> Span:
+    """One after the other."""
+    each = [tidy(s) for s in spans]
+    return Span(
+        min(sum(s.best for s in each), LONG_SECONDS),
+        min(sum(s.likely for s in each), LONG_SECONDS),
+        min(sum(s.sure for s in each), LONG_SECONDS),
+    )
+
+
+def together(spans: Iterable[Span]) -> Span:
+    """Side by side, until the last has ended; nothing for none."""
+    each = [tidy(s) for s in spans]
+    return Span(
+        max((s.best for s in each), default=0.0),
+        max((s.likely for s in each), default=0.0),
+        max((s.sure for s in each), default=0.0),
+    )
+
+
+def longer(span: Span, factor: float) -> Span:
+    return tidy(Span(span.best * factor, span.likely * factor, span.sure * factor))
+
+
+def less(span: Span, seconds: float) -> Span:
+    """What is left of it after `seconds`. What has lasted longer than ever seen may last as long again, and nobody knows better."""
+    s = tidy(span)
+    gone = _bounded(seconds)
+    if gone > s.sure:
+        return Span(0.0, gone, LONG_SECONDS)
+    return Span(max(0.0, s.best - gone), max(0.0, s.likely - gone), s.sure - gone)
+
+
+def chance(span: Span, available_seconds: float) -> float:
+    """Of being done in `available_seconds`; 0 if it cannot be. Grows with the time."""
+    s = tidy(span)
+    a = available_seconds
+    if math.isnan(a) or a < s.best or a < 0:
+        return 0.0
+    if a >= s.sure:
+        return SURE if s.sure < LONG_SECONDS else AS_A_RULE
+    if a >= s.likely:
+        return AS_A_RULE + (SURE - AS_A_RULE) * _share(a, s.likely, s.sure)
+    return AT_BEST + (AS_A_RULE - AT_BEST) * _share(a, s.best, s.likely)
+
+
+def _share(at: float, low: float, high: float) -> float:
+    return (at - low) / (high - low) if high > low else 1.0
+
+
+def _bounded(x: float) -> float:
+    """NaN is not known: the longest."""
+    return LONG_SECONDS if math.isnan(x) else min(max(x, 0.0), LONG_SECONDS)
