@@ -23,6 +23,8 @@ COMMIT_MARGIN_SECONDS = 0.25
 WORTH_STARTING_SECONDS = 0.5
 BESIDE_NODE = 1.1
 """The store's part takes so many times as long while the node is written too."""
+NODE_MAY_COST = 0.05
+"""Of the chance to be done in time, which a copy on the node is worth."""
 
 
 class Choice(StrEnum):
@@ -91,7 +93,7 @@ class Plan:
     """The commit record is written before it, or not at all."""
     exit_seconds: float
     promise: float = 0.0
-    """Boundaries that it gains, on average. Never less than any single option promises."""
+    """Boundaries that it gains, on average. Never less than what any option promises, but for what the node's copy may cost."""
 
     @property
     def choice(self) -> Choice:
@@ -125,7 +127,7 @@ def choose(s: Situation) -> Plan:
         return plan
     by_choice = {o.choice: o for o in options if o.chance > 0 and o.gain > 0}
     live, clean = _live_of(by_choice), by_choice.get(Choice.CLEAN)
-    if live is not None:
+    if live is not None and (clean is None or clean.gain < live.gain):
         wait, promise = _patience(s, live, clean, commit_at)
         if clean is None or wait > 0 or spans.tidy(s.arrival).best <= 0:
             return replace(plan, chosen=live, arrive_seconds=wait, promise=promise)
@@ -157,9 +159,9 @@ def _options(s: Situation, commit_at: float, exit_at: float) -> tuple[Option, ..
 
 
 def _live_of(by_choice: dict[Choice, Option]) -> Option | None:
-    """With the node's copy where that costs no chance."""
+    """With the node's copy where that costs next to no chance."""
     both, alone = by_choice.get(Choice.LIVE), by_choice.get(Choice.STORE_ONLY)
-    if both is not None and (alone is None or both.chance >= alone.chance):
+    if both is not None and (alone is None or both.chance >= alone.chance - NODE_MAY_COST):
         return both
     return alone
 
@@ -167,7 +169,7 @@ def _live_of(by_choice: dict[Choice, Option]) -> Option | None:
 def _patience(s: Situation, live: Option, clean: Option | None, commit_at: float) -> tuple[float, float]:
     """How long the ranks are waited for, and what that promises; 0 if the clean slot is to be written at once."""
     last = max(0.0, commit_at - spans.then(s.store, s.commit).best)
-    if clean is None or clean.boundary >= live.boundary:
+    if clean is None:
         return last, live.promise
     writing = spans.then(s.store, s.commit)
     moments = (0.0, commit_at - writing.sure, commit_at - writing.likely, last)
