@@ -78,7 +78,7 @@ def a_situation(**fields) -> Situation:
             id="one boundary is not worth a small chance",
         ),
         pytest.param(
-            a_situation(remaining_seconds=17.5, store=exactly(10), arrival=about(5), clean_boundary=101), Choice.LIVE,
+            a_situation(remaining_seconds=17.5, store=exactly(10), arrival=about(5), clean_boundary=101), Choice.STORE_ONLY,
             id="nineteen boundaries are worth an even chance",
         ),
         pytest.param(
