@@ -9,6 +9,7 @@ from holdfast_agent.errors import ConfigurationWrong
 from holdfast_api import codec, names
 from holdfast_api.config import AgentConfig
 from holdfast_api.errors import ContractError
+from holdfast_api.manifest import MAX_CHUNK_BYTES
 from holdfast_api.signing import Role
 
 ENV_LISTEN = "HOLDFAST_AGENT_LISTEN"
@@ -81,7 +82,7 @@ def check(config: AgentConfig) -> None:
         raise ConfigurationWrong(f"worker {config.worker} is not one of {config.workers} workers")
     if not 1 <= config.processes_per_worker <= 1024:
         raise ConfigurationWrong(f"processes_per_worker is {config.processes_per_worker}; 1 to 1024 are possible")
-    if not 4096 <= config.chunk_bytes <= 1 << 30:
+    if not 4096 <= config.chunk_bytes <= MAX_CHUNK_BYTES:
         raise ConfigurationWrong(f"chunk_bytes is {config.chunk_bytes}; 4 KiB to 1 GiB are possible")
     if config.slots not in (1, 2):
         raise ConfigurationWrong(f"slots is {config.slots}; 1 and 2 are possible")

@@ -7,7 +7,7 @@ from holdfast_api import codec, layout
 from holdfast_api.manifest import BranchRef, Claim, ParentRef
 from holdfast_store import inventory
 from holdfast_store.errors import AlreadyExists, NotOnRecord, Superseded
-from holdfast_store.records import Records
+from holdfast_store.records import Records, self_proving
 
 
 def newest(records: Records) -> Claim | None:
@@ -34,7 +34,7 @@ def claim(records: Records, wanted: Claim, elsewhere: Callable[[str], Records]) 
     with contextlib.suppress(
         AlreadyExists
     ):  # perhaps by ourselves, in a try whose answer was lost: what lies there decides
-        records.create(layout.claim_key(wanted.attempt), codec.to_json(wanted))
+        records.create(layout.claim_key(wanted.attempt), self_proving(wanted))
     # Read back in any case: on a store that ignores If-None-Match both would believe that they have won (B8).
     return _settle(records.claim(wanted.attempt), wanted)
 

@@ -8,7 +8,7 @@ from holdfast_api.manifest import CommitRecord, RankEntry, RankManifest
 from holdfast_store import inventory
 from holdfast_store.chunks import digest
 from holdfast_store.errors import Absent, AlreadyExists, NotOnRecord, Superseded
-from holdfast_store.records import Records, commit_text, manifest_problem
+from holdfast_store.records import Records, manifest_problem, self_proving
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def commit(records: Records, record: CommitRecord, *, incarnation: str | None) -
     if inventory.state(records, record.ref).expired:
         raise NotOnRecord(f"checkpoint {record.ref} is expired: its tombstone stays (D2)")
     _check_base(records, record)
-    text = commit_text(record)
+    text = self_proving(record)
     create_same(records, layout.commit_key(record.ref), text)
     return text.decode()
 

@@ -12,6 +12,8 @@ from holdfast_api import codec, layout
 from holdfast_api.errors import ContractError, WrongSchema
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import (
+    MAX_CHUNK_BYTES,
+    MAX_IMAGE_BYTES,
     MAX_MANIFEST_BYTES,
     BranchRef,
     Claim,
@@ -52,7 +54,8 @@ class Records:
 
     def claim(self, attempt: int) -> Claim:
         key = layout.claim_key(attempt)
-        claim = self.read(Claim, key)
+        data = self.bucket.get(self.prefix + key, max_bytes=codec.MAX_MESSAGE_BYTES)
+        claim = replace(parse_claim(self.prefix + key, data), check="")
         self._same(key, (claim.job_uid, claim.attempt), (self.job_uid, attempt))
         if claim.parent and claim.parent.job_uid == self.job_uid and claim.parent.attempt >= attempt:
             raise Corrupt(
@@ -122,7 +125,7 @@ def _from_plain(cls: type[T], key: str, plain: Any) -> T:
         raise
 
 
-def commit_text(record: CommitRecord) -> bytes:
+def self_proving(record: CommitRecord | Claim) -> bytes:
     """The bytes to store: the record with the digest of itself in `check`."""
     bare = codec.to_json(replace(record, check=""))
     return codec.to_json(replace(record, check=digest(bare)))
@@ -130,17 +133,26 @@ def commit_text(record: CommitRecord) -> bytes:
 
 def parse_commit(key: str, data: bytes) -> CommitRecord:
     """Reads a commit record and proves it against its own digest, which every format of it has: only then its format is looked at."""
-    try:
-        plain = codec.parse(data, max_bytes=MAX_MANIFEST_BYTES)
-        check = plain.get("check") if isinstance(plain, dict) else None
-        if not isinstance(check, str) or not _proves(check, data):
-            raise Corrupt(key, "the record does not fit the digest that it carries")
-        record = _from_plain(CommitRecord, key, plain)
-    except ContractError as e:
-        raise Corrupt(key, str(e)) from e
+    record = _parse_proved(CommitRecord, key, data, max_bytes=MAX_MANIFEST_BYTES, may_lack=False)
     if not record.ranks or [e.rank for e in record.ranks] != list(range(len(record.ranks))):
         raise Corrupt(key, "the ranks are not 0 to n-1 in order")
     return record
+
+
+def parse_claim(key: str, data: bytes) -> Claim:
+    """The same of a claim; those of older releases carry no digest."""
+    return _parse_proved(Claim, key, data, max_bytes=codec.MAX_MESSAGE_BYTES, may_lack=True)
+
+
+def _parse_proved(cls: type[T], key: str, data: bytes, *, max_bytes: int, may_lack: bool) -> T:
+    try:
+        plain = codec.parse(data, max_bytes=max_bytes)
+        check = plain.get("check", "" if may_lack else None) if isinstance(plain, dict) else None
+        if not isinstance(check, str) or not (_proves(check, data) or (may_lack and not check)):
+            raise Corrupt(key, "the record does not fit the digest that it carries")
+        return _from_plain(cls, key, plain)
+    except ContractError as e:
+        raise Corrupt(key, str(e)) from e
 
 
 def _proves(check: str, data: bytes) -> bool:
@@ -178,6 +190,8 @@ def manifest_problem(manifest: RankManifest) -> str:
     """What is wrong with a manifest in itself, or "". Bounds every length before anything is allocated by it (S3)."""
     if manifest.image_bytes < 0 or manifest.chunk_bytes <= 0:
         return "negative sizes"
+    if manifest.image_bytes > MAX_IMAGE_BYTES or manifest.chunk_bytes > MAX_CHUNK_BYTES:
+        return f"{manifest.image_bytes} bytes in chunks of {manifest.chunk_bytes}, where {MAX_IMAGE_BYTES} in chunks of {MAX_CHUNK_BYTES} are the most"
     if sum(c.length for c in manifest.chunks) != manifest.image_bytes:
         return "the chunks do not add up to the image"
     if any(c.length != manifest.chunk_bytes for c in manifest.chunks[:-1]):

@@ -14,6 +14,10 @@ from holdfast_api.messages import Cause, Member
 MAX_MANIFEST_BYTES = 256 << 20
 """Bound of a rank manifest or commit record; a 16 TiB image in 64 MiB chunks stays below it."""
 
+MAX_IMAGE_BYTES = 1 << 44
+MAX_CHUNK_BYTES = 1 << 30
+"""Bounds of what a manifest may ask a reader to allocate. A chunk is read as a whole."""
+
 MAX_RANKS = 1 << 20
 
 
@@ -51,6 +55,8 @@ class Claim:
     """None only for a fresh start (C1)."""
     created_at: datetime
     schema: int = 1
+    check: str = ""
+    """As `CommitRecord.check`: a digit that turns over in `parent` would continue something older, and nobody would know. Empty in claims of older releases."""
 
 
 @dataclass(frozen=True, slots=True)

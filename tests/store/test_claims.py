@@ -125,6 +125,26 @@ def test_a_claim_that_does_not_fit_its_key_stops_everything(change: object, erro
     bucket = MemoryBucket()
     world = World(bucket).claimed(1).claimed(2)
     key = world.store.prefix + layout.claim_key(2)
-    bucket.damage(key, change(bucket.objects[key]))  # type: ignore[operator]
+    bucket.damage(key, change(codec.to_json(world.a_claim(2))))  # type: ignore[operator]  (as older releases wrote it, without a proof)
     with pytest.raises(error, match="0000000002"):
         world.store.newest_claim()
+
+
+def test_a_claim_of_an_older_release_which_proves_nothing_is_read() -> None:
+    bucket = MemoryBucket()
+    world = World(bucket).claimed(1)
+    bucket.damage(
+        world.store.prefix + layout.claim_key(1), codec.to_json(world.a_claim(1)).replace(b',"check":""', b"")
+    )
+    assert world.store.newest_claim() == world.a_claim(1)
+
+
+def test_a_claim_proves_itself_whatever_its_format() -> None:
+    """A changed digit in `parent` would quietly continue something older (A7)."""
+    bucket = MemoryBucket()
+    world = World(bucket).claimed(1).saved(1, 1).saved(1, 2).claimed(2, ref(1, 2))
+    key = world.store.prefix + layout.claim_key(2)
+    for before, after in ((b'"save":2', b'"save":1'), (b'"schema":1', b'"schema":2')):
+        bucket.damage(key, bucket.objects[key].replace(before, after))
+        with pytest.raises(Corrupt, match="digest that it carries"):
+            world.store.newest_claim()
