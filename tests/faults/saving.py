@@ -122,10 +122,10 @@ class Torn(AssertionError):
 # ---- the save
 
 
-def first_save(place: Place) -> None:
+def first_save(place: Place, *, bucket: Bucket | None = None) -> None:
     """Attempt 1 is claimed and holds a checkpoint, in the store and on the node."""
-    place.store().claim(Claim(UID, 1, "life-1", (), None, datetime.now(UTC)))
-    save(place, 1, 1, OLD)
+    place.store(bucket).claim(Claim(UID, 1, "life-1", (), None, datetime.now(UTC)))
+    save(place, 1, 1, OLD, bucket=bucket)
 
 
 def first_save_at(root: str) -> None:
@@ -188,7 +188,7 @@ async def _save(
         )
         job = flush.Job(UID, ref, RANKS, CHUNK, parts, store.reusable(base) if base else {}, wait_for_node=True)
         written = await flush.write(
-            job, store, node, threads, stop, on_node_durable=lambda at: place.mark(f"node-{boundary}")
+            job, store.until(stop.at), node, threads, stop, on_node_durable=lambda at: place.mark(f"node-{boundary}")
         )
         for rank in range(RANKS):
             arena.note(rank, slot, UID, ref)

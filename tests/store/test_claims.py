@@ -144,7 +144,8 @@ def test_a_claim_proves_itself_whatever_its_format() -> None:
     bucket = MemoryBucket()
     world = World(bucket).claimed(1).saved(1, 1).saved(1, 2).claimed(2, ref(1, 2))
     key = world.store.prefix + layout.claim_key(2)
+    whole = bucket.objects[key]
     for before, after in ((b'"save":2', b'"save":1'), (b'"schema":1', b'"schema":2')):
-        bucket.damage(key, bucket.objects[key].replace(before, after))
+        bucket.damage(key, whole.replace(before, after))
         with pytest.raises(Corrupt, match="digest that it carries"):
             world.store.newest_claim()
