@@ -1,9 +1,11 @@
 """`file:///directory`: a bucket on a directory that several processes, or several machines through a shared file system, use at the same time."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from holdfast_store import mounts
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.errors import Corrupt, Misconfigured
 from holdfast_store.folders import Folder
@@ -28,6 +30,15 @@ class FileBucket:
     @property
     def uri(self) -> str:
         return f"file://{self._folder.root}"
+
+    def caveat(self) -> str:
+        """What this file system may get wrong, in words; for the probe (B8)."""
+        try:
+            return mounts.caveat(
+                mounts.mount_of(os.path.realpath(self._folder.root), Path("/proc/self/mountinfo").read_text())
+            )
+        except OSError:
+            return ""
 
     def check(self) -> None:
         self._folder.check()

@@ -279,7 +279,7 @@ def _link(fd: int, temporary: str, name: str, parent: int) -> None:
             os.fsync(parent)
             raise
     except OSError as e:
-        if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
             raise Misconfigured(
                 "the file system of the storage directory has no hard links, without which a commit cannot be exclusive; "
                 "use another file system (ext4, xfs, NFS) or s3://"

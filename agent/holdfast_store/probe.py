@@ -40,6 +40,7 @@ def probe(bucket: Bucket, *, prefix: str, rounds: int = ROUNDS, writers: int = W
         fresh = _stale_refused(bucket, folder, problems)
         lists = _lists(bucket, folder, problems)
         checksums = _checksums(bucket, folder, problems)
+        problems += _caveats(bucket)
     finally:
         bucket.delete([info.key for info in bucket.list(folder)])
     return ProbeResult(exclusive and fresh, lists, checksums, "; ".join(problems))
@@ -124,6 +125,12 @@ def _checksums(bucket: Bucket, folder: str, problems: list[str]) -> bool:
         return True
     problems.append("an upload with a wrong checksum is accepted: damage on the way is found only when it is read")
     return False
+
+
+def _caveats(bucket: Bucket) -> list[str]:
+    """What no test of one client can show, but the backend knows."""
+    said = getattr(_raw(bucket), "caveat", str)()
+    return [said] if said else []
 
 
 def _raw(bucket: Bucket) -> Any:

@@ -135,12 +135,14 @@ def test_system_errors_become_what_a_caller_can_act_on(
 def test_a_file_system_without_hard_links_is_refused_because_commits_could_not_be_exclusive(
     files: FileBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise OSError(errno.EPERM, "ordered fault")
+    for number in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP):
 
-    monkeypatch.setattr(os, "link", broken)
-    with pytest.raises(Misconfigured, match="hard links"):
-        files.create("a/x", b"1")
+        def broken(*_: object, n: int = number, **__: object) -> None:
+            raise OSError(n, "ordered fault")
+
+        monkeypatch.setattr(os, "link", broken)
+        with pytest.raises(Misconfigured, match="hard links"):
+            files.create("a/x", b"1")
 
 
 def test_a_link_whose_answer_was_lost_counts_as_ours(files: FileBucket, monkeypatch: pytest.MonkeyPatch) -> None:
