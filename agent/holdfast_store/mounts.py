@@ -1,7 +1,7 @@
 """What the kind of file system under a storage directory may get wrong, in words: pure, over the text of /proc/self/mountinfo.
 
-NFS keeps exclusive creation exact, since link(2) is one request to the server. But a client may answer look-ups from what it remembers for up to a minute, so that
-a checkpoint which another node has just committed is not seen: the job would then resume from an older one.
+NFS keeps exclusive creation exact, since link(2) is one request to the server. But a client may answer look-ups from what it remembers for up to a minute,
+so that a checkpoint which another node has just committed is not seen: the job would then resume from an older one.
 """
 
 import re
