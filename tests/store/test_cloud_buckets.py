@@ -140,8 +140,9 @@ def test_a_404_without_the_services_word_is_no_absence(google: FakeGcs) -> None:
 def test_one_object_is_one_put_and_create_asks_for_generation_0(google: FakeGcs) -> None:
     bucket = a_bucket(google)
     bucket.create("a/big", bytes(20 << 20))
-    puts = [headers for method, _, headers in google.requests if method == "PUT"]
-    assert [(h["x-goog-if-generation-match"], h["content-length"]) for h in puts] == [("0", str(20 << 20))]
+    bucket.put("a/other", bytes(12 << 20))
+    sent = [(method, h.get("x-goog-if-generation-match"), h["content-length"]) for method, _, h in google.requests]
+    assert sent == [("PUT", "0", str(20 << 20)), ("PUT", None, str(12 << 20))]
 
 
 def test_a_listing_of_many_pages_is_whole_and_deleted_whole(google: FakeGcs) -> None:
