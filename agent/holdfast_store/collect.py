@@ -2,19 +2,20 @@
 
 Expiring: look for branches; tombstone; look for branches again; commit record; list every commit; chunks that nobody else refers to; manifests. The
 tombstone stays, so that a repeated commit cannot revive the checkpoint. Sweeping removes what no commit has, or can have any more. Whoever cannot
-explain something keeps it.
+explain something keeps it. What goes is decided in `deletion`, from what is read here.
 """
 
 import logging
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from holdfast_api import codec, layout
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, CommitRecord, RankManifest, Tombstone
-from holdfast_store import inventory
+from holdfast_store import deletion, inventory
+from holdfast_store.deletion import ABANDONED, LEFT_ALONE, Facts, Held, Place, Removal
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt
 from holdfast_store.inventory import Lying
 from holdfast_store.lineage import Span, protected
@@ -45,18 +46,6 @@ class SweepResult:
     """Every checkpoint that exists, those included."""
 
 
-@dataclass(slots=True)
-class Held:
-    """Chunks that other commits refer to, and whole saves of which that cannot be known."""
-
-    chunks: set[tuple[CheckpointRef, str]] = field(default_factory=set)
-    saves: set[CheckpointRef] = field(default_factory=set)
-    everything: bool = False
-
-    def holds(self, ref: CheckpointRef, digest: str) -> bool:
-        return self.everything or ref in self.saves or (ref, digest) in self.chunks
-
-
 def expire(
     records: Records,
     ref: CheckpointRef,
@@ -71,23 +60,23 @@ def expire(
     May be repeated after a stop at any point; goes on where the other left off.
     """
     state = inventory.state(records, ref)
-    if not state.committed and not state.expired:
-        return _kept("it has no commit record, so nothing says what it is (D5)")
-    if state.committed and (why := _in_the_way(records, ref, lineage, in_use)):
+    if why := deletion.why_kept(facts_about(records, state, lineage, in_use)):
         return _kept(why)
-    if state.exists and (branch := _branch_on(records, ref)):
-        # Before the tombstone too: a restore in the moment until it is taken back would take an older checkpoint.
-        return _kept(f"the branch {branch} builds on it (D6)")
     _bury(records, ref, by_attempt, reason)
     if state.committed and (branch := _branch_or_exhumed(records, ref)):
-        return _kept(f"the branch {branch} builds on it (D6)")
-    chunks = _referred_chunks(records, ref, state)
+        return _kept(deletion.kept_for(branch))
+    chunks = referred_chunks(records, ref, state)
     records.bucket.delete([records.prefix + layout.commit_key(ref)])
     found = inventory.scan(records)
-    lying = found.get(ref, Lying())
-    freed = _delete_chunks(records, chunks | {(ref, digest) for digest in lying.chunks}, found)
-    _delete_others(records, ref, lying)
-    return Expiry(True, "", freed)
+    return Expiry(True, "", _remove(records, ref, removal(records, ref, chunks, found)).chunk_bytes)
+
+
+def removal(records: Records, ref: CheckpointRef, referred: set[Place], found: dict[CheckpointRef, Lying]) -> Removal:
+    """What goes with `ref`, whose commit counts no longer. Reads the other commits of `found`, and those of their manifests that matter."""
+    own = found.get(ref, Lying())
+    places = {at for at, _ in referred} | ({ref} if own.chunks else set())
+    held = _held(records, [r for r, lying in found.items() if lying.committed and r != ref], places)
+    return deletion.removal(ref, referred, found, held)
 
 
 def sweep(records: Records, attempt: int, *, lineage: list[Span]) -> SweepResult:
@@ -101,10 +90,12 @@ def sweep(records: Records, attempt: int, *, lineage: list[Span]) -> SweepResult
             finished.append(ref)
     doomed = []
     for ref, lying in found.items():
-        verdict = "" if lying.committed or lying.empty else _leftover(ref, lying, attempt, lineage, committed)
-        if verdict == "bury":
+        if lying.committed or lying.empty:
+            continue
+        verdict = deletion.leftover(ref, lying, attempt, lineage, committed)
+        if verdict == ABANDONED:
             _bury(records, ref, attempt, "abandoned save")
-        if verdict:
+        if verdict != LEFT_ALONE:
             doomed.append(ref)
     objects, freed = _delete_leftovers(records, doomed)
     exist = sorted(r for r in committed if not found[r].expired)
@@ -112,35 +103,18 @@ def sweep(records: Records, attempt: int, *, lineage: list[Span]) -> SweepResult
     return SweepResult(objects, freed, tuple(finished), tuple(gone_off), tuple(exist))
 
 
-def _leftover(
-    ref: CheckpointRef, lying: Lying, attempt: int, lineage: list[Span], committed: set[CheckpointRef]
-) -> str:
-    """What may be done with a save without a commit: "" nothing, "sweep", or "bury" it first, because a late commit of it would be on the lineage."""
-    if lying.expired:
-        return "sweep"
-    if ref.attempt > attempt:
-        return ""
-    if ref.attempt == attempt:
-        last = max((r.save for r in committed if r.attempt == attempt), default=0)
-        return "bury" if ref.save < last else ""  # A8: a newer one has committed, so this one never will
-    span = next((s for s in lineage if (s.job_uid, s.attempt) == (_own(lineage), ref.attempt)), None)
-    if span is None or span.last_save is None or ref.save > span.last_save:
-        return "sweep"
-    return "bury" if ref.save < span.last_save else ""
-
-
-def _own(lineage: list[Span]) -> str:
-    return lineage[0].job_uid
-
-
-def _in_the_way(
-    records: Records, ref: CheckpointRef, lineage: Iterable[Span], in_use: Collection[CheckpointRef]
-) -> str:
-    if ref in in_use:
-        return "it is in use (D5)"
-    if ref in protected(_newest_usable(records, lineage)):
-        return "it is among the newest usable ones, or a base that an open save may lean on (D5)"
-    return ""
+def facts_about(
+    records: Records, state: inventory.SaveState, lineage: Iterable[Span], in_use: Collection[CheckpointRef]
+) -> Facts:
+    """Read only as far as it matters: each question costs requests."""
+    facts = Facts(state.committed, state.expired, in_use=state.ref in in_use)
+    if deletion.why_kept(facts) or not state.committed:
+        return facts
+    facts = replace(facts, protected=state.ref in protected(_newest_usable(records, lineage)))
+    if deletion.why_kept(facts) or state.expired:
+        return facts
+    # Before the tombstone too: a restore in the moment until it is taken back would take an older checkpoint.
+    return replace(facts, branch=branch_on(records, state.ref))
 
 
 def _newest_usable(records: Records, lineage: Iterable[Span]) -> list[tuple[CheckpointRef, CheckpointRef | None]]:
@@ -169,7 +143,7 @@ def _bury(records: Records, ref: CheckpointRef, by_attempt: int, reason: str) ->
         log.debug("checkpoint %s has its tombstone already", ref)
 
 
-def _branch_on(records: Records, ref: CheckpointRef) -> str:
+def branch_on(records: Records, ref: CheckpointRef) -> str:
     """The branch that builds on the checkpoint, or ""."""
     return next((b.branch_uid for b in records.branches().values() if b.checkpoint == ref), "")
 
@@ -178,7 +152,7 @@ def _branch_or_exhumed(records: Records, ref: CheckpointRef) -> str:
     """As `_branch_on`, after the tombstone: if there is one, and if that cannot be learnt, the tombstone is taken back."""
     branch, known = "", False
     try:
-        branch = _branch_on(records, ref)
+        branch = branch_on(records, ref)
         known = True
     finally:
         if branch or not known:
@@ -186,9 +160,7 @@ def _branch_or_exhumed(records: Records, ref: CheckpointRef) -> str:
     return branch
 
 
-def _referred_chunks(
-    records: Records, ref: CheckpointRef, state: inventory.SaveState
-) -> set[tuple[CheckpointRef, str]]:
+def referred_chunks(records: Records, ref: CheckpointRef, state: inventory.SaveState) -> set[Place]:
     """Every chunk that the doomed checkpoint refers to, wherever it lies. What cannot be read is left to a later sweep."""
     record: CommitRecord | None = None
     if state.committed:
@@ -217,7 +189,7 @@ def _held(records: Records, commits: Iterable[CheckpointRef], places: set[Checkp
         except Absent:
             continue  # deleted meanwhile, by somebody who lists commits as well
         except Corrupt:
-            held.everything = True
+            held.everything = ref
             return held
         touched = places & {record.ref, *record.refers_to}
         if touched:
@@ -228,9 +200,9 @@ def _held(records: Records, commits: Iterable[CheckpointRef], places: set[Checkp
 def _hold(records: Records, record: CommitRecord, touched: set[CheckpointRef], held: Held) -> None:
     try:
         for manifest in read_manifests(records, record):
-            held.chunks |= {(c.at, c.digest) for c in manifest.chunks if c.at in touched}
+            held.chunks |= {(c.at, c.digest): record.ref for c in manifest.chunks if c.at in touched}
     except (Corrupt, Absent):
-        held.saves |= touched
+        held.saves |= dict.fromkeys(touched, record.ref)
 
 
 def read_manifests(records: Records, record: CommitRecord, ranks: Collection[int] | None = None) -> list[RankManifest]:
@@ -242,20 +214,12 @@ def read_manifests(records: Records, record: CommitRecord, ranks: Collection[int
         return [*pool.map(lambda rank: records.manifest(record, rank), wanted)]
 
 
-def _delete_chunks(records: Records, chunks: set[tuple[CheckpointRef, str]], found: dict[CheckpointRef, Lying]) -> int:
-    """Deletes those of `chunks` that no commit in `found` refers to, and takes them out of `found`; returns their bytes."""
-    remaining = [ref for ref, lying in found.items() if lying.committed]
-    held = _held(records, remaining, {ref for ref, _ in chunks})
-    free = [(r, d) for r, d in sorted(chunks) if r in found and d in found[r].chunks and not held.holds(r, d)]
-    records.bucket.delete([records.prefix + layout.chunk_key(ref, digest) for ref, digest in free])
-    return sum(found[ref].chunks.pop(digest) for ref, digest in free)
-
-
-def _delete_others(records: Records, ref: CheckpointRef, lying: Lying) -> int:
-    """Manifests and verdicts, after the chunks: they say which chunks there are, should this be cut short."""
+def _remove(records: Records, ref: CheckpointRef, gone: Removal) -> Removal:
+    """Chunks first, then manifests and verdicts: they say which chunks there are, should this be cut short."""
+    records.bucket.delete([records.prefix + layout.chunk_key(at, digest) for at, digest in gone.chunks])
     prefix = records.prefix + layout.checkpoint_prefix(ref)
-    records.bucket.delete([prefix + name for name in lying.others])
-    return sum(lying.others.values())
+    records.bucket.delete([prefix + name for name in gone.others])
+    return gone
 
 
 def _delete_leftovers(records: Records, doomed: list[CheckpointRef]) -> tuple[int, int]:
@@ -264,12 +228,13 @@ def _delete_leftovers(records: Records, doomed: list[CheckpointRef]) -> tuple[in
         return 0, 0
     found = inventory.scan(records)
     still = [ref for ref in doomed if ref in found and (found[ref].expired or not found[ref].committed)]
-    before = sum(len(found[ref].chunks) for ref in still)
-    freed = _delete_chunks(records, {(ref, digest) for ref in still for digest in found[ref].chunks}, found)
-    objects = before - sum(len(found[ref].chunks) for ref in still)
+    remaining = [ref for ref, lying in found.items() if lying.committed]
+    held = _held(records, remaining, set(still))
+    objects = freed = 0
     for ref in still:
-        objects += len(found[ref].others)
-        freed += _delete_others(records, ref, found[ref])
+        gone = _remove(records, ref, deletion.removal(ref, (), found, held))
+        objects += len(gone.chunks) + len(gone.others)
+        freed += gone.chunk_bytes + gone.other_bytes
     return objects, freed
 
 

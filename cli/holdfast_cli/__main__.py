@@ -7,6 +7,7 @@ import typer
 
 from holdfast_api import __version__
 from holdfast_cli.checkpoints import checkpoints
+from holdfast_cli.expire import expire
 from holdfast_cli.verify import verify
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(checkpoints)
 app.command()(verify)
+app.command()(expire)
 
 
 @app.callback(invoke_without_command=True)

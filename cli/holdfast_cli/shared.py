@@ -29,7 +29,8 @@ class Output(StrEnum):
 Uri = Annotated[
     str,
     typer.Argument(
-        metavar="URI", help="Where the checkpoints are: spec.checkpoint.storage.uri, s3://bucket/prefix or file:///dir."
+        metavar="URI",
+        help="Where the checkpoints are: spec.checkpoint.storage.uri, as s3://bucket/prefix, gs://…, az://… or file:///dir.",
     ),
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the job.")]

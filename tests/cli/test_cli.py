@@ -147,3 +147,33 @@ def test_shells_are_offered_completion() -> None:
         [sys.executable, "-m", "holdfast_cli"], capture_output=True, text=True, check=False, env=environment
     )
     assert done.stdout.split() == ["verify"]
+
+
+def test_a_dry_run_says_what_would_go_and_why_the_rest_stays(tmp_path: Path) -> None:
+    world = World(FileBucket(tmp_path)).claimed(1)
+    world.saved(1, 1, b"aaaabbbb").saved(1, 2, b"aaaacccc", base=ref(1, 1)).saved(1, 3, b"dddd").saved(1, 4, b"eeee")
+    before = world.stored()
+    result = call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "--keep-last", "3", "-c", "1/4")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["CHECKPOINT", "WOULD", "BE", "FREES", "CHUNKS", "STAY", "WHY"]
+    assert lines[1].split()[:2] == ["1/4", "kept"]
+    assert "newest usable" in lines[1]
+    assert lines[2].split()[:2] == ["1/1", "deleted"]
+    assert "1 (1/2)" in lines[2]
+    assert "nothing has been deleted" in lines[-1]
+    assert world.stored() == before
+    plain = json.loads(call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "-c", "1/1", "-o", "json").stdout)
+    assert plain[0]["deleted"] is True
+    assert plain[0]["keptChunks"][0]["because"] == "1/2"
+    assert f"{world.store.prefix}{layout.chunk_key(ref(1, 1), digest(b'bbbb'))}" in plain[0]["objects"]
+    assert f"{world.store.prefix}{layout.manifest_key(ref(1, 1), 0)}" in plain[0]["objects"]
+
+
+def test_nothing_is_ever_deleted_from_here(world: World, tmp_path: Path) -> None:
+    before = world.stored()
+    refused = call("expire", tmp_path.as_uri(), *JOB, "-c", "1/2")
+    assert refused.exit_code == 2
+    assert "--dry-run" in refused.stderr
+    assert call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "-c", "../1").exit_code == 2
+    assert world.stored() == before

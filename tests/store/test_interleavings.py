@@ -3,8 +3,8 @@
 import pytest
 from interleaving import Rules, Stage
 
-from holdfast_store import collect, commits
-from holdfast_store.collect import Held
+from holdfast_store import collect, commits, deletion
+from holdfast_store.deletion import Held
 
 SEEDS = range(50)
 
@@ -29,7 +29,7 @@ def test_no_interleaving_loses_a_usable_checkpoint(block: int) -> None:
 
 def test_the_store_itself_keeps_the_newest_when_the_operator_forgets_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """D5 is kept twice. Without the store's own look a careless order leaves a job with nothing."""
-    monkeypatch.setattr(collect, "_in_the_way", lambda *_: "")
+    monkeypatch.setattr(deletion, "why_kept", lambda _: "")
     assert "ALIVE" in first_violation(Rules(operator_keeps_newest=False), range(200))
 
 
@@ -39,7 +39,7 @@ def test_a_deleter_that_spares_nothing_of_others_is_found(monkeypatch: pytest.Mo
 
 
 def test_a_sweep_that_takes_saves_in_the_making_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "_leftover", lambda *_: "sweep")
+    monkeypatch.setattr(deletion, "leftover", lambda *_: "sweep")
     # One interleaving in some two hundred shows it; the range begins shortly before one of them.
     assert "SAFE" in first_violation(Rules(), range(150, 360))
 

@@ -1,0 +1,132 @@
+"""`holdfast expire --dry-run`: what a deletion would remove, and why what stays stays. Deletes nothing.
+
+Checkpoints are deleted by the job's own lead when the operator gives them up (D1, D2): only it knows which bases are in use.
+"""
+
+import json
+import re
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from holdfast_api import layout
+from holdfast_api.layout import CheckpointRef
+from holdfast_cli.shared import (
+    EXIT_USAGE,
+    Endpoint,
+    Format,
+    Job,
+    Namespace,
+    Output,
+    Region,
+    Retry,
+    Uid,
+    Uri,
+    errors_end_the_program,
+    fail,
+    open_checked,
+    size,
+    stores_of,
+    the_only,
+)
+from holdfast_store.foretell import Fate, foretell
+from holdfast_store.job import JobStore
+from holdfast_store.overview import Standing, overview
+
+_NAME = re.compile(r"[1-9][0-9]{0,9}/[1-9][0-9]{0,9}\Z")
+
+
+def expire(
+    uri: Uri,
+    namespace: Namespace,
+    job: Job,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option("--checkpoint", "-c", help="ATTEMPT/SAVE; may be given several times.")
+    ] = None,
+    keep_last: Annotated[
+        int,
+        typer.Option("--keep-last", min=0, help="Every usable checkpoint but the newest so many. 0: only those named."),
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Required: this program deletes nothing by itself.")
+    ] = False,
+    uid: Uid = "",
+    endpoint: Endpoint = "",
+    region: Region = "",
+    retry_seconds: Retry = 10.0,
+    output: Format = Output.TABLE,
+) -> None:
+    """Say what deleting checkpoints, and then sweeping, would remove, and why the rest stays."""
+    if not dry_run:
+        fail(
+            "add --dry-run: checkpoints are deleted by the job's lead when the operator gives them up, never from here",
+            EXIT_USAGE,
+        )
+    named = [_ref(name) for name in checkpoint or ()]
+    with errors_end_the_program():
+        store = the_only(stores_of(open_checked(uri, endpoint, region, retry_seconds), namespace, job, uid))
+        fates = foretell(store, [*named, *_beyond(store, keep_last)])
+    if output is Output.JSON:
+        typer.echo(json.dumps([_plain(store, fate) for fate in fates], indent=2))
+    else:
+        _show(fates)
+
+
+def _ref(name: str) -> CheckpointRef:
+    if not _NAME.match(name):
+        fail(f"{name!r} names no checkpoint: write ATTEMPT/SAVE, for example 3/12", EXIT_USAGE)
+    attempt, _, save = name.partition("/")
+    return CheckpointRef(int(attempt), int(save))
+
+
+def _beyond(store: JobStore, keep_last: int) -> list[CheckpointRef]:
+    """Oldest first, as they would be given up."""
+    if not keep_last:
+        return []
+    usable = [view.ref for view in overview(store) if view.standing is Standing.USABLE]
+    return sorted(usable[keep_last:])
+
+
+def _plain(store: JobStore, fate: Fate) -> dict[str, Any]:
+    gone = fate.removal
+    plain: dict[str, Any] = {"checkpoint": str(fate.ref), "deleted": gone is not None, "why": fate.why}
+    if gone:
+        own = layout.checkpoint_prefix(fate.ref)
+        plain |= {
+            "freedBytes": gone.chunk_bytes + gone.other_bytes,
+            "objects": [store.prefix + layout.chunk_key(at, digest) for at, digest in gone.chunks]
+            + [f"{store.prefix}{own}{name}" for name in gone.others],
+            "keptChunks": [
+                {"object": store.prefix + layout.chunk_key(at, digest), "because": str(holder)}
+                for (at, digest), holder in gone.kept.items()
+            ],
+        }
+    return plain
+
+
+def _show(fates: list[Fate]) -> None:
+    table = Table(box=None, header_style="", pad_edge=False)
+    for name in ("CHECKPOINT", "WOULD BE", "FREES", "CHUNKS", "STAY", "WHY"):
+        table.add_column(name, no_wrap=True)
+    for fate in fates:
+        gone = fate.removal
+        if gone is None:
+            table.add_row(str(fate.ref), "kept", "-", "-", "-", fate.why)
+            continue
+        freed = size(gone.chunk_bytes + gone.other_bytes)
+        table.add_row(str(fate.ref), "deleted", freed, str(len(gone.chunks)), _staying(fate), fate.why)
+    console = Console(width=None if typer.get_text_stream("stdout").isatty() else 240)
+    console.print(table, soft_wrap=True)
+    total = sum(f.removal.chunk_bytes + f.removal.other_bytes for f in fates if f.removal)
+    typer.echo(f"would free {size(total)}; nothing has been deleted")
+
+
+def _staying(fate: Fate) -> str:
+    """`3 (1/4, 1/5)`: how many chunks stay, and the commits that need them."""
+    if fate.removal is None or not fate.removal.kept:
+        return "0"
+    holders = sorted(set(fate.removal.kept.values()))
+    shown = ", ".join(map(str, holders[:3])) + (", …" if len(holders) > 3 else "")
+    return f"{len(fate.removal.kept)} ({shown})"
