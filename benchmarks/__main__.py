@@ -22,15 +22,30 @@ from hack.demo.install import HelmFailed
 from hack.demo.kube import KubectlFailed
 
 CLUSTER = ("cluster_up", "operator_reaction", "time_to_resume")
-ENGINE = ("save_stall", "boundary_cost", "nvme_flush", "interval_tuner")
-QUESTIONS = (*ENGINE, *CLUSTER)
+ENGINE = (
+    "save_stall",
+    "boundary_cost",
+    "background_persist",
+    "nvme_flush",
+    "store_upload",
+    "emergency_flush",
+    "restore_speed",
+    "start_to_step",
+    "agent_memory",
+    "incremental",
+    "interval_tuner",
+)
+GPU = ("gpu_save",)
+QUESTIONS = (*ENGINE, *CLUSTER, *GPU)
 TOP = Path(__file__).resolve().parents[1]
 FAILURES = (ClusterError, HelmFailed, KubectlFailed, TimeoutError, subprocess.SubprocessError, AssertionError)
 
 
 def main() -> int:
     quick = os.environ.get("QUICK", "") not in ("", "0")
-    wanted = sys.argv[1:] or list(ENGINE if quick else QUESTIONS)
+    arguments = [a for a in sys.argv[1:] if a != "--gpu"]
+    usual = GPU if "--gpu" in sys.argv[1:] else ENGINE if quick else (*ENGINE, *CLUSTER)
+    wanted = arguments or list(usual)
     if unknown := [w for w in wanted if w not in QUESTIONS]:
         sys.exit(f"no such question: {', '.join(unknown)}; there are {', '.join(QUESTIONS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

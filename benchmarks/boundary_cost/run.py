@@ -44,10 +44,10 @@ def ours(name: str, disk: Path) -> Contender:
             rank={"model": "small", "buffers": name != "no buffers"},
         )
         try:
-            local.tell("steps", count=STEPS, busy_seconds=STEP_SECONDS)
+            local.tell("steps", count=STEPS, work=STEP_SECONDS)
             yield None
             while True:
-                found = local.tell("steps", count=STEPS, busy_seconds=STEP_SECONDS)
+                found = local.tell("steps", count=STEPS, work=STEP_SECONDS)
                 stalls = [s * 1e6 for s in found["stalls"]]
                 updates = [s * 1e6 for s in found["updates"]]
                 extra = {

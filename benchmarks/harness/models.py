@@ -27,7 +27,7 @@ class Made:
     """The large ones, which `touch` changes."""
     bytes: int
     work: Callable[[float], None]
-    """Forward and backward: keeps the processor busy for so many seconds."""
+    """Forward and backward: keeps a core busy for so many seconds, or with so many matrix products."""
     update: Callable[[], None]
 
 
@@ -42,10 +42,36 @@ class _Plain(nn.Module):
             self.register_parameter(name.replace(".", "_"), nn.Parameter(tensor, requires_grad=False))
 
 
-def plain(mebibytes: int) -> Made:
+def plain(mebibytes: int, device: str = "cpu") -> Made:
     """Large parameters and nothing else: what is saved is bytes. There is no optimizer, so nothing is hooked."""
     state = states.make(mebibytes)
-    return Made({"model": _Plain(state.tensors)}, state.tensors, state.bytes, busy, lambda: None)
+    tensors = {name: tensor.to(device) for name, tensor in state.tensors.items()}
+    return Made({"model": _Plain(tensors)}, tensors, state.bytes, busy, lambda: None)
+
+
+def products(mebibytes: int, device: str = "cpu") -> Made:
+    """The same, with iterations of so many matrix products: a step takes longer when something else takes the processor."""
+    made = plain(mebibytes, device)
+    made.work = lambda count: fixed_work(int(count), device)
+    return made
+
+
+def unfilled(mebibytes: int) -> Made:
+    """As `plain` with memory that nobody has touched, as a model is built that will be loaded."""
+    each = (mebibytes << 20) // 4 // states.TENSORS
+    tensors = {f"layers.{i:02d}.weight": torch.empty(each).view(-1, 1024) for i in range(states.TENSORS)}
+    return Made({"model": _Plain(tensors)}, tensors, each * 4 * states.TENSORS, busy, lambda: None)
+
+
+def headed(mebibytes: int) -> Made:
+    """Large frozen parameters and a small head that SGD updates: a loop with an update window, whose state is still mostly bytes."""
+    state = states.make(mebibytes)
+    head = nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(head.parameters(), lr=1e-3)
+    for parameter in head.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    parts = {"model": _Plain(state.tensors), "head": head, "optimizer": optimizer}
+    return Made(parts, state.tensors, state.bytes, busy, lambda: optimizer.step())
 
 
 def small(buffers: bool) -> Made:
@@ -94,18 +120,20 @@ def busy(seconds: float) -> None:
         left = (left @ left).clamp_(0, 1)
 
 
-def fixed_work(products: int) -> None:
+def fixed_work(products: int, device: str = "cpu") -> None:
     """The same number of matrix products each time: takes longer when something else takes the processor."""
-    left = torch.ones(256, 256)
+    left = torch.ones(256 if device == "cpu" else 4096, 256 if device == "cpu" else 4096, device=device)
     for _ in range(products):
         left = (left @ left).clamp_(0, 1)
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
-def trained(mebibytes: int, products: int) -> Made:
-    """Large parameters, and iterations of a fixed amount of work."""
-    made = plain(mebibytes)
-    made.work = lambda _: fixed_work(products)
-    return made
-
-
-MODELS: dict[str, Callable[..., Made]] = {"plain": plain, "small": small, "lora": lora, "trained": trained}
+MODELS: dict[str, Callable[..., Made]] = {
+    "plain": plain,
+    "products": products,
+    "unfilled": unfilled,
+    "headed": headed,
+    "small": small,
+    "lora": lora,
+}

@@ -5,13 +5,13 @@ import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness.states import State
-from holdfast.image import lay_out
 from holdfast.progress import Progress
 from holdfast.snapshot import SlotWriter, SnapshotPlan, copy_pool, document_bytes
 from holdfast.state import Registry
@@ -19,6 +19,9 @@ from holdfast_agent import flush
 from holdfast_agent.threads import Stop, Threads
 from holdfast_api import __version__
 from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import CheckpointKind, Claim, CommitRecord
+from holdfast_api.manifest import Progress as Position
+from holdfast_api.messages import Cause, Member
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo
 from holdfast_store.errors import Absent
 from holdfast_store.job import JobStore
@@ -27,7 +30,6 @@ from holdfast_store.local import LocalTier
 NAMESPACE, JOB, UID = "bench", "bench", "00000000-0000-4000-8000-00000000be7c"
 CHUNK_BYTES = 16 << 20
 VERSION = __version__
-assert lay_out  # the layout itself is pure; SnapshotPlan calls it
 
 
 class Discarding:
@@ -140,3 +142,18 @@ def tier(root: Path) -> LocalTier:
 
 def job_store(bucket: Any) -> JobStore:
     return JobStore(bucket, NAMESPACE, JOB, UID)
+
+
+def claim(store: JobStore) -> None:
+    """Attempt 1, so that saves of it may be committed (A6)."""
+    store.claim(Claim(UID, 1, "bench", (Member(0, "bench", UID, 1, "", ""),), None, datetime.now(UTC)))
+
+
+def commit(store: JobStore, save: int, written: flush.Written) -> None:
+    store.commit(
+        CommitRecord(
+            job_uid=UID, namespace=NAMESPACE, job=JOB, attempt=1, save=save, kind=CheckpointKind.FULL, cause=Cause.PERIODIC, created_at=datetime.now(UTC),
+            progress=Position(save), ranks=written.entries, base=None, refers_to=written.refers_to, bytes_logical=written.bytes_logical,
+            bytes_sent=written.bytes_sent,
+        )
+    )  # fmt: skip

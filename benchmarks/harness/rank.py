@@ -4,11 +4,15 @@ per order and per answer.
 BENCH_RANK: {"model": a name of MODELS, and its options}. Orders are the functions of `Rank` that return a dictionary.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 BEGAN = time.time()
@@ -16,7 +20,7 @@ BEGAN = time.time()
 import torch  # noqa: E402  (how long the import takes is measured)
 
 import holdfast  # noqa: E402
-from benchmarks.harness import models, states  # noqa: E402
+from benchmarks.harness import files, models, states  # noqa: E402
 
 IMPORTED = time.time()
 
@@ -28,16 +32,20 @@ class Rank:
         self.checkpointer = holdfast.Checkpointer(**self.made.parts)
         before = time.time()
         self.checkpointer.restore()
+        self._target: mmap.mmap | None = None
+        self._pinned: dict[str, torch.Tensor] | None = None
+        self._pools: dict[int, ThreadPoolExecutor] = {}
         self.times = {"began": BEGAN, "imported": IMPORTED, "asked": before, "restored": time.time()}
 
-    def steps(self, count: int, busy_seconds: float = 0.0, change: bool = False) -> dict[str, Any]:
-        """So many iterations; returns the duration of each `ckpt.step()`, and of the update with its hooks. `change` alters every chunk of the state first."""
+    def steps(self, count: int, work: float = 0.0, change: bool = False) -> dict[str, Any]:
+        """So many iterations; returns the duration of each `ckpt.step()`, of the update with its hooks, and of the whole. `work`: what the model takes for
+        forward and backward (models.py). `change` alters every chunk of the state first."""
         stalls, updates, whole = [], [], []
         if change:
             states.touch(self.made.tensors)
         for _ in range(count):
             start = time.perf_counter()
-            self.made.work(busy_seconds)
+            self.made.work(work)
             before = time.perf_counter()
             self.made.update()
             between = time.perf_counter()
@@ -48,18 +56,43 @@ class Rank:
             whole.append(end - start)
         return {"stalls": stalls, "updates": updates, "steps": whole, "boundary": self.checkpointer.boundary}
 
-    def until(self, path_pattern: str, commits: int, busy_seconds: float, at_least: int = 1) -> dict[str, Any]:
-        """Iterations until so many commit records are there, and `at_least` so many: what a step takes while the agent writes."""
-        from pathlib import Path
+    def copy(self, threads: int) -> dict[str, Any]:
+        """The floor, in this process and of the same pages: memmove of the state into shared memory that was touched before. Returns seconds."""
+        if self._target is None:
+            self._target = mmap.mmap(-1, self.made.bytes)
+            self._target[:: mmap.PAGESIZE] = bytes(len(range(0, self.made.bytes, mmap.PAGESIZE)))
+        to, pieces = files.address(self._target), []
+        for tensor in self.made.tensors.values():
+            pieces += [
+                (to + at, tensor.data_ptr() + at, min(files.PIECE_BYTES, tensor.nbytes - at))
+                for at in range(0, tensor.nbytes, files.PIECE_BYTES)
+            ]
+            to += tensor.nbytes
+        pool = self._pools.setdefault(threads, ThreadPoolExecutor(threads))
+        list(pool.map(time.sleep, [0.001] * threads))  # the threads are there
+        start = time.perf_counter()
+        list(pool.map(lambda p: ctypes.memmove(*p), pieces))
+        return {"seconds": time.perf_counter() - start}
 
-        folder, _, pattern = path_pattern.partition("//")
+    def copy_from_device(self) -> dict[str, Any]:
+        """The floor on a GPU: every tensor into page-locked memory that was there before, on one stream. Returns seconds."""
+        if self._pinned is None:
+            self._pinned = {
+                name: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for name, t in self.made.tensors.items()
+            }
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for name, tensor in self.made.tensors.items():
+            self._pinned[name].copy_(tensor, non_blocking=True)
+        torch.cuda.synchronize()
+        return {"seconds": time.perf_counter() - start}
+
+    def until(self, folder: str, pattern: str, files: int, work: float, most: int) -> dict[str, Any]:
+        """Iterations until `folder` holds so many files of a pattern, or `most`: what a step takes while the agent writes."""
         whole: list[float] = []
-        stalls: list[float] = []
-        while len(whole) < at_least or len(list(Path(folder).glob(pattern))) < commits:
-            found = self.steps(1, busy_seconds)
-            whole += found["steps"]
-            stalls += found["stalls"]
-        return {"steps": whole, "stalls": stalls, "boundary": self.checkpointer.boundary}
+        while len(whole) < most and len(list(Path(folder).glob(pattern))) < files:
+            whole += self.steps(1, work)["steps"]
+        return {"steps": whole, "boundary": self.checkpointer.boundary}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """How long a save keeps training from going on, against the time of a plain copy of the same bytes."""
 
 import shutil
+import statistics
 from pathlib import Path
 
 from benchmarks.harness import figures, floors, settings, states
@@ -14,6 +15,7 @@ from holdfast_api import __version__
 HERE = Path(__file__).resolve().parent
 STALL, FIRST = Goal(1.08), Goal(1.1)
 EVERY = 5
+THREADS = sorted({1, floors.cores()})
 SLOTS = 2
 """Each is used for the first time once: the first saves are as many."""
 NAME = "Holdfast"
@@ -26,7 +28,7 @@ def main() -> None:
     try:
         contenders = [
             ours(scale.mebibytes, disk),
-            *(floors.memcpy(state.memory, state.bytes, n) for n in sorted({1, floors.cores()})),
+            *(floors.memcpy(state.memory, state.bytes, n) for n in THREADS),
             *peers(state, disk, memory),
         ]
         outcomes = compete(contenders, scale.rounds, memory, warm_up=SLOTS)
@@ -39,24 +41,20 @@ def main() -> None:
 def ours(mebibytes: int, disk: Path) -> Contender:
     def rounds() -> Rounds:
         from benchmarks.harness.agent import Local
-        from benchmarks.harness.usage import cpu_seconds
 
         local = Local(disk / "stall", "--every-steps", str(EVERY), rank={"model": "plain", "mebibytes": mebibytes})
         try:
             count, done = int(local.ready["bytes"]), 1
             local.wait_for_slots(count, 2)
-            local.tell(
-                "steps", count=EVERY - 2, busy_seconds=0.3
-            )  # training goes on while the rank maps what it was given
+            local.tell("steps", count=EVERY - 2, work=0.3)  # training goes on while the rank maps what it was given
             yield None
             while True:
-                cpu = cpu_seconds()
+                copies = [local.tell("copy", threads=n)["seconds"] for n in THREADS]
                 found = local.tell("steps", count=1, change=True)
-                spent = cpu_seconds() - cpu
                 local.wait_for_commits(done)
-                yield Sample(found["stalls"][0], count, spent)
+                yield Sample(found["stalls"][0], count, 0.0, {"memcpy, s": min(copies)})
                 done += 1
-                local.tell("steps", count=EVERY - 1, busy_seconds=0.02)
+                local.tell("steps", count=EVERY - 1, work=0.02)
                 yield None
         finally:
             local.close()
@@ -69,19 +67,19 @@ def ours(mebibytes: int, disk: Path) -> Contender:
 def report(outcomes: list[Outcome], scale: settings.Scale) -> None:
     page = Report("save_stall", HERE, outcomes, scale)
     me = figures.named(outcomes, NAME)
-    floor = figures.best(figures.running(outcomes, Kind.FLOOR), figures.seconds, larger=False)
     known = figures.table_of_peers(outcomes, figures.seconds)
     for outcome in outcomes:
         for sample in outcome.samples:
             sample.extra["first / later"] = _first(outcome) / figures.median(outcome, figures.seconds)
-    if me and floor:
+    if me:
+        floor = [s.extra["memcpy, s"] for s in me.samples]
         page.add(
             figures.measure(
-                "save_stall.stall", "stall of a save / memcpy into a prefaulted buffer", "s", figures.median(me, figures.seconds), goal=STALL,
-                ratios=figures.paired(me, floor, figures.seconds), floor=figures.median(floor, figures.seconds), floor_name=floor.contender.name, peers=known,
+                "save_stall.stall", "stall of a save / memcpy into a prefaulted buffer by the same process", "s", figures.median(me, figures.seconds),
+                goal=STALL, ratios=[s.seconds / f for s, f in zip(me.samples, floor, strict=True)],
+                floor=statistics.median(floor), floor_name="memcpy", peers=known,
             )
         )  # fmt: skip
-    if me:
         steady = figures.median(me, figures.seconds)
         first = _first(me)
         firsts = {
