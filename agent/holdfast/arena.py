@@ -1,12 +1,18 @@
 """The slots that the agent gives this rank: mapped files, and who may write which (J5, E4)."""
 
+import ctypes
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
+from holdfast import pinning
 from holdfast.errors import LinkLost
+
+POPULATE_WRITE = 23
+"""madvise(MADV_POPULATE_WRITE), Linux 5.14."""
 
 
 class Slot:
@@ -14,18 +20,33 @@ class Slot:
 
     def __init__(self, path: str, slot_bytes: int) -> None:
         """Raises OSError; ValueError when the file is shorter than `slot_bytes`."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            size = os.fstat(fd).st_size
-            if size < slot_bytes:
-                raise ValueError(f"slot file {Path(path).name} has {size} bytes; {slot_bytes} were promised")
-            self.memory = mmap.mmap(fd, slot_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        finally:
-            os.close(fd)
+        self._path, self._bytes = path, slot_bytes
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file).atexit = False
+        self.check()
+        self.memory = mmap.mmap(self._file, slot_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         if hasattr(mmap, "MADV_DONTFORK"):
             self.memory.madvise(mmap.MADV_DONTFORK)  # data-loader workers would keep the memory alive after the rank
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.holds: int | None = None
         """The boundary it holds completely."""
+
+    def check(self) -> None:
+        """Before it is written: a write behind the end of a file that was cut short would end the process (SIGBUS), and what is written into a file
+        that was replaced would never be seen. Raises ValueError, OSError."""
+        there, ours = os.stat(self._path), os.fstat(self._file)
+        name = Path(self._path).name
+        if there.st_size < self._bytes:
+            raise ValueError(f"slot file {name} has {there.st_size} bytes; {self._bytes} were promised")
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise ValueError(f"slot file {name} was replaced by another file; the memory volume is the agent's alone")
+
+    def touch(self) -> None:
+        """Maps every page, which the first save would do otherwise; what is in them stays. Any thread. The interpreter's own `madvise` would hold up all
+        threads meanwhile. A kernel that does not know the call leaves it to the first save."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        libc.madvise(self.address, self._bytes, POPULATE_WRITE)
 
 
 class Arena:
@@ -34,6 +55,10 @@ class Arena:
     def __init__(self, plan: int, paths: Sequence[str], slot_bytes: int) -> None:
         self.plan = plan
         self.slots = [Slot(p, slot_bytes) for p in paths]
+        self._preparing = threading.Thread(
+            target=_prepare, args=(self.slots, slot_bytes, pinning.device_in_use()), name="holdfast-arena", daemon=True
+        )
+        self._preparing.start()
         self._taken: set[int] = set()
         self._newest: int | None = None
         self._lost = False
@@ -41,13 +66,14 @@ class Arena:
 
     def acquire(self) -> int:
         """A slot to overwrite. Waits until the agent has given one back; prefers the one that does not hold the newest boundary, so that a crash
-        leaves a clean predecessor. Raises LinkLost."""
+        leaves a clean predecessor. Raises LinkLost; ValueError, OSError for a file that is not what it was."""
         with self._changed:
             self._changed.wait_for(lambda: self._lost or len(self._taken) < len(self.slots))
             if self._lost:
                 raise LinkLost("the agent is gone")
             free = [i for i in range(len(self.slots)) if i not in self._taken]
             slot = min(free, key=lambda i: (i == self._newest, i))
+            self.slots[slot].check()
             self.slots[slot].holds = None
             return slot
 
@@ -56,6 +82,10 @@ class Arena:
         """`acquire` would not wait."""
         with self._changed:
             return len(self._taken) < len(self.slots)
+
+    def prepared(self) -> None:
+        """Waits until the slots are mapped and page-locked: nobody needs it to save, only to measure."""
+        self._preparing.join()
 
     def hand_over(self, slot: int, boundary: int) -> None:
         """The slot holds `boundary` and is the agent's until `free`."""
@@ -84,3 +114,14 @@ class Arena:
         with self._changed:
             self._lost = True
             self._changed.notify_all()
+
+
+def _prepare(slots: Sequence[Slot], slot_bytes: int, device: int | None) -> None:
+    """While training goes on, so that no save pays for it (J5)."""
+    for slot in slots:
+        slot.touch()
+    if device is not None:
+        done = pinning.pin_all([(s.address, slot_bytes) for s in slots], device)
+        for slot in slots:
+            if slot.address in done:
+                weakref.finalize(slot, pinning.unpin, slot.address).atexit = False

@@ -9,9 +9,10 @@ import time
 
 from holdfast.agent_link import AgentLink
 from holdfast.arena import Arena
+from holdfast.copying import copy_pool
 from holdfast.errors import LinkLost, UnsupportedState
 from holdfast.progress import Progress
-from holdfast.snapshot import SlotWriter, SnapshotPlan, copy_pool, document_bytes
+from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
 from holdfast.state import Captured, Registry
 from holdfast_api import ranks
 

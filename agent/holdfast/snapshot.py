@@ -4,24 +4,20 @@ A plan is an epoch: names, shapes, dtypes, tiers and ties. Every copy compares f
 is ever left out of a copy.
 """
 
-import ctypes
 import json
 import mmap
-import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
 
-from holdfast.bits import copy_bits
+from holdfast import device
+from holdfast.copying import CopyTable
 from holdfast.image import STATE_NAME, Item, Layout, lay_out, state_capacity
 from holdfast.parts import Leaves
 from holdfast.state import Captured
-
-PIECE_BYTES = 16 << 20
-THREADED_BYTES = 32 << 20
-"""Below this the hand-over to threads costs more than it gains."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,8 @@ class SnapshotPlan:
     number: int
     items: tuple[Item, ...]
     layout: Layout
+    _fitting: list[Any] = field(default_factory=list, repr=False, compare=False)
+    """The form of the leaves that were found to fit last: with thousands of tensors, looking whether it is the same is much cheaper."""
 
     @classmethod
     def of(cls, number: int, captured: Captured, chunk_bytes: int) -> "SnapshotPlan":
@@ -39,7 +37,14 @@ class SnapshotPlan:
         return cls(number, items, lay_out(items, state_bytes=capacity, chunk_bytes=chunk_bytes))
 
     def fits(self, captured: Captured, document: bytes) -> bool:
-        return len(document) <= self.layout.state_bytes and items_of(captured.leaves) == self.items
+        if len(document) > self.layout.state_bytes:
+            return False
+        form = _form_of(captured.leaves)
+        if form != self._fitting:
+            if items_of(captured.leaves) != self.items:
+                return False
+            self._fitting[:] = form
+        return True
 
 
 def document_bytes(document: dict[str, Any]) -> bytes:
@@ -63,6 +68,18 @@ def items_of(leaves: Leaves) -> tuple[Item, ...]:
     return tuple(items)
 
 
+def _form_of(leaves: Leaves) -> list[Any]:
+    """All that `items_of` looks at."""
+    tensors = list(leaves.tensors.values())
+    return [list(leaves.tensors), dict(leaves.tiers), *(list(map(question, tensors)) for question in _QUESTIONS)]
+
+
+_QUESTIONS: tuple[Any, ...] = (
+    *map(attrgetter, ("dtype", "shape", "device")),
+    *map(methodcaller, ("data_ptr", "stride", "is_conj", "is_neg")),
+)
+
+
 class SlotWriter:
     """Views of one slot for one plan; made once, so that a capture is copies and nothing else."""
 
@@ -70,44 +87,16 @@ class SlotWriter:
         self._plan = plan
         self._memory = memory
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
-        self._address = self._bytes.data_ptr()
         memory[: len(plan.layout.header)] = plan.layout.header
         for offset, length in plan.layout.fillers:
             self._bytes[offset : offset + length].zero_()
-        self._entries = [
-            e for e in plan.layout.entries if e.tied_to is None and e.name != STATE_NAME and e.length_bytes
-        ]
+        entries = [e for e in plan.layout.entries if e.tied_to is None and e.name != STATE_NAME and e.length_bytes]
+        self._table = CopyTable(self._bytes, entries)
 
     def write(self, tensors: dict[str, torch.Tensor], document: bytes, pool: ThreadPoolExecutor) -> None:
         """Copies everything. When it returns the slot is clean: copies from a device have completed as well (I3)."""
-        if any(t.device.type == "cuda" for t in tensors.values()):
-            torch.cuda.synchronize()  # whatever streams the update used (I3)
-        raw: list[tuple[int, int, int]] = []
-        for entry in self._entries:
-            source, at, length = tensors[entry.name], entry.offset_bytes, entry.length_bytes
-            if source.device.type == "cpu" and source.is_contiguous() and not source.is_conj() and not source.is_neg():
-                raw += _pieces(self._address + at, source.data_ptr(), length)
-            else:
-                # Strided, on a device, or lazily conjugated: torch resolves it into contiguous order.
-                copy_bits(self._bytes[at : at + length].view(source.dtype).view(source.shape), source)
-        _copy_raw(raw, pool)
+        on_device = self._table.copy(tensors, pool)
+        if on_device:
+            device.copy([(self._table.target(e, tensors[e.name]), tensors[e.name]) for e in on_device])
         offset, capacity = self._plan.layout.state_offset, self._plan.layout.state_bytes
         self._memory[offset : offset + capacity] = document.ljust(capacity)
-
-
-def copy_pool() -> ThreadPoolExecutor:
-    """Threads for large copies: a few saturate memory bandwidth, and training keeps the other cores."""
-    return ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0))), thread_name_prefix="holdfast-copy")
-
-
-def _pieces(target: int, source: int, length: int) -> list[tuple[int, int, int]]:
-    return [(target + at, source + at, min(PIECE_BYTES, length - at)) for at in range(0, length, PIECE_BYTES)]
-
-
-def _copy_raw(pieces: list[tuple[int, int, int]], pool: ThreadPoolExecutor) -> None:
-    # memmove gives up the GIL, knows every dtype, and starts no OpenMP threads of its own in each copying thread.
-    if sum(p[2] for p in pieces) < THREADED_BYTES:
-        for piece in pieces:
-            ctypes.memmove(*piece)
-    else:
-        list(pool.map(lambda p: ctypes.memmove(*p), pieces))

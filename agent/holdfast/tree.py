@@ -42,8 +42,8 @@ def decode(tree: Any, tensors: Mapping[str, torch.Tensor], *, place: bool = True
 
 def check_tensor(tensor: torch.Tensor, path: str) -> None:
     """Raises UnsupportedState for a tensor whose bytes are not its whole content or are not here (I9)."""
-    kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
     if type(tensor) not in PLAIN_TENSORS:
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
         raise UnsupportedState(
             f"{path} is a {kind}, a tensor subclass that this release cannot save; only plain tensors are"
         )
@@ -84,7 +84,8 @@ def _encode(value: Any, path: str, out: Tensors, depth: int) -> Any:
 def _encode_tensor(value: torch.Tensor, path: str, out: Tensors) -> Any:
     check_tensor(value, path)
     name = _free_name(path, out)
-    out[name] = value.detach()
+    plain = type(value) is torch.Tensor and not value.requires_grad
+    out[name] = value if plain else value.detach()
     return {"$tensor": name} if value.device.type == "cpu" else {"$tensor": name, "device": value.device.type}
 
 

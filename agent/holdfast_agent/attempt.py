@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_agent import address, clock, clocks, earlier, layouts
+from holdfast_agent import address, clock, clocks, earlier, layouts, tunables
 from holdfast_agent.claims import Claims
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
@@ -113,7 +113,7 @@ class Attempt:
         config = s.settings.config
         lead = min(s.order.members, key=lambda m: m.worker)
         host = address.split(lead.address)[0] if lead.address else s.settings.pod_ip
-        base = environment_of_ranks(process_environment())
+        base = tunables.with_large_copies(environment_of_ranks(process_environment()))
         for local, rank in enumerate(s.crew):
             spec = RankSpec(
                 rank=rank.number,

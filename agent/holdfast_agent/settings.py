@@ -18,7 +18,9 @@ ENV_KEYS_DIR = "HOLDFAST_KEYS_DIR"
 ENV_TOKEN_PATH = "HOLDFAST_TOKEN_PATH"  # noqa: S105  the name of a variable
 ENV_TERMINATION_PATH = "HOLDFAST_TERMINATION_PATH"
 KEPT_FOR_RANKS = (names.ENV_SOCKET, names.ENV_ATTEMPT)
-"""Of all HOLDFAST_ variables only these reach the training processes (H3)."""
+"""Of all HOLDFAST_ variables only these reach the training processes (H3),"""
+SETTINGS_OF_RANKS = (names.ENV_SIDE_STREAM,)
+"""and these, if a person has set them in the container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def read_keys(folder: Path) -> dict[Role, bytes]:
 
 def environment_of_ranks(environ: Mapping[str, str]) -> dict[str, str]:
     """What training processes inherit: everything but the agent's own configuration."""
-    return {k: v for k, v in environ.items() if not k.startswith("HOLDFAST_")}
+    return {k: v for k, v in environ.items() if not k.startswith("HOLDFAST_") or k in SETTINGS_OF_RANKS}
 
 
 def _listen(text: str) -> tuple[str, int]:

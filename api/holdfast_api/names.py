@@ -29,6 +29,8 @@ ENV_NODE = "HOLDFAST_NODE"
 ENV_SOCKET = "HOLDFAST_SOCKET"
 """Of the ranks: path of the agent's Unix socket. Absent: no agent, nothing is saved."""
 ENV_ATTEMPT = "HOLDFAST_ATTEMPT"
+ENV_SIDE_STREAM = "HOLDFAST_SIDE_STREAM"
+"""Of the ranks, set by a person: `on` has tensors on a GPU copied on a stream of their own."""
 
 # Paths in the trainer container.
 TOKEN_PATH = "/var/run/holdfast/token/token"  # noqa: S105  a path, not a secret
