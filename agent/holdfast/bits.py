@@ -7,6 +7,8 @@ import torch
 
 def copy_bits(target: torch.Tensor, source: torch.Tensor) -> None:
     """`target` becomes equal to `source`: same shape and dtype, any strides and devices."""
+    if is_expanded(target):  # torch refuses to write an element twice, also with the same value
+        target, source = _once(target, target), _once(source, target)
     if copyable(source.dtype):
         target.copy_(source)
     elif target.is_contiguous():
@@ -28,3 +30,16 @@ def copyable(dtype: torch.dtype) -> bool:
     except (NotImplementedError, RuntimeError):
         return False
     return True
+
+
+def is_expanded(tensor: torch.Tensor) -> bool:
+    """Elements along an axis share one place in memory."""
+    return any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _once(tensor: torch.Tensor, expanded: torch.Tensor) -> torch.Tensor:
+    """`tensor` without the repetitions of `expanded`."""
+    for axis, stride in enumerate(expanded.stride()):
+        if stride == 0:
+            tensor = tensor.narrow(axis, 0, min(1, tensor.shape[axis]))
+    return tensor

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from holdfast.bits import copy_bits
+from holdfast.errors import UnsupportedState
 from holdfast_api.manifest import TensorEntry
 
 Piece = tuple[int, int, int]
@@ -45,7 +46,7 @@ class CopyTable:
         self._others: list[TensorEntry] = []
 
     def copy(self, tensors: Mapping[str, torch.Tensor], pool: ThreadPoolExecutor) -> list[TensorEntry]:
-        """Copies what is on the CPU, and returns the entries of what is not."""
+        """Copies what is on the CPU, and returns the entries of what is not. Raises UnsupportedState naming the tensor."""
         sources = [tensors[name] for name in self._names]
         form = [list(map(question, sources)) for question in _FORM]
         if form != self._form:
@@ -54,10 +55,15 @@ class CopyTable:
         elsewhere = []
         for entry in self._others:
             source = tensors[entry.name]
-            if source.device.type == "cpu":
-                copy_bits(self.target(entry, source), source)
-            else:
+            if source.device.type != "cpu":
                 elsewhere.append(entry)
+                continue
+            try:
+                copy_bits(self.target(entry, source), source)
+            except (RuntimeError, MemoryError) as e:
+                raise UnsupportedState(
+                    f"{entry.name} ({source.dtype}, {tuple(source.shape)}) cannot be copied: {e}"
+                ) from e
         return elsewhere
 
     def target(self, entry: TensorEntry, source: torch.Tensor) -> torch.Tensor:
@@ -70,6 +76,7 @@ class CopyTable:
         whole: list[Piece] = []
         self._others = []
         for entry, source, address, contiguous, conj, neg, _ in zip(self._entries, sources, *form, strict=True):
+            _check_storage(entry.name, source)
             if source.device.type == "cpu" and contiguous and not conj and not neg:
                 whole.append((base + entry.offset_bytes, address, entry.length_bytes))
             else:
@@ -100,6 +107,17 @@ def run(pieces: Sequence[Piece], pool: ThreadPoolExecutor) -> None:
     for helper in helpers:
         if not helper.cancel():
             helper.result()
+
+
+def _check_storage(name: str, source: torch.Tensor) -> None:
+    """Some wrappers take a tensor's memory away between uses, and reading it would end the process. Raises UnsupportedState."""
+    extent = sum((n - 1) * stride for n, stride in zip(source.shape, source.stride(), strict=True)) + 1
+    needed, there = (source.storage_offset() + extent) * source.element_size(), source.untyped_storage().nbytes()
+    if there < needed:
+        raise UnsupportedState(
+            f"{name} needs {needed} bytes of memory and has {there}: something has taken them away (FSDP does between uses); "
+            "such a model cannot be saved by this release"
+        )
 
 
 def copy_pool() -> ThreadPoolExecutor:

@@ -116,18 +116,18 @@ _streams: dict[torch.device, Streams] = {}
 
 def copy(pairs: Sequence[Pair]) -> None:
     """Copies everything, and returns when every byte is there (I3)."""
-    devices = {s.device for _, s in pairs}
+    devices = {s.device for _, s in pairs if s.device.type == "cuda"}
     for device in devices:
         torch.cuda.synchronize(device)  # whatever streams the update used
-    if not side_stream_wanted():
-        for target, source in pairs:
-            copy_bits(target, source)
-        return
+    beside = devices if side_stream_wanted() else set()
     transfers = []
-    for device in devices:
+    for device in beside:
         if device not in _streams:
             _streams[device] = TorchStreams(device)
         transfers.append(Transfer(_streams[device]))
         transfers[-1].begin([p for p in pairs if p[1].device == device])
+    for target, source in pairs:
+        if source.device not in beside:
+            copy_bits(target, source)
     for transfer in transfers:
         transfer.wait()

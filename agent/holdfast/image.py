@@ -23,6 +23,8 @@ ALIGN_BYTES = 64
 STATE_NAME = "holdfast.state.json"
 FILLER_PREFIX = "holdfast.filler."
 MIN_STATE_BYTES = 64 << 10
+MOST_HEADER_BYTES = 100_000_000
+"""More than this safetensors refuses to read."""
 
 _HEADER_DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
@@ -96,6 +98,11 @@ def lay_out(items: Iterable[Item], *, state_bytes: int, chunk_bytes: int) -> Lay
         if len(header) == header_bytes:
             break
         header_bytes = len(header)
+    if header_bytes > MOST_HEADER_BYTES:
+        raise ValueError(
+            f"the names of {len(placed)} tensors make a header of {header_bytes} bytes; safetensors reads at most {MOST_HEADER_BYTES}. "
+            "Fewer tensors, or shorter names"
+        )
     at = {p.name: p for p in pieces}
     entries = [_entry(i, at[i.name]) for i in placed]
     entries += [_entry(i, at[i.tied_to]) for i in ordered if i.tied_to is not None]

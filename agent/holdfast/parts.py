@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from holdfast import rng, tree
-from holdfast.bits import clone_bits, copy_bits, copyable
+from holdfast.bits import clone_bits, copy_bits, copyable, is_expanded
 from holdfast.errors import UnsupportedState
 from holdfast.image import Tier
 
@@ -99,7 +99,7 @@ class ModulePart:
             value = tree.decode(body, tensors, place=False)  # the copy into the parameter moves it
             if not isinstance(value, torch.Tensor) or not isinstance(live[key], torch.Tensor):
                 live[key] = _cloned(tree.decode(body, tensors))  # extra state may be kept as it is
-            elif copyable(value.dtype):
+            elif copyable(value.dtype) and not is_expanded(live[key]):
                 live[key] = value
             else:
                 copy_bits(live.pop(key), value)

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from holdfast.bits import copyable
 from holdfast.errors import CheckpointDamaged, UnsupportedState
 
 MAX_DEPTH = 64
@@ -43,17 +44,28 @@ def decode(tree: Any, tensors: Mapping[str, torch.Tensor], *, place: bool = True
 def check_tensor(tensor: torch.Tensor, path: str) -> None:
     """Raises UnsupportedState for a tensor whose bytes are not its whole content or are not here (I9)."""
     if type(tensor) not in PLAIN_TENSORS:
-        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-        raise UnsupportedState(
-            f"{path} is a {kind}, a tensor subclass that this release cannot save; only plain tensors are"
-        )
+        raise UnsupportedState(f"{path} is a {_kind(tensor)}, {_why_no_subclass(tensor)}")
     if tensor.is_meta:
         raise UnsupportedState(
             f"{path} is on the meta device and has no content; materialize it before the Checkpointer is made"
         )
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        what = "quantized" if tensor.is_quantized else str(tensor.layout)
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized:
+        what = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
         raise UnsupportedState(f"{path} is a {what} tensor, which this release cannot save; convert it to a dense one")
+    if not copyable(tensor.dtype) and not tensor.is_contiguous():
+        raise UnsupportedState(
+            f"{path} is a strided tensor of {tensor.dtype}, which torch cannot copy; store it contiguously"
+        )
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+
+
+def _why_no_subclass(tensor: torch.Tensor) -> str:
+    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        return "which has no content yet; run one batch through lazy modules before the Checkpointer is made"
+    return "a tensor subclass that this release cannot save; only plain tensors are"
 
 
 def _encode(value: Any, path: str, out: Tensors, depth: int) -> Any:
