@@ -15,6 +15,7 @@ from pathlib import Path
 
 from holdfast_agent import forms, memory, prefault
 from holdfast_agent.errors import ConfigurationWrong
+from holdfast_agent.targets import Content
 from holdfast_api.layout import CheckpointRef
 
 HINTS = "slots.json"
@@ -87,6 +88,12 @@ class Arena:
         with self._lock:
             self._hints[rank, slot] = Hint(slot, job_uid, ref)
             self._write_hints()
+
+    def contents(self, rank: int) -> dict[int, Content | None]:
+        """The rank's slots that exist, with what they are believed to hold."""
+        with self._lock:
+            hints = {slot: self._hints.get((r, slot)) for (r, slot) in self._sizes() if r == rank}
+        return {slot: Content(hint.job_uid, hint.ref) if hint else None for slot, hint in hints.items()}
 
     def find(self, rank: int, job_uid: str, ref: CheckpointRef) -> int | None:
         """The slot that may hold the rank's image of this checkpoint."""

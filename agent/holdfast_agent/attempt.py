@@ -270,6 +270,8 @@ class Attempt:
                 return await self.writing.ordered(message)
             case peers.Committed():
                 self.writing.committed(message)
+            case peers.Prefetch():
+                self.restoring.prefetch(message)
             case peers.Resolved():
                 self.shared.offered.add(message.parent)
                 return await self.restoring.resolved(message)

@@ -14,6 +14,7 @@ from holdfast_agent import storage
 from holdfast_agent.clock import Deadline, now
 from holdfast_agent.errors import AgentError
 from holdfast_agent.pins import without_carried_out
+from holdfast_agent.prefetch import Scout
 from holdfast_agent.saves import info_of
 from holdfast_agent.shared import Shared
 from holdfast_agent.strays import strays
@@ -25,6 +26,7 @@ from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, ClaimInf
 from holdfast_store.errors import Absent, Corrupt, NotOnRecord, StoreError, Superseded
 from holdfast_store.job import JobStore
 from holdfast_store.probe import probe
+from holdfast_store.resolve import Candidate, Resolution
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 3.0
@@ -56,6 +58,10 @@ class Choice:
         r = self.record
         return ParentRef(r.job_uid, r.attempt, r.save) if r is not None else None
 
+    @property
+    def candidate(self) -> Candidate | None:
+        return Candidate(self.record, self.text) if self.record is not None else None
+
 
 class Claims:
     """One attempt's, in the lead only. `run` is one task."""
@@ -73,6 +79,7 @@ class Claims:
         self._choices = 0
         """How many were made: a checkpoint that is chosen again after it was refused is to be tried again (C3)."""
         self._rejected = asyncio.Event()
+        self._scout = Scout(shared, self._would_choose)
 
     async def run(self) -> None:
         """Ends when the attempt is superseded; else waits for rejections as long as the attempt lives."""
@@ -120,11 +127,13 @@ class Claims:
     async def _go(self) -> None:
         await self._shared.changes.until(lambda: self._shared.store is not None, Deadline.after(3600))
         await self._look_first()
-        await self._may_claim()
+        async with self._scout.ahead():
+            await self._may_claim()
         while True:
             if self._choice is None:
                 self._choice = await self._choose()
                 self._choices += 1
+                self._scout.tell(self._choice.candidate)
             if self._shared.record.claim is None:
                 await self._claim(self._choice)
             self._shared.record.block(None)
@@ -168,11 +177,20 @@ class Claims:
                 raise self._nothing_usable()
             # What was found to be bad is excluded now, and older ones are looked for.
 
-    async def _look_for_one(self) -> Choice | None:
+    async def _would_choose(self) -> Candidate | None:
+        """What `_choose` would begin with now. Reads only."""
+        _, resolution = await self._resolve()
+        return next((c for c in resolution.candidates if (c.record.job_uid, c.record.ref) not in self._bad), None)
+
+    async def _resolve(self) -> tuple[RestoreOrder, Resolution]:
         s = self._shared
         newest = await s.threads.call(self._store.newest_claim)
         order = without_carried_out(self._order_without_bad(), newest)
-        resolution = await s.threads.call(self._store.resolve, order, s.attempt, world_size=s.order.world_size)
+        return order, await s.threads.call(self._store.resolve, order, s.attempt, world_size=s.order.world_size)
+
+    async def _look_for_one(self) -> Choice | None:
+        s = self._shared
+        order, resolution = await self._resolve()
         for rejection in resolution.rejections:
             s.record.reject(rejection)
         for candidate in resolution.candidates:

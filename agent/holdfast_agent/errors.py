@@ -55,3 +55,7 @@ class SaveGivenUp(AgentError):
 
 class CheckpointBad(AgentError):
     """Neither source gave bytes that verify, or the content cannot be used."""
+
+
+class NoRoom(AgentError):
+    """A prefetch would overwrite what may be worth more."""

@@ -1,20 +1,24 @@
-"""Brings the images of this worker's ranks into slots, every chunk verified by the thread that got it (C3).
+"""Brings the images of this worker's ranks into slots, every chunk verified once, by the thread that got it (C3).
 
-Sources in order: the slot itself (container restart, new attempt in place), the node's directory, the store. A chunk that is absent or bad in one is taken
-from the next; if the store's is bad too, the checkpoint is rejected. A node's directory that cannot be read costs a fetch from the store. A store that
-cannot be reached is not the checkpoint's fault: the try ends with what it said, so that it can be reported, and the next try goes on from there.
+Sources in order: the slot itself (container restart, new attempt in place), another rank's slot, the node's directory, the store. A chunk that is absent or
+bad in one is taken from the next; if the store's is bad too, the checkpoint is rejected, with what each source said. A node's directory that cannot be read
+costs a fetch from the store. A store that cannot be reached is not the checkpoint's fault: the try ends with what it said, so that it can be reported, and
+the next try goes on from there.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from holdfast_agent import targets
 from holdfast_agent.arena import Arena, Mapped
-from holdfast_agent.errors import AgentError, CheckpointBad
+from holdfast_agent.contents import Contents
+from holdfast_agent.errors import AgentError, CheckpointBad, NoRoom
 from holdfast_agent.threads import Stop, Threads, persist
 from holdfast_api.manifest import Chunk, CommitRecord, RankManifest
 from holdfast_store.chunks import digest
@@ -48,13 +52,31 @@ class Source(Protocol):
 
 
 class InPlace:
-    """The slot already holds it: nothing is copied."""
+    """The slot is believed to hold it: nothing is copied."""
 
     name = "arena"
 
     def read(self, manifest: RankManifest, index: int, view: memoryview) -> None:
         if digest(view) != manifest.chunks[index].digest:
             raise Absent(f"chunk {index} is not in the slot")
+
+
+class Twin:
+    """Another rank of this worker has just got a chunk of the same content: replicas are read once (J4)."""
+
+    name = "arena"
+
+    def __init__(self, views: dict[str, memoryview]) -> None:
+        """`views`: verified ones, by digest."""
+        self._views = views
+
+    def read(self, manifest: RankManifest, index: int, view: memoryview) -> None:
+        found = self._views.get(manifest.chunks[index].digest)
+        if found is None or found.nbytes != view.nbytes:
+            raise Absent(f"chunk {index} is in no other rank's slot")
+        view[:] = found
+        if digest(view) != manifest.chunks[index].digest:
+            raise Absent(f"chunk {index} was not copied as it was")
 
 
 class OnNode:
@@ -100,46 +122,67 @@ class InStore:
 class Tally:
     """Bytes by source, counted from chunk threads; of one restore, however many tries it takes."""
 
-    def __init__(self, note: Callable[[str, int], None]) -> None:
+    def __init__(self, note: Callable[[str, int], None], contents: Contents | None = None) -> None:
+        """`contents`: what an earlier fetch of the same attempt has left in the slots."""
         self._lock = threading.Lock()
         self._note = note
+        self.contents = contents if contents is not None else Contents()
         self.distrusted: set[str] = set()
         """Chunks that did not verify in the store: never referred to again (B5)."""
         self._there: set[tuple[int, int]] = set()
 
     def add(self, source: str, rank: int, index: int, count: int) -> None:
-        """Each chunk once: a later try finds in the slot what an earlier one has fetched."""
+        """Each chunk once, from wherever it came first."""
         with self._lock:
             if (rank, index) not in self._there:
                 self._there.add((rank, index))
                 self._note(source, count)
-
-    def begun(self, rank: int) -> bool:
-        """An earlier try has left something in the rank's slot."""
-        with self._lock:
-            return any(r == rank for r, _ in self._there)
 
     def distrust(self, name: str) -> None:
         with self._lock:
             self.distrusted.add(name)
 
 
-def fetch_chunk(
-    manifest: RankManifest, index: int, view: memoryview, sources: list[Source], tally: Tally, stop: Stop
-) -> None:
+@dataclass(slots=True)
+class Piece:
+    """One chunk of one rank's image on its way into the slot."""
+
+    manifest: RankManifest
+    index: int
+    slot: int
+    offset: int
+    view: memoryview
+    believed: bool
+    """The slot is believed to hold it."""
+
+    @property
+    def chunk(self) -> Chunk:
+        return self.manifest.chunks[self.index]
+
+    def is_known(self, contents: Contents) -> bool:
+        c = self.chunk
+        return contents.holds(self.manifest.rank, self.slot, self.offset, c.digest, c.length)
+
+
+def fetch_chunk(piece: Piece, sources: list[Source], tally: Tally, stop: Stop) -> None:
     """One chunk from the first source whose bytes verify. Raises CheckpointBad naming what every source said."""
     found = []
-    for source in sources:
+    manifest, index = piece.manifest, piece.index
+    if piece.is_known(tally.contents):
+        return
+    tally.contents.about_to_write(manifest.rank, piece.slot, piece.offset, len(piece.view))
+    for source in sources if not piece.believed else [InPlace(), *sources]:
         if stop.wanted:
             raise AgentError("the restore was given up")
         try:
-            source.read(manifest, index, view)
+            source.read(manifest, index, piece.view)
         except (Absent, Corrupt) as e:
             found.append(f"{source.name}: {e}")
             if source.name == "store":
-                tally.distrust(manifest.chunks[index].digest)
+                tally.distrust(piece.chunk.digest)
             continue
-        tally.add(source.name, manifest.rank, index, len(view))
+        tally.contents.verified(manifest.rank, piece.slot, piece.offset, piece.chunk.digest, piece.chunk.length)
+        tally.add(source.name, manifest.rank, index, len(piece.view))
         return
     raise CheckpointBad(f"rank {manifest.rank}, chunk {index} of {len(manifest.chunks)}: " + "; ".join(found[-2:]))
 
@@ -154,40 +197,52 @@ async def fetch(
     threads: Threads,
     tally: Tally,
     stop: Stop,
+    ahead: bool = False,
 ) -> dict[int, Image]:
     """`store` is that of the record's own job uid. Raises CheckpointBad, MemoryTooSmall, or a StoreError that is not the checkpoint's fault.
 
-    `stop` is of this try; `tally` of the restore, so that the next try looks into the slots first.
+    `stop` is of this try; `tally` of the restore, so that the next try looks into the slots first. `ahead`: before the claim, so that nothing that may be
+    worth more is overwritten; NoRoom if there is no other place.
     """
     store = store.until(0.0)  # without retries of its own, which would go on after `stop`
-    try:
-        manifests = {
-            r: await threads.call(persist, stop, _reading(store, record, r), patience=PATIENCE_SECONDS) for r in ranks
-        }
-    except (Absent, Corrupt) as e:
-        raise CheckpointBad(f"manifest: {e}") from e
-    for manifest in manifests.values():
-        if sum(c.length for c in manifest.chunks) != manifest.image_bytes:
-            raise CheckpointBad(
-                f"rank {manifest.rank}: the chunks do not add up to the image's {manifest.image_bytes} bytes"
-            )
-    slots = {r: arena.find(r, record.job_uid, record.ref) for r in ranks}
-    targets = {r: slots[r] or 0 for r in ranks}
-    await threads.call(arena.ensure, {(r, targets[r]): manifests[r].image_bytes for r in ranks})
-    images = {}
-    failures: list[BaseException] = []
+    manifests = await _manifests(record, ranks, store, threads, stop)
+    wanted = targets.Content(record.job_uid, record.ref)
+    slots: dict[int, int] = {}
+    believed: dict[int, bool] = {}
     for rank in ranks:
-        sources: list[Source] = [InPlace()] if slots[rank] is not None or tally.begun(rank) else []
-        sources += [OnNode(node)] if node is not None else []
+        held = arena.contents(rank)
+        slot = targets.choose(held, wanted, begun=tally.contents.slot_of(rank), spare_newer=ahead)
+        if slot is None:
+            raise NoRoom(f"every slot of rank {rank} holds something newer than {record.ref}")
+        slots[rank], believed[rank] = slot, held.get(slot) == wanted
+    await threads.call(arena.ensure, {(r, slots[r]): manifests[r].image_bytes for r in ranks})
+    with _mapped(manifests, slots, believed, arena) as opened:
+        sources: list[Source] = [OnNode(node)] if node is not None else []
         sources.append(InStore(store, stop))
-        path = arena.path(rank, targets[rank])
-        failures += await _fetch_image(manifests[rank], path, sources, threads, tally, stop)
-        images[rank] = Image(rank, targets[rank], path, manifests[rank])
+        failures = await _fetch_pieces(opened, sources, threads, tally, stop)
     for failure in sorted(failures, key=_weight):
         raise failure
-    for image in images.values():
-        arena.note(image.rank, image.slot, record.job_uid, record.ref)
-    return images
+    for rank, slot in slots.items():
+        arena.note(rank, slot, record.job_uid, record.ref)
+    return {r: Image(r, slots[r], arena.path(r, slots[r]), manifests[r]) for r in ranks}
+
+
+async def _manifests(
+    record: CommitRecord, ranks: range, store: JobStore, threads: Threads, stop: Stop
+) -> dict[int, RankManifest]:
+    reading = [threads.call(persist, stop, _reading(store, record, r), patience=PATIENCE_SECONDS) for r in ranks]
+    found = await asyncio.gather(*reading, return_exceptions=True)
+    for result in found:
+        if isinstance(result, Absent | Corrupt):
+            raise CheckpointBad(f"manifest: {result}") from result
+    manifests = {}
+    for rank, result in zip(ranks, found, strict=True):
+        if isinstance(result, BaseException):
+            raise result
+        if sum(c.length for c in result.chunks) != result.image_bytes:
+            raise CheckpointBad(f"rank {rank}: the chunks do not add up to the image's {result.image_bytes} bytes")
+        manifests[rank] = result
+    return manifests
 
 
 def _weight(failure: BaseException) -> int:
@@ -195,31 +250,70 @@ def _weight(failure: BaseException) -> int:
     return 0 if isinstance(failure, CheckpointBad) else 1 if isinstance(failure, StoreError) else 2
 
 
-def _fetch_or_end(
-    manifest: RankManifest, index: int, view: memoryview, sources: list[Source], tally: Tally, stop: Stop
-) -> None:
+def _fetch_or_end(piece: Piece, sources: list[Source], tally: Tally, stop: Stop) -> None:
     """A store that is away is so for every chunk: the first that has lost patience ends the try for all."""
     try:
-        fetch_chunk(manifest, index, view, sources, tally, stop)
+        fetch_chunk(piece, sources, tally, stop)
     except StoreError as e:
         stop.set(f"the store: {e}")
         raise
 
 
-async def _fetch_image(
-    manifest: RankManifest, path: Path, sources: list[Source], threads: Threads, tally: Tally, stop: Stop
+@dataclass(slots=True)
+class _Opened:
+    """The slots of all ranks in this process's memory, cut into pieces; `busy` once threads may still write after `fetch` was given up."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    busy: bool = False
+
+
+@contextlib.contextmanager
+def _mapped(
+    manifests: dict[int, RankManifest], slots: dict[int, int], believed: dict[int, bool], arena: Arena
+) -> Iterator[_Opened]:
+    opened, maps = _Opened(), []
+    try:
+        for rank, manifest in manifests.items():
+            mapped = Mapped(arena.path(rank, slots[rank]), manifest.image_bytes, write=True)
+            maps.append(mapped)
+            offset = 0
+            for index, chunk in enumerate(manifest.chunks):
+                view = mapped.view[offset : offset + chunk.length]
+                opened.pieces.append(Piece(manifest, index, slots[rank], offset, view, believed[rank]))
+                offset += chunk.length
+        yield opened
+    finally:
+        if not opened.busy:
+            for piece in opened.pieces:
+                piece.view.release()
+            for mapped in maps:
+                mapped.close()
+
+
+async def _fetch_pieces(
+    opened: _Opened, sources: list[Source], threads: Threads, tally: Tally, stop: Stop
 ) -> list[BaseException]:
-    """All chunks of one image into `path`; the failures, empty if it is whole."""
+    """All chunks of all ranks, side by side: no rank waits for another one's last chunk. The failures, empty if everything is there."""
+    first: dict[str, Piece] = {}
+    again = []
+    for piece in opened.pieces:
+        if first.setdefault(piece.chunk.digest, piece) is not piece:
+            again.append(piece)
+    failures = await _in_threads(opened, [*first.values()], sources, threads, tally, stop)
+    if again and not failures:
+        twins = {name: piece.view for name, piece in first.items()}
+        failures = await _in_threads(opened, again, [Twin(twins), *sources], threads, tally, stop)
+    return failures
+
+
+async def _in_threads(
+    opened: _Opened, pieces: list[Piece], sources: list[Source], threads: Threads, tally: Tally, stop: Stop
+) -> list[BaseException]:
     loop = asyncio.get_running_loop()
-    mapped = Mapped(path, manifest.image_bytes, write=True)
-    jobs = []
-    offset = 0
-    views = []
-    for index, chunk in enumerate(manifest.chunks):
-        view = mapped.view[offset : offset + chunk.length]
-        views.append(view)
-        offset += chunk.length
-        jobs.append(loop.run_in_executor(threads.chunks, _fetch_or_end, manifest, index, view, sources, tally, stop))
+    jobs = [loop.run_in_executor(threads.chunks, _fetch_or_end, p, sources, tally, stop) for p in pieces]
+    if not jobs:
+        return []
+    opened.busy = True
     try:
         results = await asyncio.gather(*jobs, return_exceptions=True)
     except asyncio.CancelledError:
@@ -227,10 +321,7 @@ async def _fetch_image(
         await asyncio.wait(jobs)
         raise
     finally:
-        if all(j.done() for j in jobs):
-            for view in views:
-                view.release()
-            mapped.close()
+        opened.busy = not all(j.done() for j in jobs)
     return [r for r in results if isinstance(r, BaseException)]
 
 

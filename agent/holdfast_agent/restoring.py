@@ -1,5 +1,7 @@
 """A worker's part of a restore: fetch what the lead has resolved, hand it to the ranks once every member has every byte (C3).
 
+Before the lead has resolved anything it may say what it would resolve (prefetch.py): that is fetched as well, and rejects, blocks and decides nothing.
+
 A store that cannot be read is not the checkpoint's fault: the agent is blocked, says why, and goes on trying. What is blocked here ends as soon as
 the store gives bytes again, not only when the last one is there.
 """
@@ -8,11 +10,14 @@ import asyncio
 import errno
 import functools
 import logging
+import time
+from dataclasses import dataclass
 
 from holdfast_agent import restore, storage
 from holdfast_agent.clock import Deadline, now
+from holdfast_agent.contents import Contents
 from holdfast_agent.crew import Rank
-from holdfast_agent.errors import CheckpointBad, MemoryTooSmall
+from holdfast_agent.errors import AgentError, CheckpointBad, MemoryTooSmall
 from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.saves import info_of
 from holdfast_agent.shared import Shared
@@ -20,7 +25,8 @@ from holdfast_agent.threads import Stop
 from holdfast_agent.unexpected import unexpected
 from holdfast_api import codec, peers
 from holdfast_api import ranks as wire
-from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord
+from holdfast_api.errors import ContractError
+from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord, ParentRef
 from holdfast_api.messages import Blocked, BlockedReason, Rejection, Stage
 from holdfast_store.errors import StoreError
 
@@ -28,11 +34,32 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 3.0
 
 
+@dataclass(slots=True)
+class Ahead:
+    """A prefetch that runs, or has run."""
+
+    parent: ParentRef
+    stop: Stop
+    task: asyncio.Task[None]
+
+    async def end(self) -> None:
+        """No thread of it writes into a slot afterwards."""
+        self.stop.set("what was fetched ahead is taken over")
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
 class Restoring:
     """One attempt's. Called on the event loop's thread."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._ahead: Ahead | None = None
+        self._is_there = False
+        """What was fetched ahead is whole."""
+        self._closed = False
+        """No prefetch begins any more."""
+        self._beginning = asyncio.Lock()
+        self._contents = Contents()
         self._resolved: peers.Resolved | None = None
         self._may_load = False
         self._fetching: asyncio.Task[Rejection | None] | None = None
@@ -44,10 +71,39 @@ class Restoring:
         self.refused = ""
         """Why no rank can be served, for every rank that asks."""
 
+    def prefetch(self, message: peers.Prefetch) -> None:
+        """Fetches ahead of the claim, as far as memory allows; begins anew for another checkpoint, and where the last try has failed."""
+        s = self._shared
+        if self._closed or s.record.evacuating or s.store is None:
+            return
+        before = self._ahead
+        if before is not None and before.parent == message.parent and (not before.task.done() or self._is_there):
+            return
+        record = codec.from_json(CommitRecord, message.commit.encode(), max_bytes=MAX_MANIFEST_BYTES)
+        stop = Stop()
+        self._is_there = False
+        self._ahead = Ahead(message.parent, stop, asyncio.ensure_future(self._fetch_ahead(record, stop, before)))
+
+    async def _fetch_ahead(self, record: CommitRecord, stop: Stop, before: Ahead | None) -> None:
+        if before is not None:
+            await before.end()
+        s, started = self._shared, time.monotonic()
+        tally = restore.Tally(functools.partial(self._count, asyncio.get_running_loop()), self._contents)
+        try:
+            await self._fetch_into_slots(record, tally, stop, ahead=True)
+        except (AgentError, StoreError, OSError, ContractError) as e:
+            # Nothing is said but here: the fetch after the claim meets it again, and knows what it means (C3, C4).
+            log.info("checkpoint %s is not fetched ahead: %s: %s", record.ref, type(e).__name__, e)
+        else:
+            self._is_there = True
+            s.record.stage(Stage.PREFETCHED)
+            log.info("checkpoint %s was fetched ahead in %.1f s", record.ref, time.monotonic() - started)
+
     async def resolved(self, message: peers.Resolved) -> object:
         """Fetched, or LATER. The lead repeats it until everybody has answered."""
-        if self._resolved is None or _choice(self._resolved) != _choice(message):
-            await self._begin(message)
+        async with self._beginning:  # an answer that is late is asked for again
+            if self._resolved is None or _choice(self._resolved) != _choice(message):
+                await self._begin(message)
         assert self._fetching is not None
         await asyncio.wait([self._fetching], timeout=LATER_SECONDS)
         if not self._fetching.done():
@@ -80,7 +136,13 @@ class Restoring:
         return None
 
     async def close(self) -> None:
+        self._closed = True
+        await self._end_fetches()
+
+    async def _end_fetches(self) -> None:
         self._stop.set("the attempt is over")
+        if self._ahead is not None:
+            await self._ahead.end()
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.gather(self._fetching, return_exceptions=True)
@@ -88,7 +150,8 @@ class Restoring:
     # ---- inside
 
     async def _begin(self, message: peers.Resolved) -> None:
-        await self.close()
+        self._closed = True
+        await self._end_fetches()
         s = self._shared
         self._resolved, self._may_load, self._images, self._stop = message, False, {}, Stop()
         s.record.resolved = True
@@ -116,7 +179,7 @@ class Restoring:
                 False,
                 now(),
             )
-        tally = restore.Tally(functools.partial(self._count, asyncio.get_running_loop()))
+        tally = restore.Tally(functools.partial(self._count, asyncio.get_running_loop()), self._contents)
         while True:
             try:
                 self._images = await self._try(record, tally)
@@ -154,19 +217,26 @@ class Restoring:
         s = self._shared
         while s.store is None:
             await s.changes.until(lambda: s.store is not None, Deadline.after(3600))
+        self._stop = Stop()
+        return await self._fetch_into_slots(record, tally, self._stop, ahead=False)
+
+    async def _fetch_into_slots(
+        self, record: CommitRecord, tally: restore.Tally, stop: Stop, *, ahead: bool
+    ) -> dict[int, restore.Image]:
+        s = self._shared
+        assert s.store is not None
         own = record.job_uid == s.settings.config.job_uid
-        store = s.store if own else s.store.for_job(record.job_uid)
-        self._stop = stop = Stop()
         try:
             return await restore.fetch(
                 record,
                 s.settings.ranks,
-                store=store,
+                store=s.store if own else s.store.for_job(record.job_uid),
                 node=s.node if own else None,
                 arena=s.arena,
                 threads=s.threads,
                 tally=tally,
                 stop=stop,
+                ahead=ahead,
             )
         finally:
             s.distrusted |= tally.distrusted

@@ -266,6 +266,8 @@ class Stage(StrEnum):
     AGENT_STARTED = "agent-started"
     ATTEMPT_ACCEPTED = "attempt-accepted"
     RANKS_STARTED = "ranks-started"
+    PREFETCHED = "prefetched"
+    """What would be continued is in the arena and verified, before the claim; of the first checkpoint for which that is true."""
     CLAIMED = "claimed"
     FETCHED = "fetched"
     """Every byte the local ranks need is in the arena and verified."""

@@ -221,6 +221,19 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """The lead, which has not claimed yet: this checkpoint would be continued now. A member may fetch its part ahead; it decides nothing, and only
+    `Resolved` counts. Best effort: a member that does not know the message loses time and nothing else."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    parent: ParentRef
+    commit: str
+    """The commit record's exact text."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """Answer to `Resolved`: every byte that the local ranks need is verified, or `rejection` says what is wrong with the checkpoint."""
 

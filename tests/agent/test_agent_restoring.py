@@ -1,37 +1,19 @@
 """C3: what a member does while it fetches, when the store is away, the node's disk fails, or a checkpoint that was refused has been mended."""
 
 import asyncio
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-
-from worlds import World, ref
-
 from holdfast_agent import restore, restoring
-from holdfast_agent.arena import Arena
-from holdfast_agent.crew import Changes, Crew
-from holdfast_agent.metrics import Metrics
-from holdfast_agent.peers import LATER
-from holdfast_agent.record import Record
-from holdfast_agent.restoring import Restoring
-from holdfast_agent.shared import Shared
-from holdfast_agent.threads import Threads
-from holdfast_api import layout, peers
-from holdfast_api.config import StorageConfig
-from holdfast_api.manifest import ParentRef
+from holdfast_api import layout
 from holdfast_api.messages import BlockedReason
 from holdfast_store.errors import Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.local import LocalTier
-from holdfast_store.memory import Effect, Fault, MemoryBucket
-
-IMAGE = b"aaaabbbbccccdddd"
+from holdfast_store.memory import Effect, Fault
+from tests.agent.members import IMAGE, Member, ref, until
 
 
 @pytest.fixture(autouse=True)
@@ -39,55 +21,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore, "PATIENCE_SECONDS", 0.02)
     monkeypatch.setattr(restoring, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(restoring, "LATER_SECONDS", 0.05)
-
-
-class Member:
-    """Worker 0 of attempt 2, which is told to continue 1/1."""
-
-    def __init__(self, folder: Path, *, node: bool = False) -> None:
-        self.bucket = MemoryBucket()
-        self.world = World(self.bucket).claimed(1).saved(1, 1, IMAGE)
-        (folder / "local").mkdir()
-        self.node = LocalTier(folder / "local", "ns", "job", self.world.uid) if node else None
-        self.record = Record(self.world.uid, 0, "pod")
-        self.shared = Shared(
-            settings=SimpleNamespace(  # type: ignore[arg-type]
-                config=SimpleNamespace(worker=0, job_uid=self.world.uid, storage=StorageConfig("memory://")),
-                ranks=range(1),
-            ),
-            order=SimpleNamespace(attempt=2, members=()),  # type: ignore[arg-type]
-            record=self.record,
-            metrics=Metrics(0),
-            threads=Threads(),
-            arena=Arena(folder / "memory"),
-            node=self.node,
-            crew=Crew(range(1)),
-            changes=Changes(),
-            end=lambda *_: None,
-            fail=lambda *_: None,
-            supersede=lambda *_: None,
-            store=self.world.store,
-        )
-        self.restoring = Restoring(self.shared)
-
-    def resolved(self, choice: int = 1) -> peers.Resolved:
-        _, text = self.world.store._records.commit(ref(1, 1))
-        return peers.Resolved(2, "life", ParentRef(self.world.uid, 1, 1), text, False, choice)
-
-    async def fetched(self, choice: int = 1) -> Any:
-        """As the lead does it: asked until there is an answer."""
-        message = self.resolved(choice)
-        while (answer := await self.restoring.resolved(message)) is LATER:
-            pass
-        return answer
-
-    def image(self) -> bytes:
-        return self.shared.arena.path(0, 0).read_bytes()[: len(IMAGE)]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("key", ["rank-0.json", "/chunks/"])
