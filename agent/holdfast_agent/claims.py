@@ -79,12 +79,14 @@ class Claims:
         self._choices = 0
         """How many were made: a checkpoint that is chosen again after it was refused is to be tried again (C3)."""
         self._rejected = asyncio.Event()
+        self._acted_on = shared.order
+        """The order under which the last choice was looked for: another one makes it worth looking again."""
         self._scout = Scout(shared, self._would_choose)
 
     async def run(self) -> None:
         """Ends when the attempt is superseded; else waits for rejections as long as the attempt lives."""
         while True:
-            order = self._shared.order
+            self._acted_on = self._shared.order
             try:
                 await self._go()
             except Superseded as e:
@@ -101,6 +103,7 @@ class Claims:
                 if self._shared.record.claim is None:
                     self._choice = None
                 self._shared.record.block(unexpected(e, "looking for the checkpoint to continue"))
+            order = self._acted_on
             await self._changed(order)
             if self._shared.order is not order or time.monotonic() - self._bad_since >= LOOK_AGAIN_SECONDS:
                 self._bad.clear()  # somebody may have mended the store
@@ -170,6 +173,7 @@ class Claims:
         """The newest checkpoint whose manifests all verify. Raises NeedsPerson rather than start from nothing (C1)."""
         while True:
             bad = len(self._bad)
+            self._acted_on = self._shared.order
             choice = await self._look_for_one()
             if choice is not None:
                 return choice
