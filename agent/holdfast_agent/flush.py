@@ -1,25 +1,30 @@
 """Writes what one worker's ranks have captured: slot -> chunks in the store and an image on the node, at the same time, from the same memory (B4, B6, B9).
 
-A chunk that the base has is referred to, not sent; a chunk that two ranks of this worker share is sent once. Nothing here makes a checkpoint exist: that is
-the commit record, written by the coordinator (saves.py).
+Each chunk is hashed once, and handed on while it is hot: to the node's file and, unless the base has it, to the store. The two go their own pace, and
+neither waits for the other. A chunk that two ranks of this worker share is sent once. Nothing here makes a checkpoint exist: that is the commit record,
+written by the coordinator (saves.py).
 """
 
 import asyncio
+import contextlib
 import logging
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from holdfast_agent.arena import Mapped
-from holdfast_agent.clock import now
-from holdfast_agent.errors import SaveGivenUp
+from holdfast_agent.errors import AgentError, SaveGivenUp
+from holdfast_agent.lanes import Lane
+from holdfast_agent.pace import Pace, pace_of
+from holdfast_agent.sending import Sending
 from holdfast_agent.threads import Stop, Threads, persist
+from holdfast_agent.tonode import ToNode
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Chunk, RankEntry, RankManifest, TensorEntry
-from holdfast_store.chunks import digest
+from holdfast_store.chunks import digest, ranges
 from holdfast_store.errors import StoreError
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
@@ -50,8 +55,10 @@ class Job:
     parts: tuple[Part, ...]
     base_has: Mapping[str, CheckpointRef] = field(default_factory=dict)
     """Digest -> the checkpoint under which the chunk lies; without chunks that once failed verification (B5)."""
-    wait_for_node: bool = True
-    """False in an emergency: the store decides, the node's copy is taken if it is there in time."""
+    base: CheckpointRef | None = None
+    """The node keeps its copy while there is room for it."""
+    emergency: bool = True
+    """At full speed. Otherwise beside training, which must not become slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,36 +68,36 @@ class Written:
     refers_to: tuple[CheckpointRef, ...]
     bytes_logical: int
     bytes_sent: int
+    bytes_stored: int
+    """Of the chunks that lie under this save."""
     node_durable_at: datetime | None
+    """None: not yet, or not at all."""
     on_node: asyncio.Task[datetime | None]
-    """Ends when the node's images are written, or could not be; in an emergency perhaps later than the flush."""
+    """Ends when the node's images are durable, or could not be, perhaps later than the flush: then no thread reads the slots any more."""
 
 
-class Sender:
-    """Sends each distinct chunk of one save once. Called on chunk threads."""
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A part in this process's memory."""
 
-    def __init__(self, job: Job, store: JobStore, stop: Stop) -> None:
-        self._job = job
-        self._store = store
-        self._stop = stop
-        self._lock = threading.Lock()
-        self._taken: set[str] = set()
-        self.bytes_sent = 0
+    part: Part
+    mapped: Mapped
+    views: tuple[memoryview, ...]
 
-    def send(self, view: memoryview) -> Chunk:
-        if self._stop.wanted:
-            raise SaveGivenUp(self._stop.reason or "the time is up")
-        name = digest(view)
-        if (at := self._job.base_has.get(name)) is not None:
-            return Chunk(name, len(view), at)
-        with self._lock:
-            first = name not in self._taken
-            self._taken.add(name)
-        # The second one does not wait for the first: if that fails, the whole save fails.
-        if first and persist(self._stop, lambda: self._store.put_chunk(self._job.ref, name, view)):
-            with self._lock:
-                self.bytes_sent += len(view)
-        return Chunk(name, len(view), self._job.ref)
+    @classmethod
+    def of(cls, part: Part, chunk_bytes: int) -> "Image":
+        mapped = Mapped(part.path, part.image_bytes, write=False)
+        return cls(part, mapped, tuple(mapped.view[at : at + n] for at, n in ranges(part.image_bytes, chunk_bytes)))
+
+    @property
+    def rank(self) -> int:
+        return self.part.rank
+
+    def close(self) -> None:
+        for view in self.views:
+            with contextlib.suppress(BufferError):  # a request that was cut lets go of it a moment later
+                view.release()
+        self.mapped.close()
 
 
 async def write(
@@ -102,51 +109,109 @@ async def write(
     *,
     node_free: asyncio.Task[None] | None = None,
     on_node_durable: Callable[[datetime], None] = lambda at: None,
+    on_node_trouble: Callable[[StoreError], None] = lambda error: None,
 ) -> Written:
-    """Raises StoreError or SaveGivenUp. When it returns or raises, no thread reads the slots any more (but see `wait_for_node`).
+    """Returns when the store has the chunks and the manifests. Raises StoreError or SaveGivenUp, when no thread reads the slots any more.
 
     `node_free`: what still tidies the node's directory; the node's part begins after it. `on_node_durable` is called when all images are on the
-    node, in an emergency perhaps after this has returned.
+    node, `on_node_trouble` if they cannot be, either perhaps after this has returned.
     """
-    sender = Sender(job, store, stop)
-    mapped: list[Mapped] = []
+    writing = asyncio.ensure_future(
+        _write(job, store, node, threads, stop, node_free, on_node_durable, on_node_trouble)
+    )
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        stop.set("the save is abandoned")
+        await asyncio.wait([writing])
+        raise
+
+
+async def _write(
+    job: Job,
+    store: JobStore,
+    node: LocalTier | None,
+    threads: Threads,
+    stop: Stop,
+    node_free: asyncio.Task[None] | None,
+    on_node_durable: Callable[[datetime], None],
+    on_node_trouble: Callable[[StoreError], None],
+) -> Written:
+    """`write`, never cancelled."""
+    pace = pace_of(emergency=job.emergency, cpus=threads.cpus)
+    images: list[Image] = []
     on_node: asyncio.Task[datetime | None] | None = None
     try:
         for part in job.parts:
-            mapped.append(Mapped(part.path, part.image_bytes, write=False))
-        on_node = asyncio.ensure_future(_to_node(job, node, mapped, threads, stop, node_free, on_node_durable))
-        manifests = await _gather(
-            [_send_part(job, p, m, sender, threads) for p, m in zip(job.parts, mapped, strict=True)], stop
-        )
+            images.append(Image.of(part, job.chunk_bytes))
+        to_node = None
+        if node is not None:
+            to_node = ToNode(job.ref, job.base, images, node, threads.node, pace.node_writes, stop)
+        on_node = asyncio.ensure_future(_node_part(job, to_node, node_free, on_node_durable, on_node_trouble))
+        lane = Lane(threads.sending, threads.link.begin(pace))
+        sending = Sending(job.ref, job.base_has, store, stop, threads.link, pace, lane)
+        chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop)
+        manifests = [_manifest(job, p, c) for p, c in zip(job.parts, chunks, strict=True)]
         entries = await _gather([threads.call(persist, stop, _creating(store, m)) for m in manifests], stop)
-        durable_at = await on_node if job.wait_for_node or on_node.done() else None
-    finally:
-        if on_node is not None and not on_node.done() and job.wait_for_node:
+    except BaseException:
+        stop.set("another part of the save failed")
+        if on_node is not None:
             await asyncio.wait([on_node])
-        if on_node is None or on_node.done():
-            _close(mapped)
-        else:
-            on_node.add_done_callback(lambda _: _close(mapped))
+        _close(images)
+        raise
+    on_node.add_done_callback(lambda _: _close(images))
     refers = {c.at for m in manifests for c in m.chunks} - {job.ref}
-    logical = sum(p.image_bytes for p in job.parts)
     return Written(
-        tuple(manifests), tuple(entries), tuple(sorted(refers)), logical, sender.bytes_sent, durable_at, on_node
+        manifests=tuple(manifests),
+        entries=tuple(entries),
+        refers_to=tuple(sorted(refers)),
+        bytes_logical=sum(p.image_bytes for p in job.parts),
+        bytes_sent=sending.bytes_sent,
+        bytes_stored=sending.bytes_stored,
+        node_durable_at=on_node.result() if on_node.done() else None,
+        on_node=on_node,
     )
 
 
-async def _send_part(job: Job, part: Part, mapped: Mapped, sender: Sender, threads: Threads) -> RankManifest:
-    loop = asyncio.get_running_loop()
-    size = job.chunk_bytes
-    views = [mapped.view[at : at + size] for at in range(0, part.image_bytes, size)]
-    results = await asyncio.gather(
-        *(loop.run_in_executor(threads.chunks, sender.send, v) for v in views), return_exceptions=True
-    )
-    for view in views:
-        view.release()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    chunks = tuple(r for r in results if isinstance(r, Chunk))
+async def _handed_on(
+    images: Sequence[Image],
+    sending: Sending,
+    lane: Lane,
+    to_node: ToNode | None,
+    threads: Threads,
+    pace: Pace,
+    stop: Stop,
+) -> list[list[Chunk]]:
+    """The chunks of each image, once the store has them all. Nothing is hashed or sent when it returns or raises: what the store said, else SaveGivenUp."""
+    found: list[list[Chunk | None]] = [[None] * len(image.views) for image in images]
+
+    def one(number: int, piece: int) -> None:
+        if stop.wanted:
+            raise SaveGivenUp(stop.reason or "the time is up")
+        view = images[number].views[piece]
+        name = digest(view)
+        if to_node is not None:
+            to_node.offer(number, piece)
+        found[number][piece] = sending.chunk(name, view)
+
+    hashing = Lane(threads.background if pace.background else threads.hashing, pace.hashers)
+    lane.over.add_done_callback(lambda over: stop.set("another part of the save failed") if over.exception() else None)
+    for number, image in enumerate(images):
+        for piece in range(len(image.views)):
+            hashing.add(partial(one, number, piece))
+    hashing.end()
+    await asyncio.wait([hashing.over])
+    lane.end()
+    if to_node is not None:
+        to_node.complete()
+    await asyncio.wait([lane.over])
+    failures = [e for e in (lane.over.exception(), hashing.over.exception()) if e is not None]
+    for failure in sorted(failures, key=lambda e: not isinstance(e, StoreError)):
+        raise failure
+    return [[c for c in chunks if c is not None] for chunks in found]
+
+
+def _manifest(job: Job, part: Part, chunks: Sequence[Chunk]) -> RankManifest:
     return RankManifest(
         job_uid=job.job_uid,
         attempt=job.ref.attempt,
@@ -155,47 +220,42 @@ async def _send_part(job: Job, part: Part, mapped: Mapped, sender: Sender, threa
         world_size=job.world_size,
         boundary=part.boundary,
         image_bytes=part.image_bytes,
-        chunk_bytes=size,
-        chunks=chunks,
+        chunk_bytes=job.chunk_bytes,
+        chunks=tuple(chunks),
         tensors=part.tensors,
     )
 
 
-async def _to_node(
+async def _node_part(
     job: Job,
-    node: LocalTier | None,
-    mapped: list[Mapped],
-    threads: Threads,
-    stop: Stop,
+    to_node: ToNode | None,
     free: asyncio.Task[None] | None,
     on_durable: Callable[[datetime], None],
+    on_trouble: Callable[[StoreError], None],
 ) -> datetime | None:
     """When all images are durable on the node; None if there is no node tier or it failed: the store is what counts (fault scenarios 12, 13)."""
-    if node is None:
+    if to_node is None:
         return None
     if free is not None:
         await asyncio.wait([free])
-
-    def all_parts() -> datetime | None:
-        for part, m in zip(job.parts, mapped, strict=True):
-            if stop.wanted:
-                return None
-            node.write_image(job.ref, part.rank, m.view)
-        return now()
-
     try:
-        at = await threads.call(all_parts)
-        if at is not None:
-            on_durable(at)
-        return at
-    except (OSError, StoreError) as e:
-        log.warning("save %s is not on the node: %s", job.ref, e)
+        at = await to_node.run()
+    except AgentError as e:
+        log.info("save %s is not on the node: %s", job.ref, e)
         return None
+    except StoreError as e:
+        on_trouble(e)
+        return None
+    except Exception:
+        log.exception("save %s is not on the node", job.ref)  # a bug costs the node's copy, not the save
+        return None
+    on_durable(at)
+    return at
 
 
-def _close(mapped: list[Mapped]) -> None:
-    for m in mapped:
-        m.close()
+def _close(images: Sequence[Image]) -> None:
+    for image in images:
+        image.close()
 
 
 def _creating(store: JobStore, manifest: RankManifest) -> Callable[[], RankEntry]:

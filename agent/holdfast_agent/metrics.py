@@ -38,6 +38,22 @@ class Metrics:
         self.sent_bytes = Counter(
             "holdfast_agent_checkpoint_sent_bytes", "Bytes sent to the store for them.", registry=r
         )
+        self.stored_bytes = Counter(
+            "holdfast_agent_checkpoint_stored_bytes",
+            "Bytes of the chunks that lie under them: what they cost beside their bases.",
+            registry=r,
+        )
+        self.local_failures = Counter(
+            "holdfast_agent_local_failures", "Saves that are not on the node, by reason.", ["reason"], registry=r
+        )
+        self.store_requests = Gauge(
+            "holdfast_agent_store_requests", "Uploads at once that were last found good.", registry=r
+        )
+        self.store_refusals = Counter(
+            "holdfast_agent_store_refusals",
+            "Uploads that the store refused for now or did not answer in time; each was tried again while there was time.",
+            registry=r,
+        )
         self.saves = Counter(
             "holdfast_agent_saves", "Saves by cause and how they ended.", ["cause", "outcome"], registry=r
         )

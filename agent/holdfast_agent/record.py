@@ -17,6 +17,7 @@ from holdfast_api.messages import (
     ClaimInfo,
     EarlierReport,
     Exit,
+    LocalTrouble,
     Notice,
     PlanReport,
     Rejection,
@@ -72,13 +73,14 @@ class Record:
     plans: list[PlanReport] = field(default_factory=list)
     interval: Choice | None = None
     """How often the lead saves, with `every: auto`."""
+    local: LocalTrouble | None = None
     sequence: int = 0
 
     def begin(self, attempt: int) -> None:
         """A new attempt: only what belongs to the pod stays."""
         fresh = Record(self.job_uid, self.worker, self.pod_uid)
         for name in Record.__slots__:
-            if name not in ("on_change", "sequence", "storage_note", "blocked", "blocked_since", "joined"):
+            if name not in ("on_change", "sequence", "storage_note", "blocked", "blocked_since", "joined", "local"):
                 setattr(self, name, getattr(fresh, name))
         self.attempt = attempt
         self.joined = max(self.joined, attempt)
@@ -104,6 +106,12 @@ class Record:
         """The store did not take a save. Over with the next commit."""
         if why != self.saving:
             self.saving = why
+            self.changed()
+
+    def keeps_locally(self, trouble: LocalTrouble | None) -> None:
+        """Whether the node takes images."""
+        if trouble != self.local:
+            self.local = trouble
             self.changed()
 
     def reject(self, rejection: Rejection) -> None:
@@ -202,6 +210,7 @@ class Record:
             stray=self.stray,
             saving=self.saving,
             plans=tuple(self.plans),
+            local=self.local,
             earlier=self.earlier,
             interval_seconds=round(self.interval.seconds) if self.interval is not None else 0,
             interval_reason=self.interval.words if self.interval is not None else "",

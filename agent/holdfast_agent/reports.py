@@ -169,6 +169,7 @@ def termination_message(report: AgentReport) -> bytes:
         stray=(),
         done_requests=(),
         plans=tuple(dataclasses.replace(p, options=()) for p in report.plans[-1:]),
+        local=None,
     )
     for length in (1024, 256, 32):
         small = dataclasses.replace(

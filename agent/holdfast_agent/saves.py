@@ -318,6 +318,7 @@ class Saves:
             refers_to=tuple(sorted({ref for a in answers for ref in a.refers_to})),
             bytes_logical=sum(a.bytes_logical for a in answers),
             bytes_sent=sum(a.bytes_sent for a in answers),
+            bytes_stored=sum(a.bytes_stored for a in answers),
             metrics=first.metrics,
             run=first.run,
             timings={"flush": monotonic() - self.started_at, **timings},
@@ -364,5 +365,6 @@ def info_of(record: CommitRecord) -> CheckpointInfo:
         committed_at=record.created_at,
         bytes_logical=record.bytes_logical,
         bytes_sent=record.bytes_sent,
+        bytes_stored=record.bytes_stored,
         metrics=dict(record.metrics),
     )

@@ -1,7 +1,9 @@
-"""Errors of the store in words for the person who can mend them: bucket, endpoint, what the store said, what to change. Pure."""
+"""Errors of the store and of the node's directory in words for the person who can mend them: where, what was said, what to change. Pure."""
+
+from pathlib import Path
 
 from holdfast_api.config import StorageConfig
-from holdfast_api.messages import Blocked, BlockedReason
+from holdfast_api.messages import Blocked, BlockedReason, LocalTrouble
 from holdfast_store.errors import Corrupt, Denied, Full, Misconfigured, StoreError, Unavailable
 
 _REFUSALS = (Denied, Full, Misconfigured, Unavailable)
@@ -24,6 +26,20 @@ def blocked(error: StoreError, storage: StorageConfig) -> Blocked:
     remedy = _FULL if isinstance(error, Full) else _REMEDY[reason]
     endpoint = storage.endpoint or "the default endpoint"
     return Blocked(reason, f"{storage.uri} at {endpoint}: {type(error).__name__}: {error}"[:3000] + f"; {remedy}")
+
+
+def local_trouble(error: StoreError, folder: Path) -> LocalTrouble:
+    """Why an image is not on the node (fault scenarios 11-13)."""
+    reason, remedy = "LocalStorageFailed", "look at the disk of this node"
+    if isinstance(error, Full):
+        reason = "LocalStorageFull"
+        remedy = "give the volume room for two images of each rank of this worker: the newest one and the one that is being written"
+    elif isinstance(error, Denied | Misconfigured):
+        reason, remedy = "LocalStorageReadOnly", "make the volume writable for the user of the container"
+    said = f"{folder} takes no image ({type(error).__name__}: {error})"[:1500]
+    return LocalTrouble(
+        reason, f"{said}; checkpoints go to the store alone, and a restart on this node reads from there; {remedy}"
+    )
 
 
 def refusal(error: BaseException) -> StoreError | None:

@@ -8,8 +8,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
-from holdfast_agent import flush, slots
+from holdfast_agent import flush, slots, storage
 from holdfast_agent.clock import Deadline, monotonic
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import AgentError, SaveGivenUp
@@ -21,7 +22,7 @@ from holdfast_api import ranks as wire
 from holdfast_api.errors import ContractError
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord
-from holdfast_api.messages import Stage
+from holdfast_api.messages import Cause, Stage
 from holdfast_store.errors import StoreError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Flush:
     stop: Stop
     deadline: Deadline
     task: asyncio.Task[peers.Flushed]
+    unread: asyncio.Future[None]
+    """Done when no thread reads the slots any more: after the store the node may still read them."""
     written: flush.Written | None = None
     over: bool = False
 
@@ -101,12 +104,12 @@ class Writing:
             self._sealed(message)
         s.changes.bump()
 
-    def abandon(self, boundary: int) -> asyncio.Task[peers.Flushed] | None:
-        """Stops the flush of a boundary whose slot is needed; the task ends when nobody reads the slot any more."""
+    def abandon(self, boundary: int) -> asyncio.Future[None] | None:
+        """Stops the flush of a boundary whose slot is needed; done when nobody reads the slot any more."""
         for running in self._flushes.values():
-            if running.order.boundary == boundary and not running.task.done():
+            if running.order.boundary == boundary and not running.unread.done():
                 running.stop.set("a newer boundary needs the slot")
-                return running.task
+                return running.unread
         return None
 
     def release_round(self, keep: int = 0) -> None:
@@ -143,7 +146,7 @@ class Writing:
             running.stop.set("the attempt is over")
         if self._node_work is not None:
             self._node_work.cancel()  # the node's copy is not worth waiting for; what is torn does not verify
-        waiting = [f.task for f in self._flushes.values() if not f.task.done()]
+        waiting = [f.unread for f in self._flushes.values() if not f.unread.done()]
         if waiting:
             await asyncio.wait(waiting, timeout=10)
 
@@ -153,25 +156,31 @@ class Writing:
         s = self._shared
         s.highest_save = max(s.highest_save, order.save)
         for older in self._flushes.values():
-            if order.save > older.order.save:  # A8
+            if order.save > older.order.save and (order.emergency or not older.over):  # A8
+                # A checkpoint's copy on the node is finished beside the next periodic save: a slow disk would never have one otherwise.
                 older.stop.set(f"save {order.save} is newer")
         stop = Stop()
         deadline = Deadline.of(order.deadline, otherwise_seconds=PERIODIC_SECONDS)
         stop.at = monotonic() + deadline.remaining
         # All ranks of the job hold this boundary, or the coordinator would not ask: what is older may go (E4).
         self._give_back(lambda r: slots.freed_by_newer(r.book, order.boundary) if r.book else [])
-        running = Flush(order, stop, deadline, asyncio.ensure_future(self._run(order, stop, deadline)))
+        unread = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(self._run(order, stop, deadline, unread))
+        running = Flush(order, stop, deadline, task, unread)
         self._flushes[order.save] = running
         for save in sorted(self._flushes)[:-REMEMBERED]:
-            if self._flushes[save].task.done():
+            if self._flushes[save].task.done() and self._flushes[save].unread.done():
                 del self._flushes[save]
         return running
 
-    async def _run(self, order: peers.FlushOrder, stop: Stop, deadline: Deadline) -> peers.Flushed:
+    async def _run(
+        self, order: peers.FlushOrder, stop: Stop, deadline: Deadline, unread: asyncio.Future[None]
+    ) -> peers.Flushed:
         s = self._shared
         held = [(r, r.book.at(order.boundary)) for r in s.crew if r.book is not None]
         missing = len(s.crew.ranks) - sum(h is not None for _, h in held)
         if missing or s.store is None:
+            unread.set_result(None)
             reason = (
                 "the store is not open" if s.store is None else f"{missing} ranks do not hold boundary {order.boundary}"
             )
@@ -179,12 +188,22 @@ class Writing:
         readers = [h[1] for _, h in held if h is not None]
         for h in readers:
             h.readers += 1
+        on_node: asyncio.Task[datetime | None] | None = None
+
+        def not_read(_: object = None) -> None:
+            for h in readers:
+                h.readers -= 1
+            unread.set_result(None)
+            self._give_back_late(order.save)
+            s.changes.bump()
+
         if not order.emergency:
             await self._learn_history()
         started = monotonic()
         job = self._job(order)
 
         def durable(at: datetime) -> None:
+            s.record.keeps_locally(None)
             s.experience.on_node(sum(p.image_bytes for p in job.parts), monotonic() - started)
             if order.emergency:
                 s.record.stage(Stage.LOCAL_DURABLE, at)
@@ -199,14 +218,17 @@ class Writing:
                 stop,
                 node_free=self._node_work,
                 on_node_durable=durable,
+                on_node_trouble=self._node_fails,
             )
+            on_node = written.on_node
         except (StoreError, AgentError, OSError, ContractError) as e:
             log.warning("save %d of attempt %d is not written: %s", order.save, order.attempt, e)
             return peers.Flushed(s.attempt, order.save, (), error=f"{type(e).__name__}: {e}"[:1000])
         finally:
-            for h in readers:
-                h.readers -= 1
-            s.changes.bump()
+            if on_node is None or on_node.done():
+                not_read()
+            else:
+                on_node.add_done_callback(not_read)
         seconds = monotonic() - started
         s.experience.flushed(
             logical=written.bytes_logical,
@@ -241,6 +263,7 @@ class Writing:
             refers_to=written.refers_to,
             bytes_logical=written.bytes_logical,
             bytes_sent=written.bytes_sent,
+            bytes_stored=written.bytes_stored,
             updates=told.updates if told else 0,
             epoch=told.epoch if told else 0,
             samples=told.samples if told else 0,
@@ -248,6 +271,16 @@ class Writing:
             run=told.run if told else {},
             local_durable_at=written.node_durable_at,
         )
+
+    def _node_fails(self, error: StoreError) -> None:
+        """Training goes on, and so does the save: said once, until an image is on the node again (fault scenarios 11-13)."""
+        s = self._shared
+        assert s.node is not None
+        trouble = storage.local_trouble(error, s.node.root)
+        if s.record.local is None or s.record.local.reason != trouble.reason:
+            log.warning("%s: %s", trouble.reason, trouble.message)
+        s.metrics.local_failures.labels(trouble.reason).inc()
+        s.record.keeps_locally(trouble)
 
     async def _learn_history(self) -> None:
         """How old the base's chunks are (B5), once in an attempt, not in an emergency. A store that does not say it now is asked at the next save."""
@@ -292,7 +325,8 @@ class Writing:
             chunk_bytes=s.settings.config.chunk_bytes,
             parts=tuple(parts),
             base_has=s.base_has(order.base, CheckpointRef(order.attempt, order.save), emergency=order.emergency),
-            wait_for_node=not order.emergency,
+            base=order.base,
+            emergency=order.emergency,
         )
 
     # ---- afterwards
@@ -317,26 +351,37 @@ class Writing:
         if ended.written is not None:
             s.metrics.logical_bytes.inc(ended.written.bytes_logical)
             s.metrics.sent_bytes.inc(ended.written.bytes_sent)
+            s.metrics.stored_bytes.inc(ended.written.bytes_stored)
         if s.node is not None:
             self._node_work = asyncio.ensure_future(self._on_node(record.ref, message.record, ended, self._node_work))
 
     async def _on_node(self, ref: CheckpointRef, text: str, ended: Flush, before: asyncio.Task[None] | None) -> None:
-        """The node keeps the newest committed checkpoint; a full disk costs the node's copy and nothing else."""
+        """The node keeps the newest committed checkpoint that it has whole; a full disk costs the node's copy and nothing else.
+
+        The room of the one before stays for the next image, unless this is the last.
+        """
         s = self._shared
         assert s.node is not None
         waiting = [t for t in (before, ended.written.on_node if ended.written else None) if t is not None]
         if waiting:
             await asyncio.wait(waiting)
-        if any(f.order.save > ref.save and not f.task.done() for f in self._flushes.values()):
-            return  # a newer image is being written; the end of that save cleans up
+        if ended.written is None or ended.written.on_node.result() is None:
+            return
+        newer = {CheckpointRef(ref.attempt, save) for save in self._flushes if save > ref.save}
+        ranks = [] if ended.order.cause is Cause.FINAL else [m.rank for m in ended.written.manifests]
         try:
-            if ended.written is not None and ended.written.on_node.result() is not None:
-                for manifest in ended.written.manifests:
-                    await s.threads.call(s.node.write_manifest, manifest)
+            for manifest in ended.written.manifests:
+                await s.threads.call(s.node.write_manifest, manifest)
             await s.threads.call(s.node.write_commit, ref, text)
-            await s.threads.call(s.node.prune, {ref})
+            await s.threads.call(partial(s.node.prune, {ref} | newer, spares_of=ranks))
         except (OSError, StoreError) as e:
-            log.warning("the node's copy of %s is not complete: %s", ref, e)
+            self._node_fails(e if isinstance(e, StoreError) else Unavailable(str(e)))
+
+    def _give_back_late(self, save: int) -> None:
+        """The node has read the slot longer than the store: if the save is over, nobody else will give it back."""
+        ended = self._flushes.get(save)
+        if ended is not None and ended.over:
+            self._give_back(lambda r: slots.freed_by_end(r.book, ended.order.boundary) if r.book else [])
 
     def _give_back(self, which: Callable[[Rank], list[int]]) -> None:
         for rank in self._shared.crew:

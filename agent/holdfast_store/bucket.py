@@ -45,8 +45,11 @@ class Bucket(Protocol):
     def check(self) -> None:
         """Proves that the bucket or directory exists and lets us in: else Misconfigured, Denied or Unavailable. Absence is believed only after it."""
 
-    def create(self, key: str, data: Buffer) -> None:
-        """Create-only, durable and whole when it returns, verified by the server on its way (B6). AlreadyExists if something lies there."""
+    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
+        """Create-only, durable and whole when it returns, verified by the server on its way (B6). AlreadyExists if something lies there.
+
+        Unavailable after `seconds`, where the backend can cut a request; it may have been carried out all the same.
+        """
 
     def put(self, key: str, data: Buffer) -> None:
         """Create or overwrite; readers see the old or the new content, never a mixture."""

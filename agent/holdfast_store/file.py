@@ -43,7 +43,7 @@ class FileBucket:
     def check(self) -> None:
         self._folder.check()
 
-    def create(self, key: str, data: Buffer) -> None:
+    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
         self._folder.write(check_key(key), data, create_only=True)
 
     def put(self, key: str, data: Buffer) -> None:

@@ -2,19 +2,23 @@
 
 Every path is walked part by part from the root's descriptor with O_NOFOLLOW: a symbolic link below the root is refused, wherever it points. A new file
 is written under a temporary name in its own folder, flushed, given its name, and the folder flushed. An error of a flush is final for that file: it is
-unlinked and the error raised; trying again means writing all of it again into another file.
+unlinked and the error raised; trying again means writing all of it again into another file. Large files go past the page cache where that is possible
+(direct.py).
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
+import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from holdfast_store import direct
 from holdfast_store.bucket import Buffer
 from holdfast_store.direct_read import DirectReader
 from holdfast_store.errors import (
@@ -30,6 +34,8 @@ from holdfast_store.errors import (
 
 TEMPORARY = ".new-"
 """Prefix of temporary names. No key can begin with a dot, so none can name such a file."""
+SPARE = ".spare-"
+"""Prefix of the names of files that hold nothing but room (`Folder.set_aside`)."""
 UNFINISHED_AFTER_SECONDS = 86_400
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE_BYTES = 32 << 20
@@ -38,24 +44,74 @@ _REMEMBERED = 4096
 
 
 class Folder:
-    """A directory that keys are resolved below. Thread-safe: it holds no state but the path, and which folders it knows to be durable."""
+    """A directory that keys are resolved below. Thread-safe: it holds no state but the path, which folders it knows to be durable, and how large files are
+    read and written there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._durable: set[str] = set()
         self._making = threading.Lock()
         self._direct = DirectReader()
+        self._mode: direct.Mode | None = None
+        self._probing = threading.Lock()
 
     def check(self) -> None:
         os.close(self._open_root())
 
+    def mode(self) -> direct.Mode:
+        """How large files are written below: found out once, by trying (J5)."""
+        with self._probing:
+            if self._mode is None:
+                os.close(self._open_root())
+                with wrapped(""):
+                    self._mode = direct.probe(self.root)
+            return self._mode
+
     def write(self, key: str, data: Buffer, *, create_only: bool) -> None:
         """Whole and durable when it returns. AlreadyExists with `create_only` if the name is taken."""
+        view = memoryview(data).cast("B")
+        file = self.begin(key, view.nbytes)
+        try:
+            file.write(view, 0)
+            file.keep(create_only=create_only)
+        finally:
+            file.close()
+
+    def begin(self, key: str, size: int, *, spare: str = "") -> "NewFile":
+        """A file of `size` bytes that has its room and not yet its name. `spare`: where `set_aside` has put one whose room may be used."""
+        straight = size >= direct.SMALLEST_BYTES and self.mode().direct
         for _ in range(_RACES):
             # FileNotFoundError: a deleter removed the empty folder between two of our steps.
             with wrapped(key), contextlib.suppress(FileNotFoundError), self._parent(key, make=True) as (parent, name):
-                return _write_new(parent, name, data, create_only=create_only)
+                temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
+                fd = self._take(spare, parent, temporary) if spare else None
+                return NewFile(key, parent, name, temporary, size, fd=fd, straight=straight)
         raise Unavailable(f"{key}: its folder kept disappearing while it was written")
+
+    def set_aside(self, key: str, spare: str) -> None:
+        """Takes a file's name away and keeps its room for `begin`; replaces what lies there. Absent is fine. The last part of `spare` begins with SPARE: no
+        key names it."""
+        with contextlib.suppress(Absent), wrapped(key), self._parent(key, make=False) as (parent, name):
+            with self._parent(spare, make=True) as (other, new):
+                os.rename(name, new, src_dir_fd=parent, dst_dir_fd=other)
+            os.fsync(parent)
+
+    def _take(self, spare: str, parent: int, temporary: str) -> int | None:
+        """A descriptor of the spare file under its new name, or None if there is none that nobody else can see.
+
+        Its old content is gone with the first piece. So it must have no second name, and nobody may have it open, a reader of the old image for one.
+        """
+        try:
+            with self._parent(spare, make=False) as (other, name):
+                os.rename(name, temporary, src_dir_fd=other, dst_dir_fd=parent)
+            fd = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        except OSError:
+            return None
+        if _is_ours_alone(fd):
+            return fd
+        os.close(fd)
+        os.unlink(temporary, dir_fd=parent)
+        return None
 
     def open(self, key: str) -> int:
         """A descriptor for reading; the caller closes it. Absent only below a root that exists (B7)."""
@@ -139,6 +195,12 @@ class Folder:
                     os.unlink(entry.name, dir_fd=fd)
                     count += 1
         return count
+
+    def discard_spares(self, prefix: str, *, keep: Collection[str]) -> None:
+        """Unlinks what `set_aside` has put directly below `prefix`, but for `keep`."""
+        for entry in self._entries(prefix):
+            if entry.name.startswith(SPARE) and prefix + entry.name not in keep:
+                self.delete(prefix + entry.name)
 
     def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
         with contextlib.suppress(Absent), wrapped(prefix), self._directory(prefix.rstrip("/")) as fd:
@@ -234,36 +296,80 @@ def _is_there(fd: int, part: str) -> bool:
     return True
 
 
-def _write_new(parent: int, name: str, data: Buffer, *, create_only: bool) -> None:
-    temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
-    try:
-        _write_all(fd, data)
-        os.fsync(fd)
-        if create_only:
-            _link(fd, temporary, name, parent)
-        else:
-            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-            temporary = ""
-        os.fsync(parent)
-    finally:
-        os.close(fd)
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=parent)
+class NewFile:
+    """A file on its way. `write` from any threads, then `keep` or nothing, then `close`, from one. Raises StoreError."""
 
-
-def _write_all(fd: int, data: Buffer) -> None:
-    view = memoryview(data).cast("B")
-    if view.nbytes:
+    def __init__(
+        self, key: str, parent: int, name: str, temporary: str, size: int, *, fd: int | None, straight: bool
+    ) -> None:
+        """`fd`: of a file that exists under the temporary name already; owned from now on. Raises OSError."""
+        self._key = key
+        self._name = name
+        self._temporary = temporary
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = fd if fd is not None else os.open(temporary, flags, 0o600, dir_fd=parent)
+        self._direct: int | None = None
+        self._parent = os.dup(parent)
         try:
-            os.posix_fallocate(fd, 0, view.nbytes)  # shows a full disk before the time is spent
-        except OSError as e:
-            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-    done = 0
-    while done < view.nbytes:
-        done += os.write(fd, view[done : done + _PIECE_BYTES])
+            if os.fstat(self._fd).st_size != size:
+                os.ftruncate(self._fd, size)
+            _allocate(self._fd, size)  # shows a full disk before the time is spent
+            if straight:
+                self._direct = direct.opened_directly(lambda flags: os.open(temporary, flags, dir_fd=parent))
+        except BaseException:
+            self.close()
+            raise
+        self._pieces = direct.PieceWriter(self._fd, self._direct)
+
+    def write(self, view: memoryview, offset: int) -> None:
+        with wrapped(self._key):
+            self._pieces.write(view, offset)
+
+    def keep(self, *, create_only: bool = False) -> None:
+        """Durable under its name when it returns. AlreadyExists with `create_only` if the name is taken. An error is final for this file (B9)."""
+        with wrapped(self._key):
+            os.fdatasync(self._fd)
+            if create_only:
+                _link(self._fd, self._temporary, self._name, self._parent)
+            else:
+                os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+                self._temporary = ""
+                os.fsync(self._parent)
+
+    def close(self) -> None:
+        """What was not kept is gone. Once."""
+        for fd in (self._fd, self._direct):
+            if fd is not None:
+                os.close(fd)
+        if self._temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._parent)
+        os.close(self._parent)
+
+
+def _is_ours_alone(fd: int) -> bool:
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+        return False
+    try:
+        fcntl.fcntl(
+            fd, fcntl.F_SETSIG, signal.SIGURG
+        )  # of somebody who opens it this moment: the usual signal would end the process
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # granted only while nobody else has it open or mapped
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True
+
+
+def _allocate(fd: int, size: int) -> None:
+    if not size:
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as e:
+        if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
 
 
 def _link(fd: int, temporary: str, name: str, parent: int) -> None:

@@ -135,15 +135,16 @@ class JobStore:
 
     # Chunks, manifests, commit
 
-    def put_chunk(self, ref: CheckpointRef, digest: str, view: memoryview) -> bool:
+    def put_chunk(self, ref: CheckpointRef, digest: str, view: memoryview, *, seconds: float | None = None) -> bool:
         """Create-only, with a checksum that the server verifies (B6); False if it was there. `view` must not change meanwhile. Any thread.
 
-        Where the store verifies nothing, what was there is read and compared. If it is not what its name says, it is what is left of a request that was
-        cut: nothing valid can refer to it, so it is taken away and the error is Unavailable, after which the chunk is sent again.
+        Unavailable after `seconds`, where the backend can cut a request. Where the store verifies nothing, what was there is read and compared. If it is
+        not what its name says, it is what is left of a request that was cut: nothing valid can refer to it, so it is taken away and the error is
+        Unavailable, after which the chunk is sent again.
         """
         key = self.prefix + layout.chunk_key(ref, digest)
         try:
-            self.bucket.create(key, view)
+            self.bucket.create(key, view, seconds=seconds)
         except AlreadyExists:
             if not self.bucket.verifies_uploads:
                 self._proved_or_removed(Chunk(digest, view.nbytes, ref), key)

@@ -5,9 +5,12 @@
     <root>/<namespace>/<job>-<uid>/checkpoints/<attempt>/<save>/commit.json                the commit record's exact text
 
 It is a copy, never the truth: whether a checkpoint exists is asked of the store (B2), and every byte is verified on its way out (C3).
+
+The room of an image that was pruned is kept for the next one of its rank: a write into blocks that exist is faster, and the room cannot be missing when an
+emergency needs it. No more than two images of a rank take up room that way, the newest and the one that is being written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +19,9 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord, RankManifest
 from holdfast_store.bucket import check_key
 from holdfast_store.chunks import digest
+from holdfast_store.direct import Mode
 from holdfast_store.errors import Absent, Corrupt, Misconfigured
-from holdfast_store.folders import Folder
+from holdfast_store.folders import SPARE, Folder, NewFile
 from holdfast_store.records import manifest_problem, parse, parse_commit
 
 
@@ -44,6 +48,14 @@ class LocalTier:
     def check(self) -> None:
         """Misconfigured if the directory is not there."""
         self._folder.check()
+
+    def mode(self) -> Mode:
+        """How images are written here; looked at once (J5)."""
+        return self._folder.mode()
+
+    def begin_image(self, ref: CheckpointRef, rank: int, image_bytes: int) -> NewFile:
+        """An image to be filled in pieces, from any threads. Full here, not later, if there is no room for it."""
+        return self._folder.begin(self._image_key(ref, rank), image_bytes, spare=self._spare(rank))
 
     def write_image(self, ref: CheckpointRef, rank: int, view: memoryview) -> None:
         """Whole and durable when it returns; replaces an earlier one. `view` must not change meanwhile."""
@@ -94,13 +106,20 @@ class LocalTier:
         """Images of a rank that have a readable manifest, newest first."""
         return [image for ref in self._refs() if (image := self._image(ref, rank))]
 
-    def prune(self, keep: set[CheckpointRef]) -> None:
-        """Removes every checkpoint but those in `keep`, and what writers that died left behind. The manifest goes last."""
+    def prune(self, keep: set[CheckpointRef], *, spares_of: Collection[int] = ()) -> None:
+        """Removes every checkpoint but those in `keep`, and what writers that died left behind. The manifest goes last.
+
+        The room of one image of each rank in `spares_of` is kept for its next one; all other spare room is given back.
+        """
         for ref in self._refs():
             if ref not in keep:
                 _, files = self._folder.level(self._prefix + layout.checkpoint_prefix(ref))
+                spared = {self._image_key(ref, rank): self._spare(rank) for rank in spares_of}
                 for key, _ in sorted(files, key=lambda f: f[0].endswith(".json")):
+                    if key in spared:
+                        self._folder.set_aside(key, spared[key])
                     self._folder.delete(key)
+        self._folder.discard_spares(self._prefix, keep={self._spare(rank) for rank in spares_of})
         self._folder.discard_unfinished(self._prefix)
 
     def bytes_used(self) -> int:
@@ -129,6 +148,9 @@ class LocalTier:
         for attempt in _numbers(self._folder.level(base)[0]):
             for save in _numbers(self._folder.level(f"{base}{attempt:010d}/")[0]):
                 yield CheckpointRef(attempt, save)
+
+    def _spare(self, rank: int) -> str:
+        return f"{self._prefix}{SPARE}rank-{rank}"
 
     def _image_key(self, ref: CheckpointRef, rank: int) -> str:
         return check_key(f"{self._prefix}{layout.checkpoint_prefix(ref)}rank-{rank}.safetensors")

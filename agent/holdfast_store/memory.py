@@ -87,7 +87,7 @@ class MemoryBucket:
         with self._call("check", ""):
             pass
 
-    def create(self, key: str, data: Buffer) -> None:
+    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
         with self._call("create", check_key(key)) as effects:
             if key in self._objects and Effect.NOT_EXCLUSIVE not in effects:
                 raise AlreadyExists(f"{key} exists")

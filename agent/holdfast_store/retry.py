@@ -42,8 +42,9 @@ class Persistent:
     def check(self) -> None:
         self._try(self.inner.check)
 
-    def create(self, key: str, data: Buffer) -> None:
-        self._try(lambda: self.inner.create(key, data))
+    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
+        """`seconds` are of one try."""
+        self._try(lambda: self.inner.create(key, data, seconds=seconds))
 
     def put(self, key: str, data: Buffer) -> None:
         self._try(lambda: self.inner.put(key, data))

@@ -20,6 +20,7 @@ import obstore.exceptions
 import obstore.store
 
 from holdfast_api.config import StorageConfig
+from holdfast_store import cut
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.errors import Absent, Corrupt, Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.patience import Pace
@@ -154,8 +155,8 @@ class S3Bucket:
             raise self._refusal("", read_text(str(e))) from e
         self._checked.set()
 
-    def create(self, key: str, data: Buffer) -> None:
-        self._put(check_key(key), data, "create")
+    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
+        self._put(check_key(key), data, "create", seconds)
 
     def put(self, key: str, data: Buffer) -> None:
         self._put(check_key(key), data, "overwrite")
@@ -299,12 +300,20 @@ class S3Bucket:
         return Denied(NO_CREDENTIALS)
 
     @bordered
-    def _put(self, key: str, data: Buffer, mode: Any) -> None:
+    def _put(self, key: str, data: Buffer, mode: Any, seconds: float | None = None) -> None:
         view = memoryview(data).cast("B")
         try:
-            obstore.put(self._store, key, view, mode=mode, use_multipart=False)
+            if seconds is None:
+                obstore.put(self._store, key, view, mode=mode, use_multipart=False)
+            else:
+                cut.within(seconds, lambda: self._put_later(key, view, mode))
+        except TimeoutError as e:
+            raise Unavailable(f"{key} at {self.settings.where}: no answer within {seconds:.1f} s") from e
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
+
+    async def _put_later(self, key: str, view: memoryview, mode: Any) -> None:
+        await obstore.put_async(self._store, key, view, mode=mode, use_multipart=False)
 
     @bordered
     def _open(self, key: str) -> Any:

@@ -143,7 +143,11 @@ class CommitRecord:
     refers_to: tuple[CheckpointRef, ...]
     """Every other checkpoint under which a chunk of this one lies (B3)."""
     bytes_logical: int = 0
+    """Of the ranks' images."""
     bytes_sent: int = 0
+    """To the store, in requests that it has carried out."""
+    bytes_stored: int = 0
+    """Of the chunks that lie under this checkpoint itself: what it costs beside its base."""
     metrics: dict[str, float] = field(default_factory=dict)
     run: dict[str, str] = field(default_factory=dict)
     """Run id, git commit, dirty flag, image, package versions, device, dataset fingerprint: strings only."""

@@ -195,6 +195,16 @@ class Blocked:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalTrouble:
+    """Why the node's directory holds no copy of the newest checkpoint. Training goes on, and the store has everything."""
+
+    reason: str
+    """LocalStorageFull, LocalStorageReadOnly or LocalStorageFailed; the reason of a condition. A word, not an enum: a later agent may know more."""
+    message: str
+    """Names the directory and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointInfo:
     """A committed checkpoint, as status shows it."""
 
@@ -205,6 +215,8 @@ class CheckpointInfo:
     committed_at: datetime
     bytes_logical: int = 0
     bytes_sent: int = 0
+    bytes_stored: int = 0
+    """Of the chunks that lie under this checkpoint itself: what it costs beside its base."""
     durable: bool = True
     """In the object store; False where only the node's NVMe has it."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -388,6 +400,8 @@ class AgentReport:
     """Greatest attempt that this pod has joined in any life of its agent. Above `attempt`: the agent was restarted in place and refuses that attempt (A1)."""
     saving: Blocked | None = None
     """Why the newest saves could not be stored; None again once one is committed."""
+    local: LocalTrouble | None = None
+    """None again once an image is on the node."""
     earlier: tuple[EarlierReport, ...] = ()
     """Of the lead: the newest report of each worker in the attempts before its own, at most one a worker; sent until one report with it is taken."""
     plans: tuple[PlanReport, ...] = ()

@@ -179,6 +179,7 @@ class Flushed:
     refers_to: tuple[CheckpointRef, ...] = ()
     bytes_logical: int = 0
     bytes_sent: int = 0
+    bytes_stored: int = 0
     updates: int = 0
     epoch: int = 0
     samples: int = 0

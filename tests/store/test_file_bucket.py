@@ -101,7 +101,7 @@ def test_an_fsync_error_is_final_for_that_file_and_nothing_becomes_visible(
         failed.append(fd)
         raise OSError(errno.EIO, "ordered fault")
 
-    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(os, "fdatasync", broken)
     with pytest.raises(Unavailable):
         files.create("a/x", b"1")
     assert len(failed) == 1  # not tried again on the same file: the kernel may have dropped the pages
@@ -126,7 +126,7 @@ def test_system_errors_become_what_a_caller_can_act_on(
     def broken(*_: object) -> int:
         raise OSError(number, "ordered fault")
 
-    monkeypatch.setattr(os, "write", broken)
+    monkeypatch.setattr(os, "pwrite", broken)
     with pytest.raises(kind, match="a/x"):
         files.create("a/x", b"1")
     assert names_below(tmp_path) == []

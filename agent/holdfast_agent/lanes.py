@@ -1,0 +1,103 @@
+"""A lane: pieces of blocking work in the order in which they came, so many at once, on threads of a shared pool.
+
+A flush has three (flush.py): hashing, the node's file, the store. Each takes its pace from what it works against, and a slow one holds up no other: what
+waits in a lane is a place in the arena, not a copy.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+Work = Callable[[], None]
+
+
+class Lane:
+    """`add`, `resize` and `end` from any thread; `over` is awaited on the loop in which the lane was made."""
+
+    def __init__(self, pool: Executor, width: int) -> None:
+        self._pool = pool
+        self._width = max(1, width)
+        self._lock = threading.Lock()
+        self._waiting: deque[Work] = deque()
+        self._running = 0
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        """Done when nothing of the lane runs and nothing will; holds the first failure, after which what waited was dropped."""
+
+    def add(self, work: Work) -> None:
+        """Dropped if the lane has failed. Not after `end`."""
+        with self._lock:
+            assert not self._ended
+            if self._failure is None:
+                self._waiting.append(work)
+            self._start()
+
+    def resize(self, width: int) -> None:
+        """Takes effect as pieces end."""
+        with self._lock:
+            self._width = max(1, width)
+            self._start()
+
+    def end(self) -> None:
+        """Nothing more will be added. Twice is fine."""
+        with self._lock:
+            self._ended = True
+            self._finish()
+
+    @property
+    def backlog(self) -> int:
+        """Pieces that wait for a thread."""
+        with self._lock:
+            return len(self._waiting)
+
+    # ---- with the lock held
+
+    def _start(self) -> None:
+        while self._running < min(self._width, self._running + len(self._waiting)):
+            self._running += 1
+            try:
+                self._pool.submit(self._work, self._waiting.popleft())
+            except RuntimeError as e:  # the pool is closed: the agent ends
+                self._running -= 1
+                self._fail(e)
+                self._finish()
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failure = self._failure or failure
+        self._waiting.clear()
+
+    def _finish(self) -> None:
+        if (self._ended or self._failure is not None) and not self._running and not self._waiting:
+            self._loop.call_soon_threadsafe(self._tell)
+
+    # ---- on the pool's threads, and on the loop
+
+    def _work(self, work: Work) -> None:
+        while True:
+            failure = None
+            try:
+                work()
+            except BaseException as e:
+                failure = e
+            with self._lock:
+                if failure is not None:
+                    self._fail(failure)
+                if not self._waiting or self._running > self._width:
+                    self._running -= 1
+                    self._start()
+                    self._finish()
+                    return
+                work = self._waiting.popleft()
+
+    def _tell(self) -> None:
+        if self.over.done():
+            return
+        if self._failure is None:
+            self.over.set_result(None)
+        else:
+            self.over.set_exception(self._failure)
+            self.over.exception()  # read or not, it is not reported a second time

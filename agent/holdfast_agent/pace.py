@@ -1,0 +1,38 @@
+"""How hard a flush may work. Pure.
+
+Beside training few threads work, with the lowest claim on the processors, so that the next step does not wait for them; when ranks stand still everything
+works at once.
+"""
+
+from dataclasses import dataclass
+
+MOST_HASHERS = 8
+"""BLAKE3 reaches 6 GB/s a thread: beyond this memory is the limit."""
+NODE_WRITES = 8
+"""16 MiB each: 128 MiB in flight keep an array of drives busy."""
+FIRST_REQUESTS = 8
+MOST_REQUESTS = 128
+"""A store gives 20 to 45 MB/s for one upload: this is 2.5 to 5 GB/s."""
+BACKGROUND_NODE_WRITES = 2
+BACKGROUND_FIRST_REQUESTS = 2
+BACKGROUND_MOST_REQUESTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Pieces at once in each lane of a flush."""
+
+    background: bool
+    """Threads yield to whatever else wants the processors."""
+    hashers: int
+    node_writes: int
+    first_requests: int
+    """Where nothing is known of the store yet."""
+    most_requests: int
+
+
+def pace_of(*, emergency: bool, cpus: int) -> Pace:
+    """`cpus`: of this container."""
+    if emergency:
+        return Pace(False, min(MOST_HASHERS, max(1, cpus)), NODE_WRITES, FIRST_REQUESTS, MOST_REQUESTS)
+    return Pace(True, 1, BACKGROUND_NODE_WRITES, BACKGROUND_FIRST_REQUESTS, BACKGROUND_MOST_REQUESTS)
