@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from holdfast_agent.arena import Mapped
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.lanes import Lane
+from holdfast_agent.mappings import Mappings, Reading
 from holdfast_agent.pace import Pace, pace_of
 from holdfast_agent.sending import Sending
 from holdfast_agent.threads import Stop, Threads, persist
@@ -81,13 +81,13 @@ class Image:
     """A part in this process's memory."""
 
     part: Part
-    mapped: Mapped
+    reading: Reading
     views: tuple[memoryview, ...]
 
     @classmethod
-    def of(cls, part: Part, chunk_bytes: int) -> "Image":
-        mapped = Mapped(part.path, part.image_bytes, write=False)
-        return cls(part, mapped, tuple(mapped.view[at : at + n] for at, n in ranges(part.image_bytes, chunk_bytes)))
+    def of(cls, part: Part, chunk_bytes: int, slots: Mappings) -> "Image":
+        reading = slots.read(part.path, part.image_bytes)
+        return cls(part, reading, tuple(reading.view[at : at + n] for at, n in ranges(part.image_bytes, chunk_bytes)))
 
     @property
     def rank(self) -> int:
@@ -97,7 +97,7 @@ class Image:
         for view in self.views:
             with contextlib.suppress(BufferError):  # a request that was cut lets go of it a moment later
                 view.release()
-        self.mapped.close()
+        self.reading.close()
 
 
 async def write(
@@ -143,7 +143,7 @@ async def _write(
     on_node: asyncio.Task[datetime | None] | None = None
     try:
         for part in job.parts:
-            images.append(Image.of(part, job.chunk_bytes))
+            images.append(Image.of(part, job.chunk_bytes, threads.slots))
         to_node = None
         if node is not None:
             to_node = ToNode(job.ref, job.base, images, node, threads.node, pace.node_writes, stop)

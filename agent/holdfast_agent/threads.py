@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from holdfast_agent.link import Link
+from holdfast_agent.mappings import Mappings
 from holdfast_store.errors import Unavailable
 
 P = ParamSpec("P")
@@ -26,7 +27,7 @@ LONGEST_PAUSE_SECONDS = 2.0
 
 
 class Threads:
-    """Pools; their threads begin when they are needed. They are not waited for when the process ends: it ends by `os._exit` once everything that counts is
+    """Pools, and what flushes keep from one to the next (`link`, `slots`). Their threads begin when they are needed. They are not waited for when the process ends: it ends by `os._exit` once everything that counts is
     durable."""
 
     def __init__(self) -> None:
@@ -40,6 +41,7 @@ class Threads:
         self.background = ThreadPoolExecutor(1, thread_name_prefix="background", initializer=_yield_to_training)
         """Hashes beside training."""
         self.link = Link()
+        self.slots = Mappings()
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs store metadata or other short blocking work."""
