@@ -27,8 +27,8 @@ LONGEST_PAUSE_SECONDS = 2.0
 
 
 class Threads:
-    """Pools, and what flushes keep from one to the next (`link`, `slots`). Their threads begin when they are needed. They are not waited for when the process ends: it ends by `os._exit` once everything that counts is
-    durable."""
+    """Pools, and what flushes keep from one to the next (`link`, `slots`). Their threads begin when they are needed. They are not waited for when the process
+    ends: it ends by `os._exit` once everything that counts is durable."""
 
     def __init__(self) -> None:
         self.cpus = cpus()
