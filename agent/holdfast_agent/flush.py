@@ -55,6 +55,8 @@ class Job:
     parts: tuple[Part, ...]
     base_has: Mapping[str, CheckpointRef] = field(default_factory=dict)
     """Digest -> the checkpoint under which the chunk lies; without chunks that once failed verification (B5)."""
+    wait_for_node: bool = True
+    """Whether `write` returns only when the node's part has ended as well. The agent does not wait: neither slows the other."""
     base: CheckpointRef | None = None
     """The node keeps its copy while there is room for it."""
     emergency: bool = True
@@ -153,6 +155,8 @@ async def _write(
         chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop)
         manifests = [_manifest(job, p, c) for p, c in zip(job.parts, chunks, strict=True)]
         entries = await _gather([threads.call(persist, stop, _creating(store, m)) for m in manifests], stop)
+        if job.wait_for_node:
+            await asyncio.wait([on_node])
     except BaseException:
         stop.set("another part of the save failed")
         if on_node is not None:

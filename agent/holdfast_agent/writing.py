@@ -325,6 +325,7 @@ class Writing:
             chunk_bytes=s.settings.config.chunk_bytes,
             parts=tuple(parts),
             base_has=s.base_has(order.base, CheckpointRef(order.attempt, order.save), emergency=order.emergency),
+            wait_for_node=False,
             base=order.base,
             emergency=order.emergency,
         )

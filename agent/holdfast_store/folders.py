@@ -311,7 +311,7 @@ class NewFile:
         self._direct: int | None = None
         self._parent = os.dup(parent)
         try:
-            if os.fstat(self._fd).st_size != size:
+            if os.fstat(self._fd).st_size > size:
                 os.ftruncate(self._fd, size)
             _allocate(self._fd, size)  # shows a full disk before the time is spent
             if straight:

@@ -274,7 +274,7 @@ def named_before_written(calls: Sequence[Call], below: str) -> list[Call]:
     found = list(calls)
     for call in calls:
         if call.name in ("link", "rename") and call.path.startswith(below):
-            made = next((i for i, c in enumerate(found) if c.name == "open" and c.path == call.path), None)
+            made = next((i for i, c in enumerate(found[: found.index(call)]) if _makes(c, call.path)), None)
             if made is not None:
                 found.remove(call)
                 found.insert(made + 1, call)
@@ -285,3 +285,8 @@ def named_before_written(calls: Sequence[Call], below: str) -> list[Call]:
         dataclasses.replace(c, path=moved.get(c.path, c.path)) if c.name in ("write", "allocate", "sync") else c
         for c in found
     ]
+
+
+def _makes(call: Call, path: str) -> bool:
+    """A new file, or one whose room was spare."""
+    return (call.name == "open" and call.path == path) or (call.name == "rename" and call.to == path)

@@ -126,6 +126,15 @@ def first_save(place: Place, *, bucket: Bucket | None = None) -> None:
     """Attempt 1 is claimed and holds a checkpoint, in the store and on the node."""
     place.store(bucket).claim(Claim(UID, 1, "life-1", (), None, datetime.now(UTC)))
     save(place, 1, 1, OLD, bucket=bucket)
+    _leave_spare_room(place.node())
+
+
+def _leave_spare_room(node: LocalTier) -> None:
+    """As it is after a few saves: the next image is written over one that was pruned."""
+    pruned = CheckpointRef(1, 9)
+    for rank in range(RANKS):
+        node.write_image(pruned, rank, memoryview(b"x" * IMAGE_BYTES[rank]))
+    node.prune({CheckpointRef(1, 1)}, spares_of=range(RANKS))
 
 
 def first_save_at(root: str) -> None:
@@ -200,7 +209,7 @@ async def _save(
                 for manifest in written.manifests:
                     node.write_manifest(manifest)
             node.write_commit(ref, text)
-            node.prune({ref})
+            node.prune({ref}, spares_of=range(RANKS))
         except (OSError, StoreError):
             pass  # costs the node's copy and nothing else
         return record
