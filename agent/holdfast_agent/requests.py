@@ -13,6 +13,8 @@ LOSS = 0.7
 """One that brings less than this share: the store or the network is another one now, and what was learned is forgotten."""
 LOOK_AGAIN = 8
 """Windows without growth after which one more request is tried."""
+FORGET = 0.98
+"""Of the best rate stays so much with each window that does not reach it."""
 UNKNOWN_BYTES_PER_SECOND = 4e6
 """Of one request, before the first has ended: the slow end of what stores give."""
 SLACK = 4.0
@@ -27,11 +29,13 @@ class Width:
 
     requests: int
     best: float = 0.0
-    """Bytes per second of the best window since the last change of conditions."""
+    """Bytes per second that are to be bettered."""
+    good: int = 0
+    """With so many requests that was reached."""
     doubling: bool = True
     """Nothing has been found that limits it yet."""
     flat: int = 0
-    """Windows without growth, one after the other."""
+    """Windows with as many requests as were good, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +53,22 @@ class Window:
 
 def next_width(width: Width, seen: Window, *, most: int) -> Width:
     """The number for the next window, 1 to `most`."""
+    now = min(width.requests, most)
     if seen.refusals:
-        return Width(max(1, min(width.requests, most) // 2), width.best * LOSS, doubling=False)
+        return Width(max(1, now // 2), width.best * LOSS, doubling=False)
     if not seen.full or seen.seconds <= 0:
-        return replace(width, requests=min(width.requests, most))
+        return replace(width, requests=now)
     rate = seen.bytes / seen.seconds
     if rate < width.best * LOSS:
-        return Width(min(width.requests, most), rate, doubling=False)
+        return Width(now, rate, now, doubling=False)
     if rate > width.best * GROWTH:
-        more = width.requests * 2 if width.doubling else width.requests + 1
-        return Width(min(more, most), rate, width.doubling)
+        return Width(min(now * 2 if width.doubling else now + 1, most), rate, now, width.doubling)
+    best = max(rate, width.best * FORGET)
+    if width.good and now > width.good:
+        return Width(width.good, best, width.good, doubling=False)  # more brought nothing
     if width.flat + 1 < LOOK_AGAIN:
-        return replace(width, requests=min(width.requests, most), doubling=False, flat=width.flat + 1)
-    return Width(min(width.requests + 1, most), width.best, doubling=False)
+        return Width(now, best, now, False, width.flat + 1)
+    return Width(min(now + 1, most), best, now, doubling=False)
 
 
 def seconds_for(size_bytes: int, *, bytes_per_second: float, left: float, tried: int) -> float:
@@ -74,4 +81,4 @@ def seconds_for(size_bytes: int, *, bytes_per_second: float, left: float, tried:
         return allowed
     # Not enough for this and another one: half of it, if a request can end in that; else this is the last one.
     half = left / 2
-    return min(allowed, half) if half >= expected * 1.5 else max(0.1, min(left, MOST_SECONDS))
+    return max(0.1, min(allowed, half) if half >= expected * 1.5 else min(left, MOST_SECONDS))

@@ -104,12 +104,13 @@ class Folder:
         try:
             with self._parent(spare, make=False) as (other, name):
                 os.rename(name, temporary, src_dir_fd=other, dst_dir_fd=parent)
-            fd = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         except OSError:
             return None
-        if _is_ours_alone(fd):
-            return fd
-        os.close(fd)
+        with contextlib.suppress(OSError):
+            fd = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+            if _is_ours_alone(fd):
+                return fd
+            os.close(fd)
         os.unlink(temporary, dir_fd=parent)
         return None
 

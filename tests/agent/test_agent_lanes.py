@@ -1,0 +1,125 @@
+"""Lanes: so many at once, in order, and over exactly when nothing runs."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from holdfast_agent.lanes import Lane
+
+POOL = ThreadPoolExecutor(8)
+
+
+class Held:
+    """Pieces of work that end when they are let go."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running, self.most, self.order = 0, 0, []
+        self.go = threading.Event()
+        self.began = threading.Semaphore(0)
+
+    def piece(self, number: int) -> None:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.order.append(number)
+        self.began.release()
+        assert self.go.wait(60)
+        with self.lock:
+            self.running -= 1
+
+
+def lane_of(held: Held, width: int, pieces: int) -> Lane:
+    lane = Lane(POOL, width)
+    for number in range(pieces):
+        lane.add(lambda n=number: held.piece(n))
+    lane.end()
+    return lane
+
+
+def test_no_more_at_once_than_the_width_and_all_in_order() -> None:
+    async def run() -> Held:
+        held = Held()
+        lane = lane_of(held, 3, 20)
+        for _ in range(3):
+            await asyncio.to_thread(held.began.acquire)
+        assert lane.backlog == 17
+        held.go.set()
+        await lane.over
+        return held
+
+    held = asyncio.run(run())
+    assert held.most == 3
+    assert sorted(held.order) == list(range(20))
+    assert sorted(held.order[:3]) == [0, 1, 2]
+
+
+def test_a_lane_grows_and_shrinks_while_it_runs() -> None:
+    async def run() -> None:
+        held = Held()
+        lane = lane_of(held, 1, 30)
+        await asyncio.to_thread(held.began.acquire)
+        lane.resize(5)
+        for _ in range(4):
+            await asyncio.to_thread(held.began.acquire)
+        assert held.most == 5
+        lane.resize(1)
+        held.most = 0
+        held.go.set()
+        await lane.over
+        assert held.running == 0
+
+    asyncio.run(run())
+
+
+def test_a_failure_drops_what_waits_and_is_told_when_nothing_runs_any_more() -> None:
+    async def run() -> None:
+        held = Held()
+        lane = Lane(POOL, 2)
+        lane.add(lambda: held.piece(0))
+        await asyncio.to_thread(held.began.acquire)
+
+        def broken() -> None:
+            raise ValueError("broken")
+
+        lane.add(broken)
+        lane.add(lambda: held.piece(1))
+        lane.add(lambda: held.piece(2))
+        await asyncio.sleep(0.05)
+        assert not lane.over.done()  # a piece still runs, although the lane has failed and was not ended
+        held.go.set()
+        with pytest.raises(ValueError):
+            await lane.over
+        lane.add(lambda: held.piece(3))
+        lane.end()
+        await asyncio.sleep(0.05)
+        assert held.running == 0
+        assert 3 not in held.order
+
+    asyncio.run(run())
+
+
+def test_an_empty_lane_is_over_when_it_is_ended() -> None:
+    async def run() -> None:
+        lane = Lane(POOL, 2)
+        await asyncio.sleep(0.01)
+        assert not lane.over.done()
+        lane.end()
+        lane.end()
+        await lane.over
+
+    asyncio.run(run())
+
+
+def test_a_pool_that_is_closed_fails_the_lane_and_hangs_nothing() -> None:
+    async def run() -> None:
+        pool = ThreadPoolExecutor(1)
+        pool.shutdown()
+        lane = Lane(pool, 1)
+        lane.add(lambda: None)
+        with pytest.raises(RuntimeError):
+            await lane.over
+
+    asyncio.run(run())
