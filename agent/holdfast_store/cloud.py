@@ -15,6 +15,7 @@ from typing import Any
 import obstore
 import obstore.exceptions
 
+from holdfast_store import cut
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.cloud_answers import Words, classify, credential_problem, read
 from holdfast_store.errors import Absent, Corrupt, Misconfigured, StoreError, Unavailable
@@ -76,9 +77,9 @@ class CloudBucket:
         self._seen.set()
 
     @bordered
-    def create(self, key: str, data: Buffer) -> None:
+    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
         view = memoryview(data).cast("B")
-        self._put(check_key(key), view, "create")
+        self._put(check_key(key), view, "create", seconds)
         if view.nbytes <= READ_BACK_BYTES:
             self._read_back(key, view)
 
@@ -171,9 +172,11 @@ class CloudBucket:
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
 
-    def _put(self, key: str, view: memoryview, mode: Any) -> None:
+    def _put(self, key: str, view: memoryview, mode: Any, seconds: float | None = None) -> None:
         try:
-            obstore.put(self._store, key, view, mode=mode, use_multipart=False)
+            cut.put(self._store, key, view, mode, seconds)
+        except TimeoutError as e:
+            raise Unavailable(f"{key} at {self.uri}: no answer within {seconds:.1f} s") from e
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
 

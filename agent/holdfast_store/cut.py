@@ -10,9 +10,23 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import obstore
+
 T = TypeVar("T")
 _making = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+
+
+def put(store: Any, key: str, view: memoryview, mode: Any, seconds: float | None) -> None:
+    """One single PUT (J3). TimeoutError after `seconds`, else what obstore raises."""
+
+    async def start() -> None:
+        await obstore.put_async(store, key, view, mode=mode, use_multipart=False)
+
+    if seconds is None:
+        obstore.put(store, key, view, mode=mode, use_multipart=False)
+    else:
+        within(seconds, start)
 
 
 def within(seconds: float, start: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -303,17 +303,11 @@ class S3Bucket:
     def _put(self, key: str, data: Buffer, mode: Any, seconds: float | None = None) -> None:
         view = memoryview(data).cast("B")
         try:
-            if seconds is None:
-                obstore.put(self._store, key, view, mode=mode, use_multipart=False)
-            else:
-                cut.within(seconds, lambda: self._put_later(key, view, mode))
+            cut.put(self._store, key, view, mode, seconds)
         except TimeoutError as e:
             raise Unavailable(f"{key} at {self.settings.where}: no answer within {seconds:.1f} s") from e
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
-
-    async def _put_later(self, key: str, view: memoryview, mode: Any) -> None:
-        await obstore.put_async(self._store, key, view, mode=mode, use_multipart=False)
 
     @bordered
     def _open(self, key: str) -> Any:

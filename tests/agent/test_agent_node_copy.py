@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lone import UID, Lone, image
+from lone import UID, Lone, image, in_thread
 
 from holdfast_agent.clock import Deadline
 from holdfast_agent.mappings import Mappings
@@ -35,9 +35,15 @@ class Gate:
     """Every write of an image waits for it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.open = threading.Event()
+        self.open, self.reached = threading.Event(), threading.Event()
         real = NewFile.write
-        monkeypatch.setattr(NewFile, "write", lambda file, view, at: self.open.wait(60) and real(file, view, at))
+
+        def write(file: NewFile, view: memoryview, at: int) -> None:
+            self.reached.set()
+            assert self.open.wait(60)
+            real(file, view, at)
+
+        monkeypatch.setattr(NewFile, "write", write)
 
 
 def kept(one: Lone) -> list[tuple[int, bool]]:
@@ -115,7 +121,6 @@ async def test_an_emergency_has_the_disk_for_itself(tmp_path, monkeypatch):
     assert one.writing._flushes[1].stop.wanted
     disk.open.set()
     await urgent
-    assert await one.writing._flushes[1].written.on_node is None
     await one.writing._node_work
     assert kept(one) == [(2, True)]
     await one.close()
@@ -126,6 +131,7 @@ async def test_a_slot_that_a_round_needs_is_free_when_the_disk_has_let_go(tmp_pa
     disk = Gate(monkeypatch)
     one.capture(0, 10)
     await one.saves.make(10, Cause.PERIODIC, deadline=soon())
+    await in_thread(disk.reached)
     unread = one.writing.abandon(10)
     await asyncio.sleep(0.05)
     assert not unread.done()

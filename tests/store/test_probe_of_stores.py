@@ -36,7 +36,7 @@ def test_a_store_that_ignores_create_only_is_found_at_once() -> None:
 class HurriedBucket(MemoryBucket):
     """Fake: exclusive in sequence, not under concurrency, as several S3 clones are: it looks, and later writes."""
 
-    def create(self, key: str, data: Buffer) -> None:
+    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
         there = key in self.objects
         time.sleep(0.02)
         if there:
