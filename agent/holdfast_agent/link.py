@@ -29,7 +29,7 @@ class Link:
         self._bytes = self._ended = 0
         self._halved = False
         """This window began with a refusal; what else was sent before is refused too."""
-        self.refused = 0
+        self.refused = self._told = 0
         """Requests that the store refused for now or did not answer in time, ever."""
 
     @property
@@ -41,6 +41,12 @@ class Link:
     def requests(self) -> int:
         """At once, as last found good; 0 while nothing is known."""
         return self._width.requests if self._width is not None else 0
+
+    def new_refusals(self) -> int:
+        """Since the last question."""
+        with self._lock:
+            new, self._told = self.refused - self._told, self.refused
+            return new
 
     def begin(self, pace: Pace) -> int:
         """A save begins: how many requests at once."""

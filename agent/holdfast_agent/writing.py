@@ -244,6 +244,8 @@ class Writing:
     ) -> peers.Flushed:
         s = self._shared
         s.metrics.save_seconds.labels("flush").observe(seconds)
+        s.metrics.store_requests.set(s.threads.link.requests)
+        s.metrics.store_refusals.inc(s.threads.link.new_refusals())
         if order.save in self._flushes:
             self._flushes[order.save].written = written
         ref = CheckpointRef(order.attempt, order.save)
