@@ -338,9 +338,10 @@ class Writing:
         """The save is a checkpoint: the next one leans on it."""
         s = self._shared
         record = codec.from_json(CommitRecord, message.record.encode(), max_bytes=MAX_MANIFEST_BYTES)
-        s.made_at[record.ref] = record.created_at
         if s.base is None or record.ref > s.base.ref:
             s.base = record
+            # Chunks of later saves can lie nowhere else (B4), so the age of the others is forgotten.
+            s.made_at = {r: s.made_at[r] for r in record.refers_to if r in s.made_at} | {record.ref: record.created_at}
             s.base_manifests = {m.rank: m for m in ended.written.manifests} if ended.written is not None else {}
         for rank in s.crew:
             if rank.book is not None:

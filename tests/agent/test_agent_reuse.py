@@ -207,3 +207,12 @@ def test_after_a_bad_chunk_no_worker_refers_to_what_was_stored_before(gang):
     assert {r.attempt for record in records for r in record.refers_to} == {2}
     assert records[0].refers_to == ()
     assert not [p for record in records for p in verify(g.store, record).problems]
+
+
+async def test_only_the_age_of_what_may_still_be_referred_to_is_remembered(tmp_path):
+    """An agent's memory does not grow with the number of saves."""
+    one = Lone(tmp_path)
+    for boundary in range(1, 9):
+        await save(one, boundary)
+    assert set(one.shared.made_at) == {ref(1, 1), ref(1, 8)}, "the frozen chunk's checkpoint, and the newest"
+    await one.close()
