@@ -85,7 +85,7 @@ class Pod:
             serial=self.serial,
             workers=gang.workers,
             processes_per_worker=gang.processes,
-            storage=StorageConfig(gang.bucket.as_uri()),
+            storage=gang.storage or StorageConfig(gang.bucket.as_uri()),
             memory_dir=str(self.folder / "memory"),
             local_dir=str(self.folder / "local"),
             operator_url=gang.operator_url,
@@ -105,6 +105,7 @@ class Pod:
             "HOLDFAST_KEYS_DIR": str(keys),
             "HOLDFAST_TOKEN_PATH": str(self.folder / "token"),
             "HOLDFAST_TERMINATION_PATH": str(self.folder / "termination"),
+            **gang.environ,
         }
         self.log = (self.folder / "agent.log").open("ab")
         self.process = subprocess.Popen(
@@ -207,6 +208,12 @@ class Gang:
     config: dict = field(default_factory=dict)
     job_uid: str = field(default_factory=lambda: str(uuid.uuid4()))
     operator_url: str = ""
+    storage: StorageConfig | None = None
+    """Another store than the directory `bucket`."""
+    bucket_dir: Path | None = None
+    """Where that store keeps its objects as files."""
+    environ: dict = field(default_factory=dict)
+    """Of the agents, beside the test's own."""
     attempt: int = 0
     pods: dict[int, Pod] = field(default_factory=dict)
     all_pods: list[Pod] = field(default_factory=list)
@@ -216,7 +223,7 @@ class Gang:
 
     @property
     def bucket(self) -> Path:
-        return self.root / "bucket"
+        return self.bucket_dir or self.root / "bucket"
 
     @property
     def log(self) -> Path:

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from urllib.parse import urlsplit
 
 
@@ -23,6 +24,9 @@ class Proxy:
         """So many of the next connections are accepted and never answered: a server that hangs, or a firewall that drops."""
         self.pause_after: int | None = None
         """A connection falls silent after so many bytes from the server, once; it stays open."""
+        self.bytes_per_second: float | None = None
+        """What all clients together may send; None lets everything pass at once."""
+        self._link = threading.Lock()
         self.accepted = 0
         self._held: list[socket.socket] = []
         self.heads: list[bytes] = []
@@ -56,7 +60,7 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, forward: bool) -> None:
         passed = 0
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while data := source.recv(4096 if self.bytes_per_second else 65536):
                 if forward and data.split(b" ", 1)[0] in (b"PUT", b"GET", b"POST", b"HEAD", b"DELETE"):
                     self.heads.append(data.split(b"\r\n\r\n")[0])
                 if forward and self.cut_after is not None and passed + len(data) > self.cut_after:
@@ -69,6 +73,9 @@ class Proxy:
                     self.pause_after = None
                     self._held += [source, sink]
                     return
+                if forward and self.bytes_per_second:
+                    with self._link:
+                        time.sleep(len(data) / self.bytes_per_second)
                 sink.sendall(data)
                 passed += len(data)
         for end in (source, sink):
