@@ -33,7 +33,7 @@ ENGINE = (
     "start_to_step",
     "agent_memory",
     "incremental",
-    "interval_tuner",
+    "interval_tuner", "preemptions_sealed",
 )
 GPU = ("gpu_save",)
 QUESTIONS = (*ENGINE, *CLUSTER, *GPU)

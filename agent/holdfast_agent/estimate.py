@@ -16,12 +16,14 @@ WEIGHT = 0.25
 DEVIATIONS = 2.0
 LEAST_SPREAD = 0.05
 """Nothing repeats itself more exactly than to 5 %."""
+YOUNG = math.log(2.0)
+"""What one observation leaves open is half of it, what n leave an (n + 1)th."""
 FORGET_PER_HOUR = 0.2
 """An hour without an observation adds so much spread (in quadrature)."""
 TAIL_FADES = 0.99
 """Of the longest step that was seen, per step: an evaluation every few hundred steps is remembered until the next."""
-HURRY = 4.0
-"""A save beside training is held back: an emergency may be so many times as fast at best."""
+HURRY, HURRY_DOUBT = 2.0, math.log(2.0) / DEVIATIONS
+"""A save beside training is held back (pace of a flush): until an emergency was seen, it is taken for one to four times as fast."""
 NEW_SHARE_FLOOR = 0.02
 
 
@@ -31,7 +33,7 @@ class Average:
 
     guess: float
     factor: float
-    """The guess may be wrong by this factor, as one standard deviation."""
+    """The guess may be wrong by this factor, as one standard deviation: wide, because a thing that was never measured is tried rather than refused."""
     mean: float = 0.0
     """Of the logarithm."""
     variance: float = 0.0
@@ -56,29 +58,32 @@ class Average:
 
     def spread(self, now: float) -> float:
         """Standard deviation of the logarithm."""
-        doubt = math.log(self.factor)
         if not self.count:
-            return doubt
+            return math.log(self.factor)
         idle_hours = max(0.0, now - self.at) / 3600 if math.isfinite(now) else 0.0
-        forgotten = min(FORGET_PER_HOUR * FORGET_PER_HOUR * idle_hours, doubt * doubt)
-        young = doubt / (self.count + 1)
+        forgotten = min(FORGET_PER_HOUR * FORGET_PER_HOUR * idle_hours, YOUNG * YOUNG)
+        young = YOUNG / (self.count + 1)
         return math.sqrt(max(self.variance, LEAST_SPREAD * LEAST_SPREAD) + young * young + forgotten)
 
-    def at_least(self, now: float) -> float:
-        return self.value * math.exp(-DEVIATIONS * self.spread(now))
-
-    def at_most(self, now: float) -> float:
-        return self.value * math.exp(DEVIATIONS * self.spread(now))
+    def varying_like(self, other: "Average") -> "Average":
+        """For a thing that was seen seldom, and that varies as another one does that was seen often."""
+        if not self.count or not other.count:
+            return self
+        variance = max(self.variance, other.variance)
+        return replace(self, variance=variance, count=self.count + other.count)
 
     def seconds(self, now: float) -> Span:
         """Where the number is a time."""
-        return spans.tidy(Span(self.at_least(now), self.value, self.at_most(now)))
+        far = math.exp(DEVIATIONS * self.spread(now))
+        return spans.tidy(Span(self.value / far, self.value, self.value * far))
 
-    def seconds_for(self, size: float, now: float) -> Span:
-        """Where the number is a speed, in `size` a second."""
+    def seconds_for(self, size: float, now: float, *, times: float = 1.0, doubt: float = 0.0) -> Span:
+        """Where the number is a speed, in `size` a second; for something that is `times` as fast, give or take a factor of e to the `doubt`."""
         if math.isnan(size):
             return spans.UNKNOWN
-        return spans.tidy(Span(size / self.at_most(now), size / self.value, size / self.at_least(now)))
+        likely = size / (self.value * times)
+        far = math.exp(DEVIATIONS * math.hypot(self.spread(now), doubt))
+        return spans.tidy(Span(likely / far, likely, likely * far))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +91,16 @@ class Estimates:
     """Everything that a worker has measured of itself. Sizes in bytes, speeds in bytes a second, `at` and `now` in Unix seconds."""
 
     SCHEMA: ClassVar[int] = 1
-    step: Average = Average(0.5, 6.0)
+    step: Average = Average(0.5, 10.0)
     longest_step: float = 0.0
     """Fading."""
-    copy: Average = Average(1e9, 3.0)
-    node: Average = Average(400e6, 3.0)
-    beside: Average = Average(100e6, 4.0)
+    copy: Average = Average(2e9, 5.0)
+    node: Average = Average(500e6, 5.0)
+    beside: Average = Average(100e6, 10.0)
     """To the store, while training goes on."""
-    hurried: Average = Average(100e6, 4.0)
+    hurried: Average = Average(100e6, 10.0)
     """To the store, in an emergency."""
-    reading: Average = Average(800e6, 2.0)
+    reading: Average = Average(800e6, 4.0)
     """Hashing what the base has already, and does not go to the store."""
     request: Average = Average(0.05, 3.0)
     """One small request to the store, in seconds."""
@@ -156,13 +161,21 @@ class Estimates:
         """An emergency flush of `size` bytes, with or without a base."""
         share = max(self.new_share, NEW_SHARE_FLOOR) if based else 1.0
         sent = size * share
-        if self.hurried.count:
-            sending = self.hurried.seconds_for(sent, now)
-        else:
-            slow = self.beside.seconds_for(sent, now)
-            sending = Span(slow.best / HURRY, slow.likely, slow.sure)
+        known = self.hurried.count > 0
+        sending = (
+            self.hurried.varying_like(self.beside).seconds_for(sent, now)
+            if known
+            else self.beside.seconds_for(sent, now, times=HURRY, doubt=HURRY_DOUBT)
+        )
         reading = self.reading.seconds_for(size - sent, now)
         return spans.then(sending, reading, self.request_span(now))
+
+    def beside_span(self, size: int, now: float, *, based: bool) -> Span:
+        """The same beside training."""
+        sent = size * (max(self.new_share, NEW_SHARE_FLOOR) if based else 1.0)
+        return spans.then(
+            self.beside.seconds_for(sent, now), self.reading.seconds_for(size - sent, now), self.request_span(now)
+        )
 
     def request_span(self, now: float) -> Span:
         return self.request.seconds(now)

@@ -44,6 +44,11 @@ class Experience:
     def committed(self, seconds: float) -> None:
         self.estimates = self.estimates.committed(seconds, _at())
 
+    @property
+    def speed_is_unknown(self) -> bool:
+        """No emergency was measured, nor a save at the speed of one: the next save had better show it."""
+        return not self.estimates.hurried.count
+
     # ---- what is expected now
 
     def step(self) -> Span:
@@ -57,6 +62,9 @@ class Experience:
 
     def store(self, size: int, *, based: bool) -> Span:
         return self.estimates.store_span(size, _at(), based=based)
+
+    def beside(self, size: int, *, based: bool) -> Span:
+        return self.estimates.beside_span(size, _at(), based=based)
 
     def request(self) -> Span:
         return self.estimates.request_span(_at())

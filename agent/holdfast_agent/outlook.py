@@ -20,5 +20,6 @@ def outlook_of(shared: Shared) -> Outlook | None:
         store=s.experience.store(size, based=bool(s.base_manifests)),
         node=s.experience.node(size) if s.node is not None else None,
         commit=s.experience.request(),
+        beside=s.experience.beside(size, based=bool(s.base_manifests)),
         volume=s.settings.config.local_volume,
     )

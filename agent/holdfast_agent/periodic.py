@@ -81,6 +81,7 @@ class Periodic:
                     cause,
                     deadline=Deadline.after(PERIODIC_SECONDS),
                     for_good=self._is_replaced(boundary),
+                    full_speed=self._shared.experience.speed_is_unknown,
                 )
             except SaveGivenUp as e:
                 if e.storage is None or not self._is_final(boundary):

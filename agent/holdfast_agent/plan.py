@@ -27,6 +27,11 @@ NODE_MAY_COST = 0.05
 """Of the chance to be done in time, which a copy on the node is worth."""
 
 
+SHORTEST_WAIT_SECONDS = 0.05
+CONFIDENT = 0.8
+"""A state that is at most one step old is what is promised; with this chance it is not given up for an older one that is surer still."""
+
+
 class Choice(StrEnum):
     LIVE = "live"
     STORE_ONLY = "store-only"
@@ -51,7 +56,7 @@ class Situation:
     store: Span = spans.UNKNOWN
     """To write a captured boundary into the store."""
     clean_store: Span | None = None
-    """The same for the clean slot, where its save is under way already."""
+    """What is left of the clean slot's save, where one is under way already, at its own speed."""
     commit: Span = spans.NONE
     node: Span | None = None
     """To write it to the node's directory; None where not every worker has one."""
@@ -70,6 +75,8 @@ class Option:
     chance: float
     gain: int
     """Boundaries beyond the committed one."""
+    joins: bool = False
+    """The save of it that is under way is finished; else one is begun."""
 
     @property
     def slack_seconds(self) -> float:
@@ -78,7 +85,7 @@ class Option:
     @property
     def promise(self) -> float:
         """Boundaries, on average."""
-        return self.gain * self.chance
+        return self.gain * _counted(self.chance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,7 @@ def choose(s: Situation) -> Plan:
     live, clean = _live_of(by_choice), by_choice.get(Choice.CLEAN)
     if live is not None and (clean is None or clean.gain < live.gain):
         wait, promise = _patience(s, live, clean, commit_at)
-        if clean is None or wait > 0 or spans.tidy(s.arrival).best <= 0:
+        if clean is None or wait > SHORTEST_WAIT_SECONDS or spans.tidy(s.arrival) == spans.NONE:
             return replace(plan, chosen=live, arrive_seconds=wait, promise=promise)
     if clean is not None:
         return replace(plan, chosen=clean, promise=clean.promise)
@@ -143,15 +150,19 @@ def _options(s: Situation, commit_at: float, exit_at: float) -> tuple[Option, ..
     gain = max(0, s.live_boundary - s.committed_boundary) if s.live_boundary > 0 else 0
     older = max(0, s.clean_boundary - s.committed_boundary) if s.clean_boundary > 0 else 0
 
-    def option(choice: Choice, boundary: int, gain: int, available: float, *parts: Span) -> Option:
+    def option(choice: Choice, boundary: int, gain: int, available: float, *parts: Span, joins: bool = False) -> Option:
         seconds = spans.then(*parts)
-        return Option(choice, boundary, seconds, available, spans.chance(seconds, available), gain)
+        return Option(choice, boundary, seconds, available, spans.chance(seconds, available), gain, joins)
 
     found = [option(Choice.STORE_ONLY, s.live_boundary, gain, commit_at, s.arrival, s.store, s.commit)]
     if s.node is not None:
         beside = spans.longer(s.store, BESIDE_NODE)
         found.insert(0, option(Choice.LIVE, s.live_boundary, gain, commit_at, s.arrival, beside, s.commit))
-    found.append(option(Choice.CLEAN, s.clean_boundary, older, commit_at, s.clean_store or s.store, s.commit))
+    clean = option(Choice.CLEAN, s.clean_boundary, older, commit_at, s.store, s.commit)
+    if s.clean_store is not None:
+        joined = option(Choice.CLEAN, s.clean_boundary, older, commit_at, s.clean_store, s.commit, joins=True)
+        clean = joined if joined.chance >= clean.chance else clean
+    found.append(clean)
     if s.node is not None and s.node_survives:
         found.append(option(Choice.NODE_ONLY, s.live_boundary, gain, exit_at, s.arrival, s.node))
     found.append(Option(Choice.NOTHING, s.committed_boundary, spans.NONE, commit_at, 1.0, 0))
@@ -182,8 +193,13 @@ def _promise(s: Situation, live: Option, clean: Option, commit_at: float, moment
     """Of waiting until `moment`, then writing the live state if it is there, else the clean slot."""
     there = spans.chance(s.arrival, moment)
     # A save of the clean slot that is under way goes on while the ranks are waited for.
-    waits = clean.seconds if s.clean_store is None else spans.less(clean.seconds, moment)
-    return min(there, live.chance) * live.gain + (1 - there) * spans.chance(waits, commit_at - moment) * clean.gain
+    waits = spans.less(clean.seconds, moment) if clean.joins else clean.seconds
+    older = _counted(spans.chance(waits, commit_at - moment))
+    return _counted(min(there, live.chance)) * live.gain + (1 - _counted(there)) * older * clean.gain
+
+
+def _counted(chance: float) -> float:
+    return spans.SURE if chance >= CONFIDENT else chance
 
 
 def _finite(seconds: float) -> float:

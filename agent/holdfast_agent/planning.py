@@ -59,11 +59,17 @@ def situation_of(
         clean_boundary=clean_boundary,
         arrival=arrival,
         store=store,
-        clean_store=spans.less(store, clean_under_way_seconds) if clean_under_way_seconds > 0 else None,
+        clean_store=_rest(outlooks, clean_under_way_seconds) if clean_under_way_seconds > 0 else None,
         commit=spans.together(o.commit for o in outlooks if o is not None),
         node=None if None in nodes or not nodes else spans.together(n for n in nodes if n is not None),
         node_survives=all(o is not None and tiers.survives(tiers.tier_of(o.volume), loss) for o in outlooks),
     )
+
+
+def _rest(outlooks: Sequence[Outlook | None], under_way_seconds: float) -> Span:
+    """Of a save that was begun beside training."""
+    whole = (o.beside if o is not None and o.beside is not None else spans.UNKNOWN for o in outlooks)
+    return spans.less(spans.together(whole), under_way_seconds)
 
 
 class Planning:

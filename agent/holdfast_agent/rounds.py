@@ -5,13 +5,14 @@ At most one runs in an agent; a request that comes while one runs joins it: an e
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from holdfast_agent import gates
 from holdfast_agent.clock import Deadline, now
-from holdfast_agent.errors import AgentError, PeerRefused, SaveGivenUp
+from holdfast_agent.errors import AgentError, PeerRefused, PeerSilent, SaveGivenUp
 from holdfast_agent.gates import Gates
 from holdfast_agent.periodic import Periodic
 from holdfast_agent.plan import Choice, Plan
@@ -26,6 +27,7 @@ ROUND_SECONDS = 600.0
 """Deadline of a round that training survives, if none is given."""
 LEASE_MARGIN_SECONDS = 10.0
 OPEN_SECONDS = 15.0
+LOOK_SECONDS = 60.0
 ENDS_SECONDS = 10.0
 CLOSE_MARGIN_SECONDS = 1.0
 """For the answers of the agents, beyond those of their ranks."""
@@ -47,6 +49,8 @@ class Round:
     number: int = 0
     asked: dict[int, datetime] = field(default_factory=dict)
     """Worker -> by when it asked for it last."""
+    votes: Deadline | None = None
+    """Until when the ranks' answers are waited for; only ever closer."""
     arrival: Deadline | None = None
     """Until when the ranks are waited for; moves with `deadline`."""
     commit: Deadline | None = None
@@ -149,6 +153,8 @@ class Rounds:
             running.deadline.at = at
             if running.planning is not None:
                 fits = running.planning.now()
+                if running.votes is not None:
+                    running.votes.tighten(Deadline.after(running.deadline.remaining * 2 * VOTE_SHARE).at)
                 for wait, seconds in ((running.arrival, fits.arrive_seconds), (running.commit, fits.commit_seconds)):
                     if wait is not None:
                         wait.at = Deadline.after(seconds).at
@@ -255,8 +261,13 @@ class Rounds:
                     case Choice.NOTHING:
                         raise SaveGivenUp(reason or chosen.words)
                     case Choice.LIVE | Choice.STORE_ONLY if not planning.has_captured:
-                        boundary = await self._arrive(running, votes, self._patience(running, chosen))
-                        planning.captured(boundary)
+                        votes = await self._run_to_target(running, planning, votes, chosen)
+                    case Choice.CLEAN:
+                        running.info = (
+                            await self._unless_better(planning, running.deadline, self._make(running, chosen))
+                            or running.info
+                        )
+                        planning.ended("committed")
                     case _:
                         running.info = await self._make(running, chosen)
                         planning.ended("committed")
@@ -273,18 +284,33 @@ class Rounds:
                     return running.info
                 if not planning.has_captured:
                     # E3: what all ranks hold now; asked again, because slots were given up on the way to the target.
-                    planning.heard(await self._close(running), 0)
+                    votes = await self._ask(running, planning, may_arrive=False)
                 else:
                     await asyncio.sleep(min(1.0, running.deadline.remaining / 8))
 
-    async def _ask(self, running: Round, planning: Planning) -> list[peers.GateVotes]:
+    async def _ask(self, running: Round, planning: Planning, *, may_arrive: bool = True) -> list[peers.GateVotes]:
         votes = await self._close(running)
         try:
-            target = self._target(votes)
+            target = self._target(votes) if may_arrive else 0
         except ValueError as e:
             log.warning("round %d: %s", running.number, e)
             target = 0
         planning.heard(votes, target)
+        return votes
+
+    async def _run_to_target(
+        self, running: Round, planning: Planning, votes: list[peers.GateVotes], chosen: Plan
+    ) -> list[peers.GateVotes]:
+        """Until all ranks hold it, or as long as the plan allows: then it is planned anew, and ranks that were only slow may still come if the deadline has
+        proved to be later. Raises AgentError or ValueError where they will not come at all."""
+        running.arrival = Deadline.after(chosen.arrive_seconds)
+        try:
+            planning.captured(await self._arrive(running, votes, running.arrival))
+        except SaveGivenUp as e:
+            if not e.may_pass:
+                raise
+            log.warning("round %d: %s", running.number, e)
+            votes = await self._ask(running, planning)
         return votes
 
     async def _worth_it(self, planning: Planning) -> Plan:
@@ -296,9 +322,29 @@ class Rounds:
             chosen = planning.now()
         return chosen
 
-    def _patience(self, running: Round, chosen: Plan) -> Deadline:
-        running.arrival = Deadline.after(chosen.arrive_seconds)
-        return running.arrival
+    async def _unless_better(
+        self, planning: Planning, deadline: Deadline, making: Coroutine[Any, Any, CheckpointInfo]
+    ) -> CheckpointInfo | None:
+        """The clean slot is written, or given up because a later deadline allows the live state. Raises SaveGivenUp."""
+        changes, at = self._shared.changes, deadline.at
+        task = asyncio.ensure_future(making)
+        task.add_done_callback(lambda _: changes.bump())
+
+        def settled(before: datetime) -> Callable[[], bool]:
+            return lambda: task.done() or deadline.at != before
+
+        try:
+            while not task.done():
+                await changes.until(settled(at), Deadline.after(LOOK_SECONDS))
+                if not task.done() and deadline.at != at:
+                    at = deadline.at
+                    if planning.now().choice in (Choice.LIVE, Choice.STORE_ONLY):
+                        planning.ended("replaced")
+                        return None
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _make(self, running: Round, chosen: Plan) -> CheckpointInfo:
         """Raises SaveGivenUp."""
@@ -306,7 +352,7 @@ class Rounds:
         planning = running.planning
         assert planning is not None
         deadline = running.commit = Deadline.after(chosen.commit_seconds)
-        if chosen.choice is Choice.CLEAN and (done := await self._periodic.finish(boundary, deadline)) is not None:
+        if chosen.chosen.joins and (done := await self._periodic.finish(boundary, deadline)) is not None:
             return done
         await self._periodic.step_aside()
         return await self._saves.make(
@@ -338,7 +384,7 @@ class Rounds:
         s = self._shared
         left = running.deadline.remaining
         vote_seconds = min(gates.VOTE_SECONDS, max(0.2, left * VOTE_SHARE)) if running.evacuate else gates.VOTE_SECONDS
-        until = Deadline.after(min(left, vote_seconds + CLOSE_MARGIN_SECONDS))
+        until = running.votes = Deadline.after(min(left, vote_seconds + CLOSE_MARGIN_SECONDS))
         order = peers.CloseGates(
             s.attempt, running.number, s.settings.pod_uid, left + LEASE_MARGIN_SECONDS, vote_seconds
         )
@@ -367,7 +413,7 @@ class Rounds:
         _check_not_lost(answers)
         for answer in answers.values():
             if isinstance(answer, BaseException):
-                raise SaveGivenUp(str(answer))
+                raise SaveGivenUp(str(answer), may_pass=isinstance(answer, PeerSilent))
             if answer.error:
                 raise SaveGivenUp(answer.error)
         reached = {a.boundary for a in answers.values()}

@@ -109,6 +109,7 @@ class Saves:
         sealed: Callable[[], bool] = lambda: False,
         for_good: Callable[[], bool] = lambda: True,
         to_node: bool = True,
+        full_speed: bool = False,
         timings: Callable[[], Mapping[str, float]] = dict,
     ) -> CheckpointInfo:
         """Commits `boundary`, which every rank of the job holds. `sealed` is asked when the commit is there, `for_good` when there is none: whether
@@ -122,7 +123,9 @@ class Saves:
             self.started_at = monotonic()
             try:
                 base = s.base.ref if s.base is not None else None
-                order = peers.FlushOrder(s.attempt, save, boundary, base, cause, emergency, deadline.at, to_node)
+                order = peers.FlushOrder(
+                    s.attempt, save, boundary, base, cause, emergency, deadline.at, to_node, full_speed
+                )
                 record, text = await self._commit(order, deadline, timings)
             except Exception as e:
                 kept = not (emergency or for_good())

@@ -1,7 +1,7 @@
 """Arithmetic with times that are not known exactly (`holdfast_api.peers.Span`). Pure and total: what is not a number counts as not known.
 
-A span is three points of a distribution: at best, as a rule (as often less as more), and sure (two standard deviations, 98 of 100). The chance to be done
-in time is read off the line through them.
+A span is three points of a distribution: as a rule (as often less as more), at best and sure (two standard deviations of the logarithm less and more). The
+chance to be done in time is that of the normal distribution through them; below the best it counts as none.
 """
 
 import math
@@ -11,8 +11,8 @@ from holdfast_api.peers import Span
 
 LONG_SECONDS = 1e9
 """Not known, or never."""
-AT_BEST, AS_A_RULE, SURE = 0.02, 0.5, 0.98
-"""How many of a hundred are done by the three points."""
+AS_A_RULE, SURE = 0.5, 0.977
+"""How many are done by the second and the third point."""
 
 NONE = Span(0.0, 0.0, 0.0)
 UNKNOWN = Span(0.0, LONG_SECONDS, LONG_SECONDS)
@@ -69,12 +69,19 @@ def chance(span: Span, available_seconds: float) -> float:
     if a >= s.sure:
         return SURE if s.sure < LONG_SECONDS else AS_A_RULE
     if a >= s.likely:
-        return AS_A_RULE + (SURE - AS_A_RULE) * _share(a, s.likely, s.sure)
-    return AT_BEST + (AS_A_RULE - AT_BEST) * _share(a, s.best, s.likely)
+        return _normal(2 * _share(a, s.likely, s.sure))
+    return _normal(-2 * (1 - _share(a, s.best, s.likely)))
+
+
+def _normal(deviations: float) -> float:
+    return 0.5 * (1 + math.erf(deviations / math.sqrt(2)))
 
 
 def _share(at: float, low: float, high: float) -> float:
-    return (at - low) / (high - low) if high > low else 1.0
+    """How far from `low` to `high`, by factors where that can be."""
+    if high <= low:
+        return 1.0
+    return math.log(at / low) / math.log(high / low) if low > 0 and high / low > 1 else (at - low) / (high - low)
 
 
 def _bounded(x: float) -> float:

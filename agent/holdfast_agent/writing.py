@@ -234,7 +234,7 @@ class Writing:
             logical=written.bytes_logical,
             sent=written.bytes_sent,
             seconds=seconds,
-            emergency=order.emergency,
+            emergency=order.emergency or order.full_speed,
             based=bool(job.base_has),
         )
         return await self._flushed(order, written, seconds, deadline)

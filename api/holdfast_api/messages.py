@@ -345,7 +345,7 @@ class PlanReport:
     options: tuple[PlanOption, ...] = ()
     """Everything that was considered."""
     outcome: str = ""
-    """`committed`, `on-node`, `late`, `failed`, `fell-back`, `withdrawn`, `nothing`; empty while it is carried out."""
+    """`committed`, `on-node`, `late`, `failed`, `fell-back`, `replaced`, `withdrawn`, `nothing`; empty while it is carried out."""
     took_seconds: float = 0.0
     left_seconds: float = 0.0
     """Until the last moment for a commit record, when it ended."""

@@ -81,6 +81,8 @@ class Outlook:
     """Of the commit record."""
     volume: str = "pod"
     """What the node's directory lives as long as: `AgentConfig.local_volume` (F4)."""
+    beside: Span | None = None
+    """Like `store`, for a save beside training, from its begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,8 @@ class FlushOrder:
     """Said again with another deadline, the same order takes it over: a deadline may prove to be later, or earlier, while the flush runs (F1, F3)."""
     to_node: bool = True
     """False: the node's copy would cost time that the store needs."""
+    full_speed: bool = False
+    """Beside training, but at the speed of an emergency: a job's first save, which shows what an emergency can rely on."""
     schema: int = 1
 
 
