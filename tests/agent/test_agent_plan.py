@@ -70,7 +70,7 @@ def a_situation(**fields) -> Situation:
         pytest.param(a_situation(live_boundary=100), Choice.NOTHING, id="everything is committed"),
         pytest.param(a_situation(remaining_seconds=1.2, store=exactly(0)), Choice.NOTHING, id="two seconds of grace"),
         pytest.param(
-            a_situation(remaining_seconds=14.0, store=about(10), arrival=about(2), clean_boundary=119), Choice.STORE_ONLY,
+            a_situation(remaining_seconds=25.0, store=about(10), arrival=about(2), clean_boundary=119), Choice.LIVE,
             id="waiting costs the clean slot nothing yet",
         ),
         pytest.param(
