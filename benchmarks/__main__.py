@@ -33,7 +33,8 @@ ENGINE = (
     "start_to_step",
     "agent_memory",
     "incremental",
-    "interval_tuner", "preemptions_sealed",
+    "interval_tuner",
+    "preemptions_sealed",
 )
 GPU = ("gpu_save",)
 QUESTIONS = (*ENGINE, *CLUSTER, *GPU)

@@ -11,7 +11,7 @@ from holdfast_api.peers import Span
 
 LONG_SECONDS = 1e9
 """Not known, or never."""
-AS_A_RULE, SURE = 0.5, 0.977
+AS_A_RULE, SURE = 0.5, 0.5 * (1 + math.erf(math.sqrt(2)))
 """How many are done by the second and the third point."""
 
 NONE = Span(0.0, 0.0, 0.0)
@@ -67,7 +67,7 @@ def chance(span: Span, available_seconds: float) -> float:
     if math.isnan(a) or a < s.best or a < 0:
         return 0.0
     if a >= s.sure:
-        return SURE if s.sure < LONG_SECONDS else AS_A_RULE
+        return SURE
     if a >= s.likely:
         return _normal(2 * _share(a, s.likely, s.sure))
     return _normal(-2 * (1 - _share(a, s.best, s.likely)))

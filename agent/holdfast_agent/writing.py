@@ -200,7 +200,6 @@ class Writing:
         if not order.emergency:
             await self._learn_history()
         started = monotonic()
-        job = self._job(order)
 
         def durable(at: datetime) -> None:
             s.record.keeps_locally(None)
@@ -209,6 +208,7 @@ class Writing:
                 s.record.stage(Stage.LOCAL_DURABLE, at)
 
         try:
+            job = self._job(order)
             store = s.store.until(stop.at)
             written = await flush.write(
                 job,
@@ -329,7 +329,7 @@ class Writing:
             base_has=s.base_has(order.base, CheckpointRef(order.attempt, order.save), emergency=order.emergency),
             wait_for_node=False,
             base=order.base,
-            emergency=order.emergency,
+            emergency=order.emergency or order.full_speed,
         )
 
     # ---- afterwards
