@@ -2,7 +2,6 @@
 
 import asyncio
 import mmap
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.harness.states import State
+from holdfast.copying import copy_pool
 from holdfast.progress import Progress
-from holdfast.snapshot import SlotWriter, SnapshotPlan, copy_pool, document_bytes
+from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
 from holdfast.state import Registry
 from holdfast_agent import flush
 from holdfast_agent.threads import Stop, Threads
@@ -22,62 +22,26 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CheckpointKind, Claim, CommitRecord
 from holdfast_api.manifest import Progress as Position
 from holdfast_api.messages import Cause, Member
-from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo
-from holdfast_store.errors import Absent
+from holdfast_store.bucket import Buffer
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
+from holdfast_store.memory import MemoryBucket
 
 NAMESPACE, JOB, UID = "bench", "bench", "00000000-0000-4000-8000-00000000be7c"
 CHUNK_BYTES = 16 << 20
 VERSION = __version__
 
 
-class Discarding:
-    """A bucket that acknowledges everything and keeps only what is small (manifests): what is left is what the node's disk costs."""
+class Discarding(MemoryBucket):
+    """Acknowledges chunks and forgets them; keeps what is small. What is left is what the node's disk costs."""
 
-    uri = "memory://discarding"
-    KEPT_BYTES = 8 << 20
-
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-
-    def check(self) -> None:
-        pass
-
-    def create(self, key: str, data: Buffer) -> None:
-        self.put(key, data)
-
-    def put(self, key: str, data: Buffer) -> None:
+    def create(self, key: str, data: Buffer, **options: Any) -> None:
         if "/chunks/" not in key:
-            self.kept[key] = bytes(data)
+            super().create(key, data, **options)
 
-    def get(self, key: str, *, max_bytes: int) -> bytes:
-        try:
-            return self.kept[key]
-        except KeyError:
-            raise Absent(key) from None
-
-    def get_into(self, key: str, view: memoryview) -> None:
-        raise Absent(key)
-
-    def head(self, key: str) -> ObjectInfo:
-        return ObjectInfo(key, len(self.get(key, max_bytes=1 << 30)))
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return iter([ObjectInfo(k, len(v)) for k, v in self.kept.items() if k.startswith(prefix)])
-
-    def list_level(self, prefix: str) -> Level:
-        return Level((), tuple(self.list(prefix)))
-
-    def list_folders(self, prefix: str) -> Folders:
-        return []
-
-    def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self.kept.pop(key, None)
-
-    def discard_unfinished(self, prefix: str) -> int:
-        return 0
+    def put(self, key: str, data: Buffer, **options: Any) -> None:
+        if "/chunks/" not in key:
+            super().put(key, data, **options)
 
 
 class Model(torch.nn.Module):

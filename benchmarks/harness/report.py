@@ -48,11 +48,16 @@ class Report:
         self._plots.append((name, lambda path: plot.lines(path, series, x, y)))
 
     def write(self) -> None:
+        """Raises RuntimeError if Holdfast itself could not be measured: earlier results stay."""
         goals = [(m["what"], results.measured(m), results.goal(m)) for m in self._measures]
         if not self._tables:
             self.table(self._outcomes)
         text = "\n\n".join([results.markdown(("measure", "measured", "goal"), goals), *self._tables, self.size])
         print(text, flush=True)
+        if broken := [
+            f"{o.contender.name}: {o.failure}" for o in self._outcomes if o.contender.kind is Kind.OURS and o.failure
+        ]:
+            raise RuntimeError("; ".join(broken))
         if self._scale.trial:
             print("   a trial: nothing is written", flush=True)
             return
