@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from holdfast_agent import laptop, settings
+from holdfast_agent import doctor, laptop, settings
 from holdfast_agent.errors import ConfigurationWrong
 from holdfast_agent.run import Agent
 from holdfast_agent.run import main as run_agent
@@ -24,7 +24,17 @@ def parser() -> argparse.ArgumentParser:
         prog="holdfast-agent", description="Runs training processes and keeps their state safe."
     )
     top.add_argument("--version", action="version", version=__version__)
-    run = top.add_subparsers(dest="verb", required=True).add_parser(
+    verbs = top.add_subparsers(dest="verb", required=True)
+    look = verbs.add_parser("doctor", help="say what this machine and configuration give: slots in memory, disk, store")
+    look.add_argument(
+        "--local", metavar="DIR", type=Path, help="as for run; without it the pod's own configuration is examined"
+    )
+    look.add_argument("--processes", type=int, default=1, help="training processes, with --local (default 1)")
+    look.add_argument(
+        "--image-mib", type=int, default=0, metavar="N", help="size of one process's state; default: say what would fit"
+    )
+    look.add_argument("-o", "--output", choices=["text", "json"], default="text")
+    run = verbs.add_parser(
         "run", help="run a command under the agent", usage="holdfast-agent run [--local DIR [options]] -- COMMAND ..."
     )
     run.add_argument(
@@ -60,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s holdfast-agent %(levelname)s %(message)s", stream=sys.stderr
     )
+    if options.verb == "doctor":
+        return _doctor(options)
     command = tuple(options.command[1:] if options.command[:1] == ["--"] else options.command)
     try:
         if not command:
@@ -70,6 +82,19 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigurationWrong, ContractError, StoreError) as e:
         print(f"holdfast-agent: {e}", file=sys.stderr)
         return EXIT_CODES[Exit.CONFIGURATION_WRONG]
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """0 if nothing has to be changed, 1 if something has to, 71 if the configuration cannot be read."""
+    environ = settings.process_environment()
+    try:
+        config = laptop.examined(options.local, options.processes) if options.local else settings.config_from(environ)
+        answers = doctor.examine(config, environ, options.image_mib << 20)
+    except (ConfigurationWrong, ContractError) as e:
+        print(f"holdfast-agent: {e}", file=sys.stderr)
+        return EXIT_CODES[Exit.CONFIGURATION_WRONG]
+    print(doctor.render(answers, options.output))
+    return 0 if all(a.ok for a in answers) else 1
 
 
 def _in_pod(command: tuple[str, ...]) -> Callable[[], Agent]:

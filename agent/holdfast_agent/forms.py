@@ -79,6 +79,17 @@ def choose(
     return Choice(Form.ONE_SLOT, slot_bytes, ranks, for_two)
 
 
+def largest(room: Room, form: Form, ranks: int) -> int:
+    """Bytes of the largest image of each rank for which this form fits, in whole slots; 0 if none does."""
+    low, high = 0, 1 << 24  # in slots' steps of 2 MiB: 32 TiB
+    spare = room.limit // HEADROOM if room.limit is not None and form is Form.TWO_SLOTS else 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        total = middle * ALIGN * ranks * form.slots
+        low, high = (low, middle - 1) if memory.missing(room, total, total, spare=spare) else (middle, high)
+    return low * ALIGN
+
+
 def _needs(form: Form, images: Mapping[int, int], have: Mapping[tuple[int, int], int], ranks: int) -> tuple[int, int]:
     """Bytes to be allocated (less than 0 if a second slot is given back), and all of the arena."""
     unknown = ranks - len(images)

@@ -5,6 +5,7 @@ DIR/.holdfast/job.json      {"uid": ..., "attempt": ...}; the number is written 
 DIR/.holdfast/arena/        slots, unless /dev/shm is large enough
 """
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -117,6 +118,14 @@ def settings(
     )
 
 
+def examined(directory: Path, processes: int) -> AgentConfig:
+    """What `run --local` would use, without taking or making anything (doctor.py)."""
+    storage = StorageConfig(uri=directory.resolve().as_uri())
+    config = AgentConfig(NAMESPACE, JOB, "", 0, 1, 1, processes, storage, local_dir="")
+    check(config)
+    return dataclasses.replace(config, memory_dir=str(_memory_volume() or directory))
+
+
 def order(settings: Settings, attempt: int, *, fresh: bool = False) -> AttemptOrder:
     """The lock is held, so no older attempt lives: it may be claimed at once (A3)."""
     config = settings.config
@@ -132,13 +141,18 @@ def order(settings: Settings, attempt: int, *, fresh: bool = False) -> AttemptOr
 
 
 def _memory(laptop: Laptop) -> Path:
+    volume = _memory_volume()
+    return volume / f"holdfast-{os.getuid()}-{uid8(laptop.uid)}" if volume is not None else laptop.folder / "arena"
+
+
+def _memory_volume() -> Path | None:
+    """The system's shared memory, if it is worth using."""
     try:
         stat = os.statvfs(SHARED_MEMORY)
-        if stat.f_blocks * stat.f_frsize >= SMALLEST_SHARED_MEMORY_BYTES and os.access(SHARED_MEMORY, os.W_OK):
-            return SHARED_MEMORY / f"holdfast-{os.getuid()}-{uid8(laptop.uid)}"
     except OSError:
-        pass  # no shared memory on this system
-    return laptop.folder / "arena"
+        return None
+    large = stat.f_blocks * stat.f_frsize >= SMALLEST_SHARED_MEMORY_BYTES
+    return SHARED_MEMORY if large and os.access(SHARED_MEMORY, os.W_OK) else None
 
 
 def _write(path: Path, value: dict[str, object]) -> None:

@@ -50,17 +50,7 @@ class Settings:
 
 def from_environment(environ: Mapping[str, str], command: tuple[str, ...]) -> Settings:
     """In a pod. Raises ConfigurationWrong."""
-    text = environ.get(names.ENV_CONFIG)
-    if not text:
-        raise ConfigurationWrong(
-            f"{names.ENV_CONFIG} is not set: the operator sets it in a TrainingJob's pods; "
-            "outside Kubernetes use `holdfast-agent run --local DIR -- COMMAND`"
-        )
-    try:
-        config = codec.from_json(AgentConfig, text.encode())
-    except ContractError as e:
-        raise ConfigurationWrong(f"{names.ENV_CONFIG}: {e}") from e
-    check(config)
+    config = config_from(environ)
     host, port = _listen(environ.get(ENV_LISTEN, ""))
     termination = Path(environ.get(ENV_TERMINATION_PATH, names.TERMINATION_PATH))
     return Settings(
@@ -76,6 +66,22 @@ def from_environment(environ: Mapping[str, str], command: tuple[str, ...]) -> Se
         token_path=Path(environ.get(ENV_TOKEN_PATH, names.TOKEN_PATH)),
         termination_path=termination if termination.parent.is_dir() else None,
     )
+
+
+def config_from(environ: Mapping[str, str]) -> AgentConfig:
+    """What the operator has set. Raises ConfigurationWrong."""
+    text = environ.get(names.ENV_CONFIG)
+    if not text:
+        raise ConfigurationWrong(
+            f"{names.ENV_CONFIG} is not set: the operator sets it in a TrainingJob's pods; "
+            "outside Kubernetes use `holdfast-agent run --local DIR -- COMMAND`"
+        )
+    try:
+        config = codec.from_json(AgentConfig, text.encode())
+    except ContractError as e:
+        raise ConfigurationWrong(f"{names.ENV_CONFIG}: {e}") from e
+    check(config)
+    return config
 
 
 def check(config: AgentConfig) -> None:

@@ -1,0 +1,137 @@
+"""`holdfast-agent doctor`: what this machine and this configuration give, before training depends on it (J6, B8).
+
+Each question is one function that returns an `Answer`; nothing is left behind and nothing of a job is changed. Blocking.
+"""
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from holdfast_agent import forms, memory
+from holdfast_agent.errors import MemoryTooSmall
+from holdfast_agent.forms import Form
+from holdfast_agent.memory import MIB, Room
+from holdfast_api.config import AgentConfig, StorageConfig
+from holdfast_store.errors import StoreError
+from holdfast_store.opening import open_bucket
+
+STORE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`ok`: nothing has to be changed for a job to run; `words` say what is and, if not, what to change."""
+
+    name: str
+    ok: bool
+    words: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def examine(config: AgentConfig, environ: Mapping[str, str], image_bytes: int) -> list[Answer]:
+    """`image_bytes` of one rank, 0 where it is not known."""
+    return [
+        _memory(Path(config.memory_dir), config.processes_per_worker, image_bytes, config.slots),
+        _node(config.local_dir),
+        store(config.storage, environ),
+    ]
+
+
+def arena(room: Room, ranks: int, image_bytes: int, most: int) -> Answer:
+    """Which form an image of this size gets, or the largest image for each form. Pure."""
+    largest = {form.value: forms.largest(room, form, ranks) for form in Form if form.slots <= most}
+    facts = {"ranks": ranks, "imageBytes": image_bytes, "largestImageBytes": largest} | {
+        "limitBytes": room.limit,
+        "usedBytes": room.used,
+        "freeOnVolumeBytes": room.free_on_volume,
+        "availableBytes": room.available,
+        "inMemory": room.in_memory,
+    }
+    if not image_bytes:
+        sizes = ", ".join(f"{form} up to {size // MIB} MiB" for form, size in largest.items())
+        return Answer("arena", True, f"image of each rank: {sizes}, less what training itself still takes", facts)
+    try:
+        choice = forms.choose(room, 0, {0: image_bytes}, {}, ranks, most)
+    except MemoryTooSmall as e:
+        return Answer("arena", False, str(e), facts)
+    return Answer("arena", True, choice.words, facts | {"form": choice.form.value})
+
+
+def direct_io(folder: Path) -> Answer:
+    """Whether files below `folder` are written past the page cache. Memory accepts it too, and is no disk (J5)."""
+    kind = memory.file_system(folder)
+    facts = {"folder": str(folder), "fileSystem": kind}
+    if kind in ("tmpfs", "ramfs"):
+        return Answer(
+            "node", True, f"{folder} is memory ({kind}): what lies there is gone with the node and with the pod", facts
+        )
+    try:
+        refusal = _refusal(folder)
+    except OSError as e:
+        return Answer("node", False, f"{folder} cannot be written: {e.strerror}: no copy is kept on the node", facts)
+    if refusal:
+        return Answer(
+            "node",
+            True,
+            f"{folder} ({kind}) is written through the page cache, which is slower: direct I/O answers {refusal}",
+            facts,
+        )
+    return Answer("node", True, f"{folder} ({kind}) takes direct I/O", facts | {"directIo": True})
+
+
+def store(config: StorageConfig, environ: Mapping[str, str]) -> Answer:
+    """Whether the bucket or directory is there and lets us in."""
+    facts = {"uri": config.uri, "endpoint": config.endpoint}
+    try:
+        open_bucket(config, environ, retry_seconds=STORE_SECONDS).check()
+    except StoreError as e:
+        return Answer("store", False, f"{config.uri}: {e}", facts)
+    return Answer("store", True, f"{config.uri} answers", facts)
+
+
+def render(answers: list[Answer], output: str) -> str:
+    if output == "json":
+        return json.dumps({"ok": all(a.ok for a in answers), "checks": [asdict(a) for a in answers]}, indent=2)
+    return "\n".join(f"{'ok ' if a.ok else 'BAD'}  {a.name:6} {a.words}" for a in answers)
+
+
+def _memory(folder: Path, ranks: int, image_bytes: int, most: int) -> Answer:
+    there = next((p for p in (folder, *folder.parents) if p.is_dir()), Path("/"))
+    return arena(memory.read(there), ranks, image_bytes, most)
+
+
+def _node(folder: str) -> Answer:
+    if not folder:
+        return Answer("node", True, "no directory on the node is used: checkpoints go to the store alone")
+    if not Path(folder).is_dir():
+        return Answer("node", False, f"{folder} does not exist: no copy is kept on the node", {"folder": folder})
+    return direct_io(Path(folder))
+
+
+def _refusal(folder: Path) -> str:
+    """What the system answers to one page written directly; "" if it takes it."""
+    flag = getattr(os, "O_DIRECT", 0)
+    number, name = tempfile.mkstemp(prefix=".holdfast-doctor-", dir=folder)
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            direct = os.open(name, os.O_WRONLY | flag | os.O_CLOEXEC)
+            try:
+                os.pwrite(direct, page, 0)
+            finally:
+                os.close(direct)
+        return "" if flag else "this system has none"
+    except OSError as e:
+        if e.errno in (errno.EINVAL, errno.ENOTSUP):
+            return str(e.strerror)
+        raise
+    finally:
+        os.close(number)
+        with contextlib.suppress(OSError):
+            os.unlink(name)
