@@ -1,5 +1,6 @@
 """Outside Kubernetes (A10): one command, a directory, Ctrl-C."""
 
+import json
 import os
 import shutil
 import signal
@@ -143,3 +144,18 @@ def test_an_attempt_file_that_cannot_be_read_is_not_guessed(tmp_path):
     (tmp_path / ".holdfast" / "job.json").write_text("{")
     with pytest.raises(ConfigurationWrong, match=r"job\.json cannot be read"):
         laptop.take(tmp_path)
+
+
+def test_what_a_killed_agent_left_in_shared_memory_is_where_the_next_start_resumes_from(run, tmp_path):
+    """J6: the arena outlives the processes that use it."""
+    agent = run(100_000, "--every-steps", "10")
+    wait_for_line(tmp_path, "agent.log", "is committed at boundary 20")
+    agent.kill()
+    agent.wait()
+    agent = run(100_000, "--every-steps", "10")
+    wait_for_line(tmp_path, "log", "2 0 restored")
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(WAIT_SECONDS) == 72
+    report = next((tmp_path / "job" / "local").rglob("0000000002.reports/0.json"))
+    fetched = json.loads(report.read_text())["fetched_from"]
+    assert fetched.get("arena", 0) > 0, fetched

@@ -14,6 +14,7 @@ from holdfast_api import layout
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim
 from holdfast_api.messages import AgentPhase, BlockedReason, Exit
+from tests.agent.conftest import eventually
 
 
 def starts(gang) -> set[str]:
@@ -256,3 +257,14 @@ def test_no_key_appears_in_log_or_report(gang):
     said = g.pods[0].words() + (g.pods[0].folder / "termination").read_text()
     for key in (g.pods[0].folder / "keys").iterdir():
         assert key.read_text() not in said
+
+
+def test_after_a_crash_of_the_trainer_the_next_attempt_in_the_pod_resumes_from_the_slot(gang):
+    g = gang(workers=1, trainer=("100000", "--crash-at", "35")).start().begin()
+    g.wait_for_commit(30)
+    pod = g.pods[0]
+    g.wait_for_phase(AgentPhase.FAILED)
+    g.begin()
+    eventually(lambda: "2 0 restored 30" in g.lines(), "the next attempt's rank loads")
+    assert pod.process.poll() is None
+    assert pod.report().fetched_from.keys() == {"arena"}, pod.report().fetched_from
