@@ -40,7 +40,7 @@ def test_what_exists_already_is_not_counted_twice_and_a_second_slot_can_be_given
     have = {(0, 0): 400 * MIB, (0, 1): 400 * MIB}
     full = room(limit=1000, used=900)
     assert choose(full, 0, {0: 400 * MIB}, have, 1).form is Form.TWO_SLOTS
-    assert choose(full, 0, {0: 500 * MIB}, have, 1).form is Form.ONE_SLOT
+    assert choose(full, 0, {0: 800 * MIB}, have, 1).form is Form.ONE_SLOT
     with pytest.raises(MemoryTooSmall, match="not even one slot"):
         choose(full, 0, {0: 1000 * MIB}, have, 1)
 

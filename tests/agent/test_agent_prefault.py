@@ -1,5 +1,6 @@
 """J5: the memory of a slot is there before it is handed out; where it cannot be had, that is an error and no SIGBUS later."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -48,3 +49,15 @@ def test_what_cannot_be_reserved_leaves_the_file_as_it_was(file):
         prefault.allocate(file, MIB, too_much)
     assert os.fstat(file).st_size == MIB
     assert blocks(file) == MIB
+
+
+def test_a_file_system_that_reserves_a_part_and_then_refuses_gets_it_back(file, monkeypatch):
+    def partly(fd: int, start: int, length: int) -> None:
+        os.ftruncate(fd, start + length // 2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    os.write(file, b"x" * MIB)
+    monkeypatch.setattr(os, "posix_fallocate", partly)
+    with pytest.raises(OSError, match="No space"):
+        prefault.allocate(file, MIB, 9 * MIB)
+    assert os.fstat(file).st_size == MIB
