@@ -3,12 +3,7 @@
 Each question is one function that returns an `Answer`; nothing is left behind and nothing of a job is changed. Blocking.
 """
 
-import contextlib
-import errno
 import json
-import mmap
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +14,7 @@ from holdfast_agent.errors import MemoryTooSmall
 from holdfast_agent.forms import Form
 from holdfast_agent.memory import MIB, Room
 from holdfast_api.config import AgentConfig, StorageConfig
+from holdfast_store import direct
 from holdfast_store.errors import StoreError
 from holdfast_store.opening import open_bucket
 
@@ -65,25 +61,14 @@ def arena(room: Room, ranks: int, image_bytes: int, most: int) -> Answer:
 
 
 def direct_io(folder: Path) -> Answer:
-    """Whether files below `folder` are written past the page cache. Memory accepts it too, and is no disk (J5)."""
-    kind = memory.file_system(folder)
-    facts = {"folder": str(folder), "fileSystem": kind}
-    if kind in ("tmpfs", "ramfs"):
-        return Answer(
-            "node", True, f"{folder} is memory ({kind}): what lies there is gone with the node and with the pod", facts
-        )
+    """How images are written below `folder` (J5)."""
+    facts: dict[str, Any] = {"folder": str(folder)}
     try:
-        refusal = _refusal(folder)
+        mode = direct.probe(folder)
     except OSError as e:
         return Answer("node", False, f"{folder} cannot be written: {e.strerror}: no copy is kept on the node", facts)
-    if refusal:
-        return Answer(
-            "node",
-            True,
-            f"{folder} ({kind}) is written through the page cache, which is slower: direct I/O answers {refusal}",
-            facts,
-        )
-    return Answer("node", True, f"{folder} ({kind}) takes direct I/O", facts | {"directIo": True})
+    facts |= {"fileSystem": mode.file_system, "directIo": mode.direct}
+    return Answer("node", True, f"{folder}: {mode}", facts)
 
 
 def store(config: StorageConfig, environ: Mapping[str, str]) -> Answer:
@@ -113,25 +98,3 @@ def _node(folder: str) -> Answer:
     if not Path(folder).is_dir():
         return Answer("node", False, f"{folder} does not exist: no copy is kept on the node", {"folder": folder})
     return direct_io(Path(folder))
-
-
-def _refusal(folder: Path) -> str:
-    """What the system answers to one page written directly; "" if it takes it."""
-    flag = getattr(os, "O_DIRECT", 0)
-    number, name = tempfile.mkstemp(prefix=".holdfast-doctor-", dir=folder)
-    try:
-        with mmap.mmap(-1, mmap.PAGESIZE) as page:
-            direct = os.open(name, os.O_WRONLY | flag | os.O_CLOEXEC)
-            try:
-                os.pwrite(direct, page, 0)
-            finally:
-                os.close(direct)
-        return "" if flag else "this system has none"
-    except OSError as e:
-        if e.errno in (errno.EINVAL, errno.ENOTSUP):
-            return str(e.strerror)
-        raise
-    finally:
-        os.close(number)
-        with contextlib.suppress(OSError):
-            os.unlink(name)

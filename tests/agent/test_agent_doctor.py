@@ -12,6 +12,8 @@ from holdfast_agent import doctor, forms, memory
 from holdfast_agent.forms import Form
 from holdfast_agent.memory import MIB, Room
 from holdfast_api.config import StorageConfig
+from holdfast_store import direct
+from holdfast_store.direct import Mode
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess:
@@ -76,29 +78,25 @@ def test_outside_a_pod_it_says_what_is_missing():
     assert "HOLDFAST_AGENT_CONFIG is not set" in done.stderr
 
 
-def test_memory_is_not_taken_for_a_disk_although_it_accepts_direct_io():
-    """J5: tmpfs takes O_DIRECT on recent kernels."""
-    if memory.file_system(Path("/dev/shm")) != "tmpfs":
-        pytest.skip("/dev/shm is no tmpfs here")
-    answer = doctor.direct_io(Path("/dev/shm"))
-    assert "is memory (tmpfs)" in answer.words
-    assert "directIo" not in answer.facts
-
-
-def test_a_disk_is_asked_with_one_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "file_system", lambda folder: "ext4")
-    answer = doctor.direct_io(tmp_path)
-    assert answer.ok
-    assert answer.words.endswith(("takes direct I/O", "Invalid argument", "not supported"))
+def test_how_the_node_is_written_is_said_and_nothing_is_left_behind(tmp_path, monkeypatch):
+    for mode, words in (
+        (Mode(True, "ext4"), "ext4, direct"),
+        (Mode(False, "tmpfs", "it lies in memory, not on a disk"), "tmpfs, buffered: it lies in memory, not on a disk"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(direct, "probe", lambda folder, mode=mode: mode)
+            answer = doctor.direct_io(tmp_path)
+        assert (answer.ok, answer.words) == (True, f"{tmp_path}: {words}")
+        assert answer.facts["directIo"] is mode.direct
+    assert doctor.direct_io(tmp_path).ok
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_cannot_be_written_is_said(tmp_path, monkeypatch):
-    def refused(folder: Path) -> str:
+    def refused(folder: Path) -> Mode:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(memory, "file_system", lambda folder: "ext4")
-    monkeypatch.setattr(doctor, "_refusal", refused)
+    monkeypatch.setattr(direct, "probe", refused)
     answer = doctor.direct_io(tmp_path)
     assert (answer.ok, answer.words) == (
         False,
