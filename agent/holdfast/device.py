@@ -131,3 +131,19 @@ def copy(pairs: Sequence[Pair]) -> None:
             copy_bits(target, source)
     for transfer in transfers:
         transfer.wait()
+
+
+def fill(pairs: Sequence[Pair]) -> list[Pair]:
+    """The way back, at a restore: (target on a device, source on the host) on the side stream, one batch for each device. Returns the pairs that it has
+    left to the caller: all of them unless the side stream is wanted. What the current stream is given afterwards sees every byte."""
+    beside = {t.device for t, _ in pairs if t.device.type == "cuda"} if side_stream_wanted() else set()
+    transfers = []
+    for device in beside:
+        if device not in _streams:
+            _streams[device] = TorchStreams(device)
+        transfers.append(Transfer(_streams[device]))
+        transfers[-1].begin([p for p in pairs if p[0].device == device])
+    for transfer in transfers:
+        transfer.hold_back()
+        transfer.wait()  # the image may go away afterwards
+    return [p for p in pairs if p[0].device not in beside]

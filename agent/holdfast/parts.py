@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from holdfast import rng, tree
-from holdfast.bits import clone_bits, copy_bits, copyable, is_expanded
+from holdfast import materialise, rng, tree
+from holdfast.bits import copy_bits, copyable, is_expanded
 from holdfast.errors import UnsupportedState
+from holdfast.filling import cloned, fill
 from holdfast.image import Tier
 
 
@@ -92,17 +93,29 @@ class ModulePart:
             value = tree.decode(found[key], tensors, place=False)
             if isinstance(value, torch.Tensor) and isinstance(live[key], torch.Tensor):
                 yield from _same_form(f"{self.name}.{key}", live[key], value)
+        for key, buffer in self._loose_buffers().items():
+            if buffer.is_meta and (
+                key not in saved["loose"] or saved_in_another_form(buffer, saved["loose"][key], tensors)
+            ):
+                yield f"{self.name}.{key} is on the meta device, and the checkpoint has nothing of its form: build it with memory"
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        materialise.give_memory(self.name, self.module)
         live = self.module.state_dict()  # keeps its own version metadata, which `load_state_dict` reads
+        plain = plain_targets(self.module)
+        pairs = []
         for key, body in saved["state"].items():
             value = tree.decode(body, tensors, place=False)  # the copy into the parameter moves it
             if not isinstance(value, torch.Tensor) or not isinstance(live[key], torch.Tensor):
-                live[key] = _cloned(tree.decode(body, tensors))  # extra state may be kept as it is
+                live[key] = cloned(tree.decode(body, tensors))  # extra state may be kept as it is
+            elif key in plain:
+                pairs.append((plain[key].detach(), value))
+                live.pop(key)
             elif copyable(value.dtype) and not is_expanded(live[key]):
                 live[key] = value
             else:
                 copy_bits(live.pop(key), value)
+        fill(pairs)
         self.module.load_state_dict(live, strict=False, assign=False)  # `compare` has been stricter
         loose = self._loose_buffers()
         for key, body in saved["loose"].items():
@@ -154,7 +167,7 @@ class OptimizerPart:
             yield from _same_form(f"{self.name}.orphan.{i}", parameter, tree.decode(body, tensors, place=False))
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-        state = _cloned(tree.decode(saved["state"], tensors, place=False))  # torch moves it to the parameters
+        state = cloned(tree.decode(saved["state"], tensors, place=False))  # torch moves it to the parameters
         self.optimizer.load_state_dict(state)
         # torch casts state to the parameter's dtype: 32-bit state of a 16-bit parameter would lose bits.
         for index, parameter in enumerate(self._parameters()):
@@ -186,7 +199,7 @@ class StatefulPart:
         return iter(())
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.target.load_state_dict(_cloned(tree.decode(saved, tensors)))
+        self.target.load_state_dict(cloned(tree.decode(saved, tensors)))
 
 
 class GeneratorPart(StatefulPart):
@@ -206,7 +219,7 @@ class GeneratorPart(StatefulPart):
         elif isinstance(self.target, random.Random):
             self.target.setstate(state)
         else:
-            self.target.bit_generator.state = _cloned(state)
+            self.target.bit_generator.state = cloned(state)
 
 
 def part_for(name: str, target: Any) -> Part | None:
@@ -234,6 +247,32 @@ def is_loader(target: Any) -> bool:
     return hasattr(target, "__iter__") and not isinstance(target, nn.Module | str | bytes | dict | list | tuple | set)
 
 
+def saved_in_another_form(live: torch.Tensor, body: Any, tensors: Mapping[str, torch.Tensor]) -> bool:
+    return any(_same_form("", live, tree.decode(body, tensors, place=False)))
+
+
+def plain_targets(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by their keys in `state_dict`, as far as loading them is copying them: no module on the way has a way of its own."""
+    ours = nn.Module
+    for part in module.modules():
+        hooks = part._load_state_dict_pre_hooks, part._load_state_dict_post_hooks, part._state_dict_hooks
+        if (
+            any(hooks)
+            or type(part).load_state_dict is not ours.load_state_dict
+            or type(part).state_dict is not ours.state_dict
+        ):
+            return {}
+    targets: dict[str, torch.Tensor] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        if type(part)._load_from_state_dict is ours._load_from_state_dict:
+            own = {
+                **part._parameters,
+                **{k: b for k, b in part._buffers.items() if k not in part._non_persistent_buffers_set},
+            }
+            targets |= {f"{prefix}.{key}".lstrip("."): t for key, t in own.items() if t is not None}
+    return targets
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """The user's module below DistributedDataParallel, DataParallel and torch.compile, so that names are the same with and without them."""
     while True:
@@ -248,17 +287,6 @@ def unwrap(module: nn.Module) -> nn.Module:
 def _same_form(path: str, live: torch.Tensor, saved: torch.Tensor) -> Iterator[str]:
     if live.shape != saved.shape or live.dtype != saved.dtype:
         yield f"{path}: {tuple(live.shape)} {live.dtype} here, {tuple(saved.shape)} {saved.dtype} in the checkpoint"
-
-
-def _cloned(value: Any) -> Any:
-    """The same tree with tensors of its own: objects may keep what they are given, and the image goes away."""
-    if isinstance(value, torch.Tensor):
-        return clone_bits(value)
-    if isinstance(value, dict):
-        return type(value)({k: _cloned(v) for k, v in value.items()})
-    if type(value) in (list, tuple):
-        return type(value)(_cloned(v) for v in value)
-    return value.copy() if type(value).__module__ == "numpy" else value
 
 
 def _listed(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from holdfast.agent_link import AgentLink
 from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError
 from holdfast.load import load_image
+from holdfast.materialise import on_meta
 from holdfast.progress import Progress
 from holdfast.state import Registry
 from holdfast_api import ranks
@@ -27,11 +28,15 @@ class Restorer:
         """The agent's settings, and the random generators' state to go on with; None after a fresh start. Raises RestoreError, UnsupportedState."""
         try:
             welcome: ranks.Welcome = self._expect(ranks.Welcome)
-            self._registry.capture(self._progress, window_open=False)  # refuse now what could not be saved later
+            empty = on_meta({name: part.module for name, part in self._registry.modules.items()})
+            if not empty:  # else once there is something that could be looked at
+                self._registry.capture(self._progress, window_open=False)  # refuse now what could not be saved later
             self._link.send(ranks.RestoreWanted())
             while True:
                 answer: ranks.RestoreReady | ranks.StartFresh = self._expect(ranks.RestoreReady, ranks.StartFresh)
                 if isinstance(answer, ranks.StartFresh):
+                    if empty:
+                        raise RestoreError(_nothing_to_start_from(empty))
                     return welcome, None
                 generators = self._load(answer)
                 if generators is not None:
@@ -62,3 +67,11 @@ class Restorer:
         if isinstance(message, ranks.Refused):
             raise RestoreError(message.message)
         return message
+
+
+def _nothing_to_start_from(empty: list[str]) -> str:
+    shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+    return (
+        f"there is no checkpoint yet, and {shown} on the meta device have no content to start from: "
+        "on a first start give the model memory (to_empty) and initialize it before restore()"
+    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from holdfast_agent import targets
+from holdfast_agent import prefault, targets
 from holdfast_agent.arena import Arena, Mapped
 from holdfast_agent.contents import Contents
 from holdfast_agent.errors import AgentError, CheckpointBad, NoRoom
@@ -170,6 +170,7 @@ def fetch_chunk(piece: Piece, sources: list[Source], tally: Tally, stop: Stop) -
     manifest, index = piece.manifest, piece.index
     if piece.is_known(tally.contents):
         return
+    prefault.populate(piece.view)
     tally.contents.about_to_write(manifest.rank, piece.slot, piece.offset, len(piece.view))
     for source in sources if not piece.believed else [InPlace(), *sources]:
         if stop.wanted:

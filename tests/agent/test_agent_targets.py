@@ -1,9 +1,14 @@
 """C3, E4: into which slot a checkpoint is fetched, and what is known of the bytes that lie there."""
 
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast_agent import prefault
+from holdfast_agent.arena import Mapped
 from holdfast_agent.contents import Contents
 from holdfast_agent.targets import Content, choose
 from holdfast_api.layout import CheckpointRef
@@ -74,3 +79,16 @@ def test_who_writes_into_verified_bytes_makes_them_unknown(offset: int, length: 
     known.verified(0, 0, 16, "d", 8)
     known.about_to_write(0, 0, offset, length)
     assert known.holds(0, 0, 16, "d", 8) is not gone
+
+
+def test_memory_that_was_cut_off_is_an_error_and_not_the_end_of_the_agent(tmp_path: Path) -> None:
+    """Somebody truncates a slot file under us: a write into the mapping would be SIGBUS."""
+    path = tmp_path / "slot"
+    path.write_bytes(bytes(3 * 4096))
+    mapped = Mapped(path, 3 * 4096, write=True)
+    prefault.populate(mapped.view[100:5000])
+    prefault.populate(mapped.view[:0])
+    os.truncate(path, 4096)
+    with pytest.raises(OSError, match="has gone"):
+        prefault.populate(mapped.view[4096:])
+    mapped.close()

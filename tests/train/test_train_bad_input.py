@@ -110,7 +110,6 @@ REFUSED: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     "quantized": (quantized, r"model\.a is a quantized tensor"),
     "nested": (nested, r"model\.a is a (nested tensor|.*NestedTensor)"),
     "sparse": (lambda: torch.eye(3).to_sparse_csr(), r"model\.a is a torch\.sparse_csr tensor"),
-    "meta": (lambda: torch.empty(2, device="meta"), r"model\.a is on the meta device"),
     "strided and not to be copied": (
         lambda: torch.zeros(4, 4, dtype=torch.uint8).view(torch.int4).t(),
         r"model\.a is a strided tensor of torch\.int4",

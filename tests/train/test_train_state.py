@@ -112,8 +112,9 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
 
 def test_a_model_that_cannot_be_saved_is_refused_before_training(agent: FakeAgent) -> None:
-    model = nn.Linear(2, 2, device="meta")
-    with pytest.raises(holdfast.UnsupportedState, match=r"model\.weight is on the meta device"):
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(torch.ones(2, 2).to_sparse())
+    with pytest.raises(holdfast.UnsupportedState, match=r"model\.weight is a torch.sparse_coo tensor"):
         holdfast.Checkpointer(model=model).restore()
 
 
