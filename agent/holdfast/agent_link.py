@@ -46,6 +46,8 @@ class AgentLink:
         self._closing = False
         self._passed: Callable[[], ranks.Passed] | None = None
         self._passed_at = float("-inf")
+        self.tick: Callable[[], None] = lambda: None
+        """Runs on the reader thread at least every PASSED_SECONDS."""
         # A forked data-loader worker would keep the connection open after this process has died.
         os.register_at_fork(after_in_child=self._socket.close)
         self._thread = threading.Thread(target=self._read, name="holdfast-agent-link", daemon=True)
@@ -102,6 +104,15 @@ class AgentLink:
                     raise TimeoutError
                 self._arrived.wait(left)
 
+    def poll(self, *types: type[Any]) -> Any:
+        """Main thread: the next message of one of `types` that has come already, or None."""
+        with self._arrived:
+            for message in self._mailbox:
+                if isinstance(message, types):
+                    self._mailbox.remove(message)
+                    return message
+        return None
+
     def close(self) -> None:
         """Ends the connection on purpose; `lost` is not called."""
         self._closing = True
@@ -119,6 +130,7 @@ class AgentLink:
         buffer = bytearray()
         while not self._broken:
             readable, _, _ = select.select([self._socket], [], [], PASSED_SECONDS)
+            self.tick()
             if self._passed is not None and time.monotonic() - self._passed_at >= PASSED_SECONDS:
                 self.flush_passed()
             if not readable:

@@ -50,7 +50,8 @@ class Slot:
 
 
 class Arena:
-    """The slots of one plan. `acquire` is the main thread's, `free` and `lose` the helper thread's."""
+    """The slots of one plan. `acquire` is whose turn it is to capture, the main thread's or, while that one is stopped, the helper's; `free` and
+    `lose` are the reader's."""
 
     def __init__(self, plan: int, paths: Sequence[str], slot_bytes: int) -> None:
         self.plan = plan
@@ -67,8 +68,15 @@ class Arena:
     def acquire(self) -> int:
         """A slot to overwrite. Waits until the agent has given one back; prefers the one that does not hold the newest boundary, so that a crash
         leaves a clean predecessor. Raises LinkLost; ValueError, OSError for a file that is not what it was."""
+        slot = self.acquire_within(None)
+        assert slot is not None
+        return slot
+
+    def acquire_within(self, seconds: float | None) -> int | None:
+        """As `acquire`; None when there is none in that time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._lost or len(self._taken) < len(self.slots))
+            if not self._changed.wait_for(lambda: self._lost or len(self._taken) < len(self.slots), seconds):
+                return None
             if self._lost:
                 raise LinkLost("the agent is gone")
             free = [i for i in range(len(self.slots)) if i not in self._taken]
@@ -87,16 +95,23 @@ class Arena:
         """Waits until the slots are mapped and page-locked: nobody needs it to save, only to measure."""
         self._preparing.join()
 
-    def hand_over(self, slot: int, boundary: int) -> None:
-        """The slot holds `boundary` and is the agent's until `free`."""
+    def hand_over(self, slot: int, boundary: int) -> bool:
+        """The slot holds `boundary` and is the agent's until `free`. Returns whether it was not before."""
         with self._changed:
+            new = slot not in self._taken
             self.slots[slot].holds = boundary
             self._taken.add(slot)
             self._newest = slot
+            return new
 
     def holding(self, boundary: int) -> int | None:
         """A slot that holds `boundary`, whosever it is."""
         return next((i for i, s in enumerate(self.slots) if s.holds == boundary), None)
+
+    @property
+    def idle(self) -> bool:
+        """The agent has none of them."""
+        return not self._taken
 
     def free(self, slot: int) -> None:
         with self._changed:

@@ -21,6 +21,7 @@ from holdfast.conditions import exactness
 from holdfast.ddp import settle_buckets
 from holdfast.errors import LinkLost, RestoreError
 from holdfast.gate import Gate
+from holdfast.midstep import MidStep
 from holdfast.progress import Progress
 from holdfast.restorer import Restorer
 from holdfast.saver import Saver
@@ -64,8 +65,12 @@ class Checkpointer:
         self._stepped_at: float | None = None
         self._step_seconds = 0.0
         self._link, self._trouble = self._connect()
-        self._saver = Saver(self._link, self._registry, self._progress, self._run) if self._link else None
+        self._saver: Saver | None = None
+        self._mid: MidStep | None = None
         if self._link is not None:
+            self._saver = Saver(self._link, self._registry, self._progress, self._run)
+            self._mid = MidStep(self._registry, self._progress, self._gate, self._saver, self._link, self._run)
+            self._link.tick = self._mid.tick
             self._link.start()
 
     @property
@@ -92,7 +97,7 @@ class Checkpointer:
         if unknown:
             raise ValueError(f"allow={unknown} is unknown; known are {list(ALLOWANCES)}")
         unsettled = settle_buckets(self._targets)
-        self._run |= _versions() | {"exact": exactness(self._targets, unsettled), "loop": self._gate.loop.value}
+        self._run |= _versions() | {"exact": exactness(self._targets, unsettled)}
         if self._trouble:
             raise RestoreError(f"the agent cannot be reached, so it is unknown what to restore: {self._trouble}")
         if self._saver is not None and self._link is not None:
@@ -150,6 +155,8 @@ class Checkpointer:
     def _say_goodbye(self, saver: Saver, link: AgentLink) -> None:
         self._read_positions()
         voted = self._gate.finish()
+        if self._mid is not None:
+            self._mid.close()
         if voted is not None:
             link.send(ranks.Vote(round=voted, boundary=self.boundary, done=True))
         if self.boundary > saver.newest:
@@ -178,23 +185,26 @@ class Checkpointer:
     # At a boundary
 
     def _at_boundary(self, saver: Saver, metrics: dict[str, Any]) -> None:
-        link, gate, boundary = self._link, self._gate, self.boundary
-        if link is None or not link.alive:
+        link, gate, mid, boundary = self._link, self._gate, self._mid, self.boundary
+        if link is None or mid is None or not link.alive:
             return
         self._read_positions()
         now = time.monotonic()
-        if self._stepped_at is not None:
+        if self._stepped_at is not None and not mid.held:
             self._step_seconds = now - self._stepped_at
-        self._stepped_at = now
+        self._stepped_at, mid.held = now, False
         link.send_passed(self._passed, now)
         if not saver.planned and self._registry.planned:
             saver.plan()
+        saver.open_slots()
         round = gate.arrive(boundary)
         if round is not None:
             self._stop_for_round(saver, round, metrics)
         if self._every and boundary % self._every == 0 and saver.newest < boundary:
             self._progress.note_metrics(metrics, now=True)
             saver.capture("periodic")
+            mid.audit_save()
+        mid.passed(self._step_seconds)
 
     def _stop_for_round(self, saver: Saver, round: int | None, metrics: dict[str, Any]) -> None:
         """The boundary is the target of a round (E2): captures it, then stands still until the gate opens."""
@@ -257,7 +267,8 @@ class Checkpointer:
     def _take(self, message: ranks.FromAgent) -> bool:
         """Helper thread. Gate orders are answered at once (E2)."""
         if isinstance(message, ranks.CloseGate):
-            answer = self._gate.close(message.round, message.lease_seconds)
+            live = self._mid is not None and self._mid.ready()
+            answer = self._gate.close(message.round, message.lease_seconds, live=live)
             if answer is not None and self._link is not None:
                 self._link.send(ranks.Vote(round=message.round, boundary=answer[0], done=answer[1]))
         elif isinstance(message, ranks.ReleaseGate):

@@ -2,11 +2,15 @@
 
 `capture` runs on the main thread at a boundary and copies nothing: it lists tensors and makes a JSON tree that refers to them. `compare` says what
 does not fit before anything is touched, so that a failed load leaves nothing half loaded. `load` then cannot fail for reasons of the user's.
+
+For copies between two boundaries (I6) a part tells beforehand where its large tensors lie (`places`), keeps a copy of what is small at each boundary
+(`snapshot`), and makes of both, on another thread and without touching the object, what `capture` would have said at that boundary (`render`).
 """
 
 import random
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -14,10 +18,14 @@ import torch
 from torch import nn
 
 from holdfast import materialise, rng, tree
-from holdfast.bits import copy_bits, copyable, is_expanded
+from holdfast.bits import clone_bits, copy_bits, copyable, is_expanded
 from holdfast.errors import UnsupportedState
 from holdfast.filling import cloned, fill
 from holdfast.image import Tier
+
+LARGE_BYTES = 64 << 10
+"""A tensor up to this size is copied at each boundary where nothing else is known to keep it still."""
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes, complex, torch.dtype, torch.device, torch.Size})
 
 
 class Leaves:
@@ -36,17 +44,42 @@ class Leaves:
         return body
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor of the image and where the program keeps it: `holder[key] is tensor`, as long as nobody exchanges it."""
+
+    name: str
+    holder: Any
+    key: Any
+    tensor: torch.Tensor
+    fixed: bool
+    """A parameter or optimizer state, which only an update changes. Not: a buffer, which a forward may change."""
+
+
 class Part(Protocol):
     """One registered object."""
 
     def capture(self, leaves: Leaves) -> Any:
         """JSON tree of the state; tensors go into `leaves`. Raises UnsupportedState."""
 
+    def places(self) -> list[Place]:
+        """Main thread, at a boundary. Raises NotLive when the state has tensors or plain values that no list can name."""
+
+    def snapshot(self) -> Any:
+        """Main thread, at a boundary: what is not among `places`, copied."""
+
+    def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
+        """Any thread. `template` is what `capture` gave when `places` was called. Raises NotLive, UnsupportedState."""
+
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         """Sentences about what does not fit, none if all fits."""
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         """Makes the object equal to the saved one. `tensors` are views of the image: they must be copied."""
+
+
+class NotLive(Exception):
+    """This state cannot be copied between two boundaries. The message says why and names what it is about."""
 
 
 class ModulePart:
@@ -71,6 +104,34 @@ class ModulePart:
             body[key] = leaves.put(value, f"{self.name}.{key}", tier)
         loose = {k: leaves.put(v, f"{self.name}.{k}", Tier.TRAINABLE) for k, v in self._loose_buffers().items()}
         return {"state": body, "loose": loose, "parameters": [k for k in body if k in parameters]}
+
+    def places(self) -> list[Place]:
+        wanted = self.module.state_dict().keys() | self._loose_buffers().keys()
+        found = []
+        for prefix, module in self.module.named_modules(remove_duplicate=False):
+            for holder, fixed in ((module._parameters, True), (module._buffers, False)):
+                for key, tensor in holder.items():
+                    name = f"{prefix}.{key}".lstrip(".")
+                    if tensor is not None and name in wanted:
+                        found.append(Place(f"{self.name}.{name}", holder, key, tensor, fixed))
+        unknown = sorted(wanted - {p.name.removeprefix(f"{self.name}.") for p in found})
+        if unknown:
+            raise NotLive(f"{self.name}.state_dict() has {_listed(unknown)}, neither parameters nor buffers")
+        return found
+
+    def snapshot(self) -> Any:
+        return None
+
+    def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
+        return template
+
+    @property
+    def trains(self) -> bool:
+        """Something in it learns: it is no teacher and no EMA, whose `training` says nothing."""
+        return any(p.requires_grad for p in self.module.parameters())
+
+    def has_gradients(self) -> bool:
+        return any(p.grad is not None for p in self.module.parameters())
 
     def capture_gradients(self, leaves: Leaves) -> Any:
         """Gradients of an accumulation window that is open at this boundary (I2)."""
@@ -146,17 +207,48 @@ class OptimizerPart:
         self.name, self.optimizer = name, optimizer
         self.held: set[int] = set()
         """Ids of the parameters that modules save; set once all parts are known."""
-        if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
-            raise UnsupportedState(
-                f"{name} is ZeroRedundancyOptimizer, which this release cannot save; use the optimizer it wraps"
-            )
 
     def capture(self, leaves: Leaves) -> Any:
         orphans = [leaves.put(p.detach(), f"{self.name}.orphan.{i}", Tier.TRAINABLE) for i, p in self._orphans()]
         return {"state": leaves.put(self.optimizer.state_dict(), self.name, Tier.OPTIMIZER), "orphans": orphans}
 
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        """What holds the state."""
+        return self.optimizer
+
+    def places(self) -> list[Place]:
+        found = []
+        for index, (holder, i) in enumerate(_slots_of(self.optimizer)):
+            if id(holder[i]) not in self.held:
+                found.append(Place(f"{self.name}.orphan.{index}", holder, i, holder[i], True))
+        for index, (holder, i) in enumerate(_slots_of(self.inner)):
+            state = self.inner.state.get(holder[i], {})
+            for key, value in state.items():
+                if not isinstance(value, torch.Tensor):
+                    raise NotLive(f"{self.name} keeps {key}={type(value).__name__} for each parameter, no tensor")
+                found.append(Place(f"{self.name}.state.{index}.{key}", state, key, value, True))
+        return found
+
+    def snapshot(self) -> Any:
+        return [{k: freeze(v) for k, v in g.items() if k != "params"} for g in self.inner.param_groups]
+
+    def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
+        groups = template["state"]["param_groups"]
+        if len(groups) != len(snapshot):
+            raise NotLive(f"{self.name} has another number of parameter groups than when it was planned")
+        rendered = []
+        for i, (group, now) in enumerate(zip(groups, snapshot, strict=True)):
+            if group.keys() - now.keys() != {"params"} or now.keys() - group.keys():
+                raise NotLive(f"the settings in {self.name}'s parameter group {i} are others than when it was planned")
+            path = f"{self.name}.param_groups.{i}"
+            rendered.append(
+                {k: v if k == "params" else leaves.put(now[k], f"{path}.{k}", Tier.OPTIMIZER) for k, v in group.items()}
+            )
+        return template | {"state": template["state"] | {"param_groups": rendered}}
+
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-        live = [len(g["params"]) for g in self.optimizer.param_groups]
+        live = [len(g["params"]) for g in self.inner.param_groups]
         found = [len(g["params"]) for g in tree.decode(saved["state"], tensors, place=False)["param_groups"]]
         if live != found:
             yield f"{self.name}: the optimizer has parameter groups of {live} tensors, the checkpoint of {found}"
@@ -168,13 +260,14 @@ class OptimizerPart:
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         state = cloned(tree.decode(saved["state"], tensors, place=False))  # torch moves it to the parameters
-        self.optimizer.load_state_dict(state)
+        inner = self.inner
+        inner.load_state_dict(state)
         # torch casts state to the parameter's dtype: 32-bit state of a 16-bit parameter would lose bits.
-        for index, parameter in enumerate(self._parameters()):
+        for index, (holder, i) in enumerate(_slots_of(inner)):
             for key, value in state["state"].get(index, {}).items():
-                loaded = self.optimizer.state[parameter].get(key)
+                loaded = inner.state[holder[i]].get(key)
                 if isinstance(value, torch.Tensor) and isinstance(loaded, torch.Tensor) and loaded.dtype != value.dtype:
-                    self.optimizer.state[parameter][key] = value.to(loaded.device)
+                    inner.state[holder[i]][key] = value.to(loaded.device)
         with torch.no_grad():
             for (_, parameter), body in zip(self._orphans(), saved["orphans"], strict=True):
                 copy_bits(parameter, tree.decode(body, tensors, place=False))
@@ -186,6 +279,61 @@ class OptimizerPart:
         return [(i, p) for i, p in enumerate(self._parameters()) if id(p) not in self.held]
 
 
+class ZeroPart(OptimizerPart):
+    """ZeRO-1: this rank's share of the optimizer state, for the same number of ranks only. The optimizer that the script sees holds the settings
+    (a scheduler changes them there), the one inside holds the state."""
+
+    def __init__(self, name: str, optimizer: Any) -> None:
+        super().__init__(name, optimizer)
+        if optimizer._overlap_with_ddp:
+            raise UnsupportedState(
+                f"{name} is ZeroRedundancyOptimizer with overlap_with_ddp=True, which this release cannot save; leave that out"
+            )
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        return self.optimizer.optim
+
+    def capture(self, leaves: Leaves) -> Any:
+        orphans = [leaves.put(p.detach(), f"{self.name}.orphan.{i}", Tier.TRAINABLE) for i, p in self._orphans()]
+        return {
+            "state": leaves.put(self.inner.state_dict(), self.name, Tier.OPTIMIZER),
+            "orphans": orphans,
+            "ranks": self.optimizer.world_size,
+            "settings": leaves.put(self._settings(), f"{self.name}.settings", Tier.OPTIMIZER),
+        }
+
+    def snapshot(self) -> Any:
+        return super().snapshot(), self._settings()
+
+    def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
+        inner, settings = snapshot
+        body = super().render(inner, template, leaves)
+        return body | {"settings": leaves.put(settings, f"{self.name}.settings", Tier.OPTIMIZER)}
+
+    def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        if saved.get("ranks") != self.optimizer.world_size:
+            yield (
+                f"{self.name}: ZeRO-1 state of {saved.get('ranks')} ranks cannot be loaded by {self.optimizer.world_size}; "
+                "start as many as saved it"
+            )
+            return
+        yield from super().compare(saved, tensors)
+
+    def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().load(saved, tensors)
+        settings = cloned(tree.decode(saved["settings"], tensors))
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(values)
+
+    def _settings(self) -> list[dict[str, Any]]:
+        return [{k: freeze(v) for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+
+
+def _slots_of(optimizer: torch.optim.Optimizer) -> list[tuple[list[torch.Tensor], int]]:
+    return [(g["params"], i) for g in optimizer.param_groups for i in range(len(g["params"]))]
+
+
 class StatefulPart:
     """Anything with `state_dict` and `load_state_dict`: schedulers, scalers, loaders that know their position, a `holdfast.Value`."""
 
@@ -194,6 +342,15 @@ class StatefulPart:
 
     def capture(self, leaves: Leaves) -> Any:
         return leaves.put(self.target.state_dict(), self.name, Tier.OPTIMIZER)
+
+    def places(self) -> list[Place]:
+        return []
+
+    def snapshot(self) -> Any:
+        return freeze(self.target.state_dict())
+
+    def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
+        return leaves.put(snapshot, self.name, Tier.OPTIMIZER)
 
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         return iter(())
@@ -206,11 +363,19 @@ class GeneratorPart(StatefulPart):
     """A generator of its own: `torch.Generator`, `random.Random`, `numpy.random.Generator`."""
 
     def capture(self, leaves: Leaves) -> Any:
+        return self.render(self.snapshot(), None, leaves)
+
+    def snapshot(self) -> Any:
         if isinstance(self.target, torch.Generator):
-            return leaves.put(rng.generator_bytes(self.target), self.name, Tier.SMALL)
+            return self.target.get_state()
         if isinstance(self.target, random.Random):
-            return leaves.put(self.target.getstate(), self.name, Tier.SMALL)
-        return leaves.put(self.target.bit_generator.state, self.name, Tier.SMALL)
+            return self.target.getstate()
+        return self.target.bit_generator.state
+
+    def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
+        if isinstance(snapshot, torch.Tensor):
+            snapshot = snapshot.numpy().tobytes()
+        return leaves.put(snapshot, self.name, Tier.SMALL)
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         state = tree.decode(saved, tensors)
@@ -222,12 +387,35 @@ class GeneratorPart(StatefulPart):
             self.target.bit_generator.state = cloned(state)
 
 
+def freeze(value: Any) -> Any:
+    """A copy that later changes of `value` do not reach. Tensors above LARGE_BYTES are referred to, not copied: they stand still like parameters,
+    or the audit finds that they do not (I5, I8)."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if isinstance(value, torch.Tensor):
+        large = value.numel() * value.element_size() > LARGE_BYTES
+        return value.detach() if large else clone_bits(value.detach())
+    if isinstance(value, dict):
+        copied = value.copy()
+        for key, item in value.items():
+            if type(item) not in _ATOMS:
+                copied[key] = freeze(item)
+        return copied
+    if kind is list or kind is tuple:
+        return kind([item if type(item) in _ATOMS else freeze(item) for item in value])
+    if kind in (set, bytearray) or kind.__module__ == "numpy":
+        return value.copy()
+    return value
+
+
 def part_for(name: str, target: Any) -> Part | None:
     """The part for `target`, or None for a loader without a state of its own (its position is kept by `batches`). Raises TypeError."""
     if isinstance(target, nn.Module):
         return ModulePart(name, target)
     if isinstance(target, torch.optim.Optimizer):
-        return OptimizerPart(name, target)
+        zero = type(target).__name__ == "ZeroRedundancyOptimizer"
+        return ZeroPart(name, target) if zero else OptimizerPart(name, target)
     if hasattr(target, "state_dict") and hasattr(target, "load_state_dict"):
         return StatefulPart(name, target)
     numpy: Any = sys.modules.get("numpy")

@@ -41,6 +41,10 @@ class Progress:
             else:
                 self.metrics.pop(name, None)
 
+    def copy(self) -> "Progress":
+        """As it is now."""
+        return Progress(self.boundary, self.updates, self.epoch, self.samples, self.metrics.copy())
+
     def _device_due(self) -> bool:
         now = time.monotonic()
         if now - self._device_read_at < DEVICE_METRICS_SECONDS:

@@ -18,12 +18,21 @@ def capture() -> dict[str, Any]:
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         name, keys, position, has_gauss, cached = numpy.random.get_state()
-        state["numpy"] = {
-            "name": str(name), "keys": keys.tobytes(), "position": int(position), "has_gauss": int(has_gauss), "cached": float(cached),
-        }  # fmt: skip
+        state["numpy"] = numpy_form(name, keys.tobytes(), position, has_gauss, cached)
     if torch.cuda.is_initialized():
         state["cuda"] = [generator_bytes(g) for g in torch.cuda.default_generators]
     return state
+
+
+def numpy_form(name: Any, keys: bytes, position: Any, has_gauss: Any, cached: Any) -> dict[str, Any]:
+    """NumPy's global generator as it is stored."""
+    return {
+        "name": str(name),
+        "keys": keys,
+        "position": int(position),
+        "has_gauss": int(has_gauss),
+        "cached": float(cached),
+    }
 
 
 def put_back(state: dict[str, Any]) -> None:

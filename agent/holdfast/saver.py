@@ -1,11 +1,12 @@
 """The saving side of a rank: the plan, the slots, and the captures that are handed to the agent.
 
-Called by the main thread, but for `take`. When saving becomes impossible (the agent is gone or refuses, a value cannot be saved) it says so once
-and training goes on unsaved; it never raises into the training loop.
+Called by the main thread, but for `take` and for what the helper thread does while the main thread is stopped. When saving becomes impossible (the
+agent is gone or refuses, a value cannot be saved) it says so once and training goes on unsaved; it never raises into the training loop.
 """
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from holdfast.agent_link import AgentLink
 from holdfast.arena import Arena
@@ -42,6 +43,18 @@ class Saver:
     def planned(self) -> bool:
         return self._plan is not None
 
+    @property
+    def current(self) -> SnapshotPlan | None:
+        """The plan, once its slots are there."""
+        return self._plan if self._arena is not None else None
+
+    @property
+    def arena(self) -> Arena | None:
+        return self._arena
+
+    def pool(self) -> ThreadPoolExecutor:
+        return self._pool
+
     def take(self, message: ranks.SlotFree) -> None:
         """Helper thread."""
         if self._arena is not None:
@@ -67,6 +80,36 @@ class Saver:
                 self._send_plan(self._registry.capture(self._progress, window_open=False))
             except UnsupportedState as e:
                 self.lose(str(e))
+
+    def open_slots(self) -> None:
+        """At a boundary: takes the slots that the agent has prepared for the plan, if it has, so that nobody waits for them later."""
+        if self.possible and self._plan is not None and self._arena is None:
+            try:
+                while self._arena is None and (answer := self._link.poll(ranks.Slots, ranks.Refused)) is not None:
+                    self._take_slots(answer)
+            except (UnsupportedState, OSError, ValueError) as e:
+                self.lose(str(e))
+
+    def plan_anew(self, captured: Captured) -> None:
+        """The layout has changed for good (I9): planned before a save needs it, if no slot is in use."""
+        if self.possible and self._arena is not None and self._arena.idle:
+            try:
+                self._send_plan(captured)
+            except (LinkLost, UnsupportedState) as e:
+                self.lose(str(e))
+
+    def holding(self, boundary: int) -> int | None:
+        return self._arena.holding(boundary) if self._arena is not None else None
+
+    def addresses(self, boundary: int) -> dict[str, int] | None:
+        """Where the tensors of a boundary lie that was copied last; None if none holds it."""
+        slot = self.holding(boundary)
+        return None if slot is None else self._writers[slot].addresses()
+
+    def hand_over_live(self, slot: int, at: Progress, round: int, seconds: float) -> None:
+        """The helper, while the main thread is stopped: `slot` holds the boundary of `at`."""
+        self.newest = at.boundary
+        self._announce(slot, "round", round, seconds, at)
 
     def capture(self, kind: str, round: int = 0) -> None:
         """Copies the state at the current boundary into a slot and hands it over. `kind` as in CapturedSlot. Waits for a free slot."""
@@ -98,23 +141,23 @@ class Saver:
         assert self._arena is not None
         self._arena.hand_over(slot, self._progress.boundary)
         self.newest = self._progress.boundary
-        self._announce(slot, kind, round, time.monotonic() - began)
+        self._announce(slot, kind, round, time.monotonic() - began, self._progress)
 
-    def _announce(self, slot: int, kind: str, round: int, seconds: float) -> None:
+    def _announce(self, slot: int, kind: str, round: int, seconds: float, at: Progress) -> None:
         assert self._plan is not None
         self._link.flush_passed()
         self._link.send(
             ranks.CapturedSlot(
                 slot=slot,
                 plan=self._plan.number,
-                boundary=self._progress.boundary,
+                boundary=at.boundary,
                 kind=kind,
                 round=round,
                 copy_seconds=seconds,
-                updates=self._progress.updates,
-                epoch=self._progress.epoch,
-                samples=self._progress.samples,
-                metrics=dict(self._progress.metrics),
+                updates=at.updates,
+                epoch=at.epoch,
+                samples=at.samples,
+                metrics=dict(at.metrics),
                 run=self._run,
             )
         )
@@ -133,11 +176,17 @@ class Saver:
             return self._arena
         assert self._plan is not None
         while True:
-            answer: ranks.Slots | ranks.Refused = self._link.expect(ranks.Slots, ranks.Refused)
-            if isinstance(answer, ranks.Refused):
-                raise UnsupportedState(f"the agent refuses to save this job: {answer.message}")
-            if answer.plan == self._plan.number:
-                break
+            self._take_slots(self._link.expect(ranks.Slots, ranks.Refused))
+            if (arena := self.arena) is not None:
+                return arena
+
+    def _take_slots(self, answer: ranks.Slots | ranks.Refused) -> None:
+        """Of another plan they are passed over. Raises UnsupportedState, OSError, ValueError."""
+        assert self._plan is not None
+        if isinstance(answer, ranks.Refused):
+            raise UnsupportedState(f"the agent refuses to save this job: {answer.message}")
+        if answer.plan != self._plan.number:
+            return
         if answer.slot_bytes < self._plan.layout.image_bytes or not answer.paths:
             raise ValueError(
                 f"the agent offers {len(answer.paths)} slots of {answer.slot_bytes} bytes for an image of {self._plan.layout.image_bytes}"
@@ -145,4 +194,3 @@ class Saver:
         arena = Arena(answer.plan, answer.paths, answer.slot_bytes)
         self._writers = [SlotWriter(self._plan, s.memory) for s in arena.slots]
         self._arena = arena
-        return arena

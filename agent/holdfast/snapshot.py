@@ -90,8 +90,10 @@ class SlotWriter:
         memory[: len(plan.layout.header)] = plan.layout.header
         for offset, length in plan.layout.fillers:
             self._bytes[offset : offset + length].zero_()
-        entries = [e for e in plan.layout.entries if e.tied_to is None and e.name != STATE_NAME and e.length_bytes]
-        self._table = CopyTable(self._bytes, entries)
+        self._entries = [
+            e for e in plan.layout.entries if e.tied_to is None and e.name != STATE_NAME and e.length_bytes
+        ]
+        self._table = CopyTable(self._bytes, self._entries)
 
     def write(self, tensors: dict[str, torch.Tensor], document: bytes, pool: ThreadPoolExecutor) -> None:
         """Copies everything. When it returns the slot is clean: copies from a device have completed as well (I3)."""
@@ -100,3 +102,8 @@ class SlotWriter:
             device.copy([(self._table.target(e, tensors[e.name]), tensors[e.name]) for e in on_device])
         offset, capacity = self._plan.layout.state_offset, self._plan.layout.state_bytes
         self._memory[offset : offset + capacity] = document.ljust(capacity)
+
+    def addresses(self) -> dict[str, int]:
+        """Where each tensor lies in the slot."""
+        base = self._bytes.data_ptr()
+        return {e.name: base + e.offset_bytes for e in self._entries}

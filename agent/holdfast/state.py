@@ -13,7 +13,7 @@ import torch
 from holdfast import rng, tree
 from holdfast.errors import CheckpointDamaged, RestoreError
 from holdfast.loader import Position
-from holdfast.parts import Leaves, ModulePart, OptimizerPart, Part, is_loader, part_for
+from holdfast.parts import Leaves, ModulePart, NotLive, OptimizerPart, Part, is_loader, part_for
 from holdfast.progress import Progress
 from holdfast_api import codec
 from holdfast_api.errors import ContractError
@@ -30,8 +30,19 @@ class Captured:
     leaves: Leaves
 
 
+@dataclass(frozen=True, slots=True)
+class Small:
+    """What belongs to one boundary and is small: copied there, so that the rest can be copied later (I2, I6)."""
+
+    progress: Progress
+    window_open: bool
+    """No optimizer had stepped, and there were no gradients: otherwise there is no such copy."""
+    parts: dict[str, Any]
+    positions: dict[str, Any]
+
+
 class Registry:
-    """The registered parts by name. Main thread only."""
+    """The registered parts by name. Main thread only, but for `render`."""
 
     def __init__(self, targets: dict[str, Any]) -> None:
         """Raises TypeError or ValueError for what cannot be registered, UnsupportedState for what this release refuses."""
@@ -54,8 +65,7 @@ class Registry:
     @property
     def planned(self) -> bool:
         """Every optimizer has its state or has shown that it keeps none, so that the layout will stay (I9)."""
-        optimizers = [p.optimizer for p in self.optimizers.values()]
-        return all(len(o.state) > 0 or id(o) in self._ever_stepped for o in optimizers)
+        return all(len(p.inner.state) > 0 or id(p.optimizer) in self._ever_stepped for p in self.optimizers.values())
 
     def position(self, loader: Any) -> Position:
         """The position of `loader`, a new one if it was not registered: those are told apart by the order of their first use. Raises ValueError
@@ -85,6 +95,31 @@ class Registry:
         }
         positions = {n: p.state() for n, p in self.positions.items()} | self._unclaimed
         document["positions"] = tree.encode(positions, "positions", leaves.tensors)
+        return Captured(document, leaves)
+
+    def snapshot(self, progress: Progress, *, window_open: bool) -> Small:
+        """The small state at this boundary, random generators left out."""
+        return Small(
+            progress.copy(),
+            window_open,
+            {name: part.snapshot() for name, part in self.parts.items()},
+            {n: p.state() for n, p in self.positions.items()} | self._unclaimed,
+        )
+
+    def render(self, small: Small, template: dict[str, Any], generators: dict[str, Any]) -> Captured:
+        """What `capture` would have said at the boundary of `small`; of tensors only those that `small` holds. Any thread: looks at nothing but
+        its arguments and the parts' names. `template`: the document of an earlier capture. Raises NotLive, UnsupportedState."""
+        leaves, parts = Leaves(), template["parts"]
+        if parts.keys() != small.parts.keys():
+            raise NotLive("parts were added or removed")
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "progress": {"boundary": small.progress.boundary, "updates": small.progress.updates},
+            "parts": {n: p.render(small.parts[n], parts[n], leaves) for n, p in self.parts.items()},
+            "gradients": {n: {} for n in self.modules} if small.window_open else {},
+            "rng": tree.encode(generators, "rng", leaves.tensors),
+        }
+        document["positions"] = tree.encode(small.positions, "positions", leaves.tensors)
         return Captured(document, leaves)
 
     def compare(self, document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

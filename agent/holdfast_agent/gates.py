@@ -68,7 +68,7 @@ class Gates:
         name = self._obey(order.round, order.coordinator)
         if name != self.greatest:
             raise PeerRefused("this round was not closed here")
-        if self._released != name:
+        if self._released != name or order.target > self._target:  # a later target: a rank could not keep its vote
             self._released, self._target, self._emergency = name, order.target, order.evacuate
             for rank in self._shared.crew:
                 self._make_room_for(rank)
@@ -192,10 +192,20 @@ class Gates:
         for rank in crew:
             if not self._has(rank, target) and not rank.steps:
                 return peers.Captured(0, f"rank {rank.number} ended or left before boundary {target}")
+            if (later := self._taken_back(rank, target)) is not None:
+                return peers.Captured(0, f"rank {rank.number} can be caught at boundary {later} only")
         end = crew.done_at
         if end is not None and end != target and crew.all(lambda r: self._has(r, end)):
             return peers.Captured(end)  # "done at n" (E3): no rank will get further
         return None
+
+    def _taken_back(self, rank: Rank, target: int) -> int | None:
+        """The boundary that a rank votes for now, if it is later than the target: what it was to copy in the middle of a step has changed under the
+        copy (I5)."""
+        vote = rank.vote
+        if vote is None or vote.done or vote.round != self.greatest[0] or self._has(rank, target):
+            return None
+        return vote.boundary if vote.boundary > target else None
 
     def _has(self, rank: Rank, boundary: int) -> bool:
         """In a slot; or the rank has ended its loop there and the store has it."""

@@ -283,15 +283,21 @@ class Rounds:
                         raise
                     return running.info
                 if not planning.has_captured:
-                    # E3: what all ranks hold now; asked again, because slots were given up on the way to the target.
-                    votes = await self._ask(running, planning, may_arrive=False)
+                    # E3: what all ranks hold now; asked again, because slots were given up on the way to the target. A rank that has taken its vote
+                    # back, because the state changed under its copy (I5), can be caught at its next boundary, and so can all.
+                    votes = await self._ask(running, planning, failed=votes)
                 else:
                     await asyncio.sleep(min(1.0, running.deadline.remaining / 8))
 
-    async def _ask(self, running: Round, planning: Planning, *, may_arrive: bool = True) -> list[peers.GateVotes]:
+    async def _ask(
+        self, running: Round, planning: Planning, *, failed: list[peers.GateVotes] | None = None
+    ) -> list[peers.GateVotes]:
+        """`failed`: votes whose target was not reached, and will not be; only a later one may."""
         votes = await self._close(running)
         try:
-            target = self._target(votes) if may_arrive else 0
+            target = self._target(votes)
+            if failed is not None and target <= self._target(failed):
+                target = 0
         except ValueError as e:
             log.warning("round %d: %s", running.number, e)
             target = 0

@@ -31,6 +31,8 @@ ENV_SOCKET = "HOLDFAST_SOCKET"
 ENV_ATTEMPT = "HOLDFAST_ATTEMPT"
 ENV_SIDE_STREAM = "HOLDFAST_SIDE_STREAM"
 """Of the ranks, set by a person: `on` has tensors on a GPU copied on a stream of their own."""
+ENV_MID_STEP = "HOLDFAST_MID_STEP"
+"""Of the ranks, set by a person: `off` has every loop copied at boundaries only."""
 
 # Paths in the trainer container.
 TOKEN_PATH = "/var/run/holdfast/token/token"  # noqa: S105  a path, not a secret

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 import time
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -32,6 +33,12 @@ class Job:
     step_seconds: float = 0.0
     bucket_cap_mb: float | None = None
     as_views: bool = False
+    zero: bool = False
+    """ZeRO-1, with a scheduler."""
+    stall_at: int = 0
+    """The last rank never gets the batch of this iteration."""
+    pauses: tuple[float, ...] = ()
+    """Seconds that a rank stands still between backward and update, by rank and in turn: peers wait for it in collectives."""
 
 
 def start(job: Job) -> list[BaseProcess]:
@@ -76,6 +83,7 @@ def _rank_main(job: Job, rank: int) -> None:
 
 def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
     torch.manual_seed(11)
+    random.seed(11 + rank)
     layers = [
         nn.Linear(64, 256),
         nn.BatchNorm1d(256),
@@ -88,25 +96,39 @@ def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
         nn.Sequential(*layers), bucket_cap_mb=job.bucket_cap_mb, gradient_as_bucket_view=job.as_views
     )
     torch.manual_seed(100 + rank)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    if job.zero:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        optimizer: torch.optim.Optimizer = ZeroRedundancyOptimizer(
+            model.parameters(), optimizer_class=torch.optim.AdamW, lr=3e-3
+        )
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97) if job.zero else None
     data = torch.utils.data.TensorDataset(torch.arange(24 * job.world), torch.randn(24 * job.world, 64).sin())
     sampler = torch.utils.data.DistributedSampler(data, seed=5)
     loader = torch.utils.data.DataLoader(data, batch_size=4, sampler=sampler)
     ckpt = holdfast.Checkpointer(
-        model=model, optimizer=optimizer, loader=loader, data=torch.Generator().manual_seed(rank)
+        model=model, optimizer=optimizer, scheduler=scheduler, loader=loader, data=torch.Generator().manual_seed(rank)
     )
     first = ckpt.restore() + 1
     losses, samples = {}, []
     for index, x in ckpt.batches(loader, epochs=None):
         number = ckpt.boundary + 1
         samples += index.tolist()
+        if number == job.stall_at and rank == job.world - 1:
+            time.sleep(600)
         step_now = number % job.accumulate == 0
         model.require_backward_grad_sync = step_now  # what no_sync() sets
         loss = (model(x + 0.1 * torch.randn(x.shape)) - x).square().mean()
         loss.backward()
+        if job.pauses:
+            time.sleep(job.pauses[(number * (rank + 1)) % len(job.pauses)])
         if step_now:
             optimizer.step()
             optimizer.zero_grad()
+            if scheduler is not None:
+                scheduler.step()
         losses[number] = loss.item().hex()
         time.sleep(job.step_seconds)
         ckpt.step(loss=loss)

@@ -162,7 +162,7 @@ def test_periodic_captures_fall_on_multiples_and_the_last_boundary_is_captured_a
     message = agent.captured[-1][1]
     assert (message.updates, message.metrics) == (8, {"loss": 1.0})
     assert message.run["exact"] == "bitwise"
-    assert message.run["loop"] == "boundary-only"
+    assert message.run["loop_kind"] == "plain"
 
 
 def test_a_boundary_that_is_saved_already_is_not_captured_again_at_the_end(agent: FakeAgent) -> None:

@@ -1,0 +1,115 @@
+"""What shows that the state stands still between two update windows (I5).
+
+Everything that a copy between windows relies on is looked at, not believed: blocks of the live state at the boundary, or of the slot that was
+copied there, are compared with the live state just before the next window begins. A few bytes of many tensors, the fingerprint, are compared at
+every single copy as well, before and after it. Version counters are not asked: fused optimizers, `.data` writes, BatchNorm statistics and kernels
+that take raw pointers do not move them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from holdfast.gather import Gather, Segment
+
+BLOCK_BYTES = 16 << 10
+POINTS = 64
+POINT_BYTES = 32
+ROUNDS = 3
+"""Iterations in a row that must be clean before copies between windows are allowed."""
+BUDGET_BYTES = 32 << 20
+"""Of one audit: about 10 ms of memory bandwidth on an old machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`length` bytes of a tensor's memory, from `offset` on."""
+
+    name: str
+    address: int
+    offset: int
+    length: int
+
+    @property
+    def segment(self) -> Segment:
+        return self.address + self.offset, self.length
+
+
+def span(tensor: torch.Tensor) -> int:
+    """Bytes from its first element on that are surely its own: all of a dense tensor's, one element's of a strided one."""
+    if not tensor.numel():
+        return 0
+    dense = tensor.is_contiguous() or _is_dense(tensor)
+    return int(tensor.element_size() * (tensor.numel() if dense else 1))
+
+
+def blocks_of(tensors: Mapping[str, torch.Tensor], turn: int, budget_bytes: int = BUDGET_BYTES) -> list[Block]:
+    """Everything, where `budget_bytes` allow; else the ends of each tensor and a block in between that moves with `turn`, of as many tensors as
+    fit, others in the next turn. Pure, but for reading addresses."""
+    spans = {n: span(t) for n, t in tensors.items()}
+    if sum(spans.values()) <= budget_bytes:
+        return [Block(n, tensors[n].data_ptr(), 0, s) for n, s in spans.items() if s]
+    names = sorted(n for n, s in spans.items() if s)
+    start = turn * max(1, budget_bytes // (3 * BLOCK_BYTES)) % len(names)
+    found: list[Block] = []
+    used = 0
+    for name in names[start:] + names[:start]:
+        size, address = spans[name], tensors[name].data_ptr()
+        for offset in sorted({0, _middle(size, turn), max(0, size - BLOCK_BYTES)}):
+            length = min(BLOCK_BYTES, size - offset)
+            if used + length > budget_bytes:
+                return found
+            found.append(Block(name, address, offset, length))
+            used += length
+    return found
+
+
+def fingerprint_blocks(tensors: Mapping[str, torch.Tensor]) -> list[Block]:
+    """A few bytes in the middle of up to POINTS tensors, spread over their sizes."""
+    spans = sorted(((span(t), n) for n, t in tensors.items() if span(t)), reverse=True)
+    step = max(1.0, len(spans) / POINTS)
+    chosen = [spans[int(i * step)] for i in range(min(POINTS, len(spans)))]
+    found = []
+    for size, name in chosen:
+        length = min(POINT_BYTES, size)
+        found.append(Block(name, tensors[name].data_ptr(), (size - length) // 2 // 8 * 8, length))
+    return found
+
+
+class Audit:
+    """One comparison: made at a boundary, judged once or more before the next window."""
+
+    def __init__(self, blocks: Sequence[Block], slot_addresses: Mapping[str, int] | None = None) -> None:
+        """With `slot_addresses` the reference is what was copied into a slot, which stays as it is until then. Raises OSError."""
+        self._blocks = blocks
+        live = [b.segment for b in blocks]
+        self._now = Gather(live)
+        self._then = Gather(
+            live if slot_addresses is None else [(slot_addresses[b.name] + b.offset, b.length) for b in blocks]
+        )
+        self._then.take()
+        self.looked = 0
+
+    def changed(self) -> list[str]:
+        """Names of the tensors that differ now. Any thread. Raises OSError."""
+        self._now.take()
+        self.looked += 1
+        return sorted({self._blocks[i].name for i in self._now.differing(self._then)})
+
+
+def _middle(size: int, turn: int) -> int:
+    blocks = max(1, size // BLOCK_BYTES)
+    return (turn * 7919 % blocks) * BLOCK_BYTES
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """A permutation of a contiguous tensor."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
