@@ -22,7 +22,7 @@ from holdfast_agent.unexpected import unexpected
 from holdfast_api import peers
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, CommitRecord, ParentRef
-from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, ClaimInfo, Rejection, RestoreOrder, Stage
+from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, ClaimInfo, OfJob, Rejection, RestoreOrder, Stage
 from holdfast_store.errors import Absent, Corrupt, NotOnRecord, StoreError, Superseded
 from holdfast_store.job import JobStore
 from holdfast_store.probe import probe
@@ -291,9 +291,9 @@ class Claims:
         return self._shared.store
 
     def _order_without_bad(self) -> RestoreOrder:
-        own = self._shared.settings.config.job_uid
         order = self._shared.order.restore
-        return dataclasses.replace(order, excluded=(*order.excluded, *(ref for uid, ref in self._bad if uid == own)))
+        bad = (OfJob(uid, ref.attempt, ref.save) for uid, ref in self._bad)
+        return dataclasses.replace(order, excluded_of=(*order.excluded_of, *bad))
 
     async def _manifests_verify(self, record: CommitRecord) -> bool:
         """The cheap half of the check, before the claim: digests chain from the commit record. The chunks are checked while they are fetched."""
@@ -314,7 +314,8 @@ class Claims:
         log.warning("checkpoint %s is rejected: %s", record.ref, reason)
         self._bad[record.job_uid, record.ref] = reason
         self._shared.metrics.rejected.inc()
-        self._shared.record.reject(Rejection(record.attempt, record.save, reason[:2000], of_checkpoint, now()))
+        other = record.job_uid if record.job_uid != self._shared.settings.config.job_uid else ""
+        self._shared.record.reject(Rejection(record.attempt, record.save, reason[:2000], of_checkpoint, now(), other))
 
 
 def _has_history(store: JobStore) -> bool:

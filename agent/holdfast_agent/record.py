@@ -115,7 +115,8 @@ class Record:
             self.changed()
 
     def reject(self, rejection: Rejection) -> None:
-        if not any((r.attempt, r.save) == (rejection.attempt, rejection.save) for r in self.rejections):
+        which = (rejection.job_uid, rejection.attempt, rejection.save)
+        if not any((r.job_uid, r.attempt, r.save) == which for r in self.rejections):
             self.rejections.append(rejection)
             self.changed()
 

@@ -293,7 +293,9 @@ class JobStore:
             own = span.job_uid == self.job_uid
             known = resolve.look_at(order, span, own=own) if order else None
             for ref in inventory.saves(records, span.attempt) if known is None else known:
-                if not span.holds(span.job_uid, ref) or (order and resolve.is_excluded(order, ref, own=own)):
+                if not span.holds(span.job_uid, ref) or (
+                    order and resolve.is_excluded(order, span.job_uid, ref, own=own)
+                ):
                     continue
                 state = inventory.state(records, ref)
                 verdict = functools.partial(self._failed_verdict, span.job_uid, state)

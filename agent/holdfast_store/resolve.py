@@ -5,12 +5,12 @@ a store that does not answer raises, it never looks like a store without checkpo
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CheckpointKind, CommitRecord
-from holdfast_api.messages import Rejection, RestoreOrder
+from holdfast_api.messages import OfJob, Rejection, RestoreOrder
 from holdfast_store.errors import Corrupt
 from holdfast_store.lineage import Span
 
@@ -58,9 +58,14 @@ class Selection:
     stopped: str = ""
 
 
-def is_excluded(order: RestoreOrder, ref: CheckpointRef, *, own: bool) -> bool:
-    """Quarantined or expired by the operator (C2); at or below the horizon and not retained (D3), which speaks of the job's own checkpoints only."""
-    return ref in order.excluded or (own and below_horizon(order, ref))
+def is_excluded(order: RestoreOrder, job_uid: str, ref: CheckpointRef, *, own: bool) -> bool:
+    """Quarantined or expired by the operator (C2); at or below the horizon and not retained (D3), which speaks of the job's own checkpoints only.
+
+    Two jobs give their checkpoints the same numbers: an own 1/1 that is bad says nothing about the 1/1 of the job that is continued (D6).
+    """
+    if OfJob(job_uid, ref.attempt, ref.save) in order.excluded_of:
+        return True
+    return (ref in order.excluded and (own or not order.own_only)) or (own and below_horizon(order, ref))
 
 
 def below_horizon(order: RestoreOrder, ref: CheckpointRef) -> bool:
@@ -99,10 +104,14 @@ def select(order: RestoreOrder, own_uid: str, found: Iterable[Found], *, world_s
             continue
         if order.pinned is not None and save.ref != order.pinned:
             continue
-        if is_excluded(order, save.ref, own=save.job_uid == own_uid):
+        own = save.job_uid == own_uid
+        if is_excluded(order, save.job_uid, save.ref, own=own):
             result.excluded.append(save.ref)
             continue
+        before = len(result.rejections)
         _consider(save, result, world_size)
+        if not own:
+            result.rejections[before:] = [replace(r, job_uid=save.job_uid) for r in result.rejections[before:]]
         if result.stopped or len(result.candidates) == ENOUGH:
             break
     return result

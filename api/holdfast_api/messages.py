@@ -76,6 +76,15 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class OfJob:
+    """A checkpoint of the job with this uid: of this one, or of another whose checkpoints are continued (A9, D6)."""
+
+    job_uid: str
+    attempt: int
+    save: int
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreOrder:
     """Which checkpoints may be used: says what is excluded, so that a commit the operator has not heard of is found (C2, D3)."""
 
@@ -93,6 +102,10 @@ class RestoreOrder:
     """The user said that starting from nothing is meant (C1, A9)."""
     resume_from_uid: str = ""
     """Continue the checkpoints of another uid of the same namespace and job name (A9)."""
+    excluded_of: tuple[OfJob, ...] = ()
+    """Excluded like `excluded`, each with the job that it belongs to: numbers of different jobs have nothing to do with each other."""
+    own_only: bool = False
+    """`excluded` speaks of the job's own checkpoints. False: an older operator, which did not tell them from another job's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +249,8 @@ class Rejection:
     of_checkpoint: bool
     """True for a failure of the checkpoint itself (it is quarantined); False for any other (it is suspended at most once)."""
     at: datetime
+    job_uid: str = ""
+    """Of the job whose checkpoint it is; empty: this one's own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from job_worlds import T0, a_job, checkpoint, claim, of_type, seconds
 
 from holdfast_api import names
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.messages import AgentPhase, Cause, CheckpointInfo, EarlierReport, Rejection, Stage
+from holdfast_api.messages import AgentPhase, Cause, CheckpointInfo, EarlierReport, OfJob, Rejection, Stage
 from holdfast_operator.core import events, resume, retention
 from holdfast_operator.core.actions import SendAttempt, SendCheckpoint, SendCollect
 from holdfast_operator.crd.v1alpha1 import IntervalStatus, Phase, PreemptionStatus, ResumeFrom
@@ -198,6 +198,20 @@ def test_a_refused_checkpoint_is_quarantined_and_excluded_and_named() -> None:
     assert w.status.preemptions[-1].fell_back == ("1/2: chunk 3 does not verify",)
     assert of_type(decision, SendAttempt)[-1].order.restore.excluded == (CheckpointRef(1, 2),)
     assert any(e.reason == "CheckpointRejected" for e in decision.actions if hasattr(e, "reason"))
+
+
+def test_a_refused_checkpoint_of_another_job_is_kept_apart_from_the_own_one_of_the_same_number() -> None:
+    w = a_job().with_pods().training().with_checkpoints("1/1", "1/2").tainted("n1", SPOT)
+    w.settled()
+    w.with_pod(1, 2, "n2").all_report(AgentPhase.SEALED).settled()
+    bad = Rejection(1, 2, "chunk 3 does not verify", True, w.now, "11111111-source")
+    decision = (
+        w.all_report(AgentPhase.STARTING, boundary=0).reports(0, AgentPhase.STARTING, rejections=(bad,)).settled()
+    )
+    assert (w.status.quarantined, w.status.quarantined_elsewhere) == ((), ("11111111-source:1/2",))
+    assert [c.name for c in w.status.checkpoints] == ["1/1", "1/2"]
+    order = of_type(decision, SendAttempt)[-1].order.restore
+    assert (order.excluded, order.own_only, order.excluded_of) == ((), True, (OfJob("11111111-source", 1, 2),))
 
 
 def test_a_failed_start_for_another_reason_quarantines_nothing() -> None:

@@ -17,6 +17,7 @@ from holdfast_operator.crd.v1alpha1 import (
 
 FRESH = "fresh"
 MAX_QUARANTINED = 256
+MAX_QUARANTINED_ELSEWHERE = 64
 MAX_FELL_BACK = 16
 MAX_CHECKPOINTS = 1100
 
@@ -139,7 +140,8 @@ def _adopt_deletions(status: TrainingJobStatus, reports: tuple[AgentReport, ...]
 
 def _adopt_rejections(status: TrainingJobStatus, reports: tuple[AgentReport, ...]) -> TrainingJobStatus:
     """Only a failure of the checkpoint itself quarantines it (C4). What falls out of the bounded list is excluded by the horizon (D3)."""
-    refused = {f"{x.attempt}/{x.save}" for r in reports for x in r.rejections if x.of_checkpoint}
+    status = _adopt_foreign_rejections(status, reports)
+    refused = {f"{x.attempt}/{x.save}" for r in reports for x in r.rejections if x.of_checkpoint and not x.job_uid}
     new = sorted(refused - set(status.quarantined), key=ref_of)
     if not new:
         return status
@@ -154,6 +156,19 @@ def _adopt_rejections(status: TrainingJobStatus, reports: tuple[AgentReport, ...
             "last_checkpoint": kept[-1] if kept else None,
             "horizon": str(horizon) if horizon else "",
         }
+    )
+
+
+def _adopt_foreign_rejections(status: TrainingJobStatus, reports: tuple[AgentReport, ...]) -> TrainingJobStatus:
+    """Another job's checkpoint that proved bad: kept by its full name, because an own one may have the same number."""
+    refused = {
+        f"{x.job_uid}:{x.attempt}/{x.save}" for r in reports for x in r.rejections if x.of_checkpoint and x.job_uid
+    }
+    new = sorted(refused - set(status.quarantined_elsewhere))
+    if not new:
+        return status
+    return status.model_copy(
+        update={"quarantined_elsewhere": (*status.quarantined_elsewhere, *new)[-MAX_QUARANTINED_ELSEWHERE:]}
     )
 
 

@@ -5,7 +5,7 @@ trains now. Nothing is given up unless the current attempt has taken a step, so 
 """
 
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.messages import CollectOrder, RestoreOrder
+from holdfast_api.messages import CollectOrder, OfJob, RestoreOrder
 from holdfast_operator.core import suspicion
 from holdfast_operator.core.actions import SendCollect
 from holdfast_operator.core.membership import members
@@ -105,7 +105,15 @@ def restore_order(seen: Observed, status: TrainingJobStatus) -> RestoreOrder:
         pinned_after=status.start_order_after if pinned else -1,
         fresh=start_order(seen) == FRESH and pending,
         resume_from_uid="" if other == seen.job.uid else other,
+        excluded_of=tuple(_of_job(name) for name in status.quarantined_elsewhere),
+        own_only=True,
     )
+
+
+def _of_job(name: str) -> OfJob:
+    uid, _, rest = name.rpartition(":")
+    ref = ref_of(rest)
+    return OfJob(uid, ref.attempt, ref.save)
 
 
 def _above(ref: CheckpointRef, horizon: CheckpointRef | None) -> bool:

@@ -564,6 +564,8 @@ class TrainingJobStatus(Model):
     """Given up (D1), not yet reported deleted."""
     quarantined: Annotated[tuple[CheckpointName, ...], Field(max_length=256)] = ()
     """Refused for what is in them (C4)."""
+    quarantined_elsewhere: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=64)] = ()
+    """Of another job that is continued, as UID:ATTEMPT/SAVE: its numbers have nothing to do with this job's own (A9, D6)."""
     horizon: Annotated[str, Field(max_length=32)] = ""
     """At or below it everything that is not in `checkpoints` is excluded (D3)."""
     notices: Annotated[tuple[NoticeStatus, ...], Field(max_length=256)] = ()
