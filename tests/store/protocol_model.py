@@ -1,37 +1,138 @@
-"""Explicit-state model of the store's rules (protocol, parts A, B, D), explored over every interleaving up to its bounds.
+"""Explicit-state model of the store's rules (protocol, parts A, B, D), explored over every interleaving up to the bounds of a scope.
 
-Attempts 1..A run one after another under one operator. A superseded attempt does not stop: it is a zombie that may still save, commit, and carry out a
-deletion order that it was given before. One actor stands for the whole gang of an attempt. Saves of an attempt are made one at a time and in order (A8).
-Not modelled: several saves in flight, restarted lives of one attempt (A4), tombstones and repeated writes (D2), branches (D6): the tests of the real
-code show those. In every state
+Attempts 1..A run one after another under one operator. A superseded attempt does not stop: it is a zombie that may still save, commit, tidy up, and carry out a
+deletion order that it was given before. One actor stands for the whole gang of one life of an attempt. What a scope adds to that:
 
-  SAFE   each usable commit (on the lineage of the newest claim, not expired) has all its chunks
-  ALIVE  an attempt that continued something always has a usable commit
+  ranks     each rank's manifest is written by itself, after its own chunks; the commit record names them all (B3)
+  open      so many saves of an attempt may be open at a time (A8)
+  lives     the operator's database is restored, so that an attempt's number is given to a second gang (A4)
+  forgets   the operator's database is restored between attempts: what it knew and had expired is forgotten (A4, D2)
+  resends   a commit record whose answer was lost arrives once more, at any later time (D2)
+  branches  another job builds on a checkpoint here (D6)
+  tidy      saves without a commit are swept (D4)
+  exact     False: the store accepts `If-None-Match` and overwrites (B8)
+  late      a superseded gang carries out deletions that it was ordered before (False: it looks for claims first, A5, and is not overtaken after it has looked)
+
+With `forgets` or `lives`, `late` must be False. Found by this model: an operator that was restored from a backup lets an attempt continue what it had given up
+before; if a zombie that has looked for claims just before then deletes that checkpoint, and every newer one is unreadable, nothing usable is left. The job
+stalls with that reason; it never starts from nothing (C1).
+
+Two rules are kept in the code although this model needs neither: the base of an open save waits (D5), for a gang never expires the base of its own newest save;
+and abandoned saves are buried before they are swept (D4), for a gang never commits what it has abandoned. They are for commits that arrive late from a
+coordinator that died (E5), which is not modelled.
+
+In every state
+
+  SAFE    each usable commit (on the lineage of the newest claim, not expired, without a tombstone) has all its manifests and chunks
+  ALIVE   an attempt that continued something always has a usable commit
+  ONE     no two gangs believe that they are the same attempt
+  BRANCH  what another job has claimed to build on is committed and whole
 
 Each rule can be left out, to see whether it is needed.
 """
 
+import random
 from collections import deque
 from collections.abc import Collection, Iterator
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-RULES = {
-    "own-attempt": "chunks lie under the attempt that wrote them",
-    "own-save": "chunks lie under the checkpoint that wrote them, so a key is never written again",
-    "one-base": "a save refers only to chunks of its base, the newest commit on its lineage",
-    "keep-newest": "the newest usable commit is never expired",
-    "expire-first": "a checkpoint is recorded as expired before its deletion is ordered",
-    "list-store": "who deletes looks at every commit in the store, not only at those the operator knew",
-}
 CONTENT = {1: "ab", 2: "bc", 3: "ac", 4: "bd", 5: "ad"}
 """Of the state at each step: 'a' goes and comes back, which is what makes re-used keys dangerous."""
 
-State = tuple[Any, ...]
+Commit = tuple[int, int]
+"""(attempt, step): one save is made for each step, so a step here is a save of the protocol."""
+Key = tuple[int, int, str]
+"""A chunk: the attempt and step that it lies under, and its content."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    attempts: int = 2
+    steps: int = 3
+    orders: int = 1
+    ranks: int = 1
+    open: int = 1
+    lives: int = 1
+    forgets: bool = False
+    late: bool = True
+    resends: int = 0
+    branches: int = 0
+    tidy: bool = False
+    exact: bool = True
+
+
+RULES = {
+    "own-attempt": "chunks lie under the attempt that wrote them (B4)",
+    "own-save": "chunks lie under the checkpoint that wrote them, so a key is never written again (B4)",
+    "one-base": "a save refers only to chunks of its base, the newest commit on its lineage (B4)",
+    "keep-newest": "the newest usable commit is never expired (D5)",
+    "expire-first": "a checkpoint is recorded as expired before its deletion is ordered (D1)",
+    "list-store": "who deletes looks at every commit in the store, not only at those the operator knew (D2)",
+    "all-manifests": "the commit record is written after the manifests of all ranks (B2, B3)",
+    "in-order": "when a newer save commits, older open ones are abandoned (A8)",
+    "incarnation": "a claim that is there already is ours only if it holds our incarnation (A4)",
+    "tombstone": "a tombstone is written before anything is deleted, and is honoured (D2)",
+    "stone-stays": "the tombstone of a deleted checkpoint stays (D2)",
+    "name-first": "a branch is named in the source before it is claimed (D6)",
+    "look-again": "a branch looks for the commit and its tombstone after it has been named (D6)",
+    "stone-then-refs": "the deleter reads the references after it has written the tombstone (D2)",
+    "leave-open": "what a running attempt has not committed yet is not swept (D4)",
+}
+
+
+class Save(NamedTuple):
+    step: int
+    base: Commit | None
+    chunks: frozenset[Key]
+    """Still to be written."""
+    ranks: frozenset[int]
+    """Whose manifests are still to be written."""
+    refs: frozenset[Key]
+
+
+class Gang(NamedTuple):
+    """One life of an attempt. `phase`: new, run, gone."""
+
+    phase: str = "new"
+    step: int = 0
+    saves: tuple[Save, ...] = ()
+    orders: tuple[tuple[Any, ...], ...] = ()
+    """What is still to be done of deletions: ("order", commit, commits known), ("look", commit, known), ("sweep", keys, commit or None)."""
+
+
+class Operator(NamedTuple):
+    current: int = 1
+    life: int = 0
+    known: frozenset[Commit] = frozenset()
+    expired: frozenset[Commit] = frozenset()
+    given: int = 0
+
+
+class State(NamedTuple):
+    claims: frozenset[tuple[int, tuple[int, Commit | None]]] = frozenset()
+    """attempt -> (life that it belongs to, parent)."""
+    commits: frozenset[tuple[Commit, frozenset[Key]]] = frozenset()
+    manifests: frozenset[tuple[Commit, int]] = frozenset()
+    chunks: frozenset[Key] = frozenset()
+    stones: frozenset[Commit] = frozenset()
+    gangs: tuple[Gang, ...] = ()
+    """By attempt and life."""
+    operator: Operator = Operator()
+    lost: frozenset[tuple[Commit, frozenset[Key]]] = frozenset()
+    """Commit records that may arrive once more."""
+    resent: int = 0
+    branches: tuple[tuple[str, Commit | None], ...] = ()
+    """(idle | seen | named | claimed | away, checkpoint)."""
+    refs: frozenset[Commit] = frozenset()
+
+
 Move = tuple[str, State]
 
 
 def lineage(claims: dict[int, Any], commits: Collection[Any], attempt: int) -> list[Any]:
-    """Commits that the attempt may build on, oldest first: its own, its parent's up to the parent's step, and so on."""
+    """Commits that the attempt may build on, oldest first: its own, its parent's up to the parent's step, and so on. `claims`: attempt -> parent."""
     found: list[Any] = []
     limit = None
     while attempt:
@@ -44,118 +145,263 @@ def lineage(claims: dict[int, Any], commits: Collection[Any], attempt: int) -> l
 
 
 class Model:
-    """State: (claims, commits, chunks, actors, operator), all immutable.
-
-    claims   {(attempt, parent commit or None)}
-    commits  {(commit, chunk keys)}             a commit is (attempt, step); a chunk key is (attempt, step, content)
-    actors   per attempt (phase, step, save, orders); save is None or (base, chunks still to put, all chunk keys)
-    operator (current attempt, commits it knows, expired, orders given)
-    """
-
-    def __init__(self, attempts: int, steps: int, orders: int, without: Collection[str] = ()) -> None:
-        self.attempts, self.last_step, self.max_orders, self.off = attempts, steps, orders, set(without)
+    def __init__(self, scope: Scope, without: Collection[str] = ()) -> None:
+        self.scope, self.off = scope, frozenset(without)
 
     def start(self) -> State:
-        idle = tuple(("new", 0, None, ()) for _ in range(self.attempts))
-        return frozenset(), frozenset(), frozenset(), idle, (1, frozenset(), frozenset(), 0)
+        gangs = (Gang(),) * (self.scope.attempts * self.scope.lives)
+        return State(gangs=gangs, branches=(("idle", None),) * self.scope.branches)
 
-    def key(self, attempt: int, step: int, content: str) -> tuple[int, int, str]:
-        return (0 if "own-attempt" in self.off else attempt, 0 if "own-save" in self.off else step, content)
+    def moves(self, s: State) -> Iterator[Move]:
+        yield from self.operator_moves(s)
+        for i, gang in enumerate(s.gangs):
+            attempt, life = self.who(i)
+            if gang.phase == "new" and (attempt, life) <= (s.operator.current, s.operator.life):
+                yield from self.claim_moves(s, i)
+            elif gang.phase == "run":
+                yield from self.save_moves(s, i)
+                yield from self.order_moves(s, i)
+                if self.scope.tidy:
+                    yield from self.tidy_moves(s, i)
+        if s.resent < self.scope.resends:
+            for commit, refs in s.lost - s.commits:
+                if commit not in dict(s.commits):
+                    yield f"resend{commit}", s._replace(commits=s.commits | {(commit, refs)}, resent=s.resent + 1)
+        for i in range(self.scope.branches):
+            yield from self.branch_moves(s, i)
 
-    def moves(self, state: State) -> Iterator[Move]:
-        yield from self.operator_moves(state)
-        for i, (phase, *_rest) in enumerate(state[3]):
-            if i + 1 <= state[4][0]:
-                yield from (self.claim_moves if phase == "new" else self.training_moves)(state, i)
+    def who(self, index: int) -> tuple[int, int]:
+        return index // self.scope.lives + 1, index % self.scope.lives
 
-    def operator_moves(self, state: State) -> Iterator[Move]:
-        claims, commits, chunks, actors, (current, known, expired, given) = state
-        if current < self.attempts:
-            yield "supersede", (claims, commits, chunks, actors, (current + 1, known, expired, given))
-        for commit, _ in commits:
-            if commit not in known:
-                yield f"learn{commit}", (claims, commits, chunks, actors, (current, known | {commit}, expired, given))
-        if given == self.max_orders or current not in dict(claims):  # no order before the attempt has claimed
+    def usable(self, s: State, attempt: int) -> list[Commit]:
+        parents = {n: parent for n, (_, parent) in s.claims}
+        dead = s.operator.expired | s.stones
+        return [c for c in lineage(parents, dict(s.commits), attempt) if c not in dead]
+
+    def operator_moves(self, s: State) -> Iterator[Move]:
+        op = s.operator
+        if op.current < self.scope.attempts:
+            yield "supersede", s._replace(operator=op._replace(current=op.current + 1, life=0))
+        if self.scope.forgets and op.expired:
+            yield "forget", s._replace(operator=op._replace(known=frozenset(), expired=frozenset()))
+        if op.life + 1 < self.scope.lives:
+            # From a backup: the number is given again, and what was known and decided since is forgotten.
+            yield "restore", s._replace(operator=Operator(op.current, op.life + 1, given=op.given))
+        for commit, _ in s.commits:
+            if commit not in op.known:
+                yield f"learn{commit}", s._replace(operator=op._replace(known=op.known | {commit}))
+        claimed = dict(s.claims).get(op.current)
+        if (
+            op.given == self.scope.orders or claimed is None or claimed[0] != op.life
+        ):  # no order before the attempt has claimed (D1)
             return
-        usable = [c for c in lineage(dict(claims), dict(commits), current) if c in known and c not in expired]
+        usable = [c for c in self.usable(s, op.current) if c in op.known]
         for doomed in usable if "keep-newest" in self.off else usable[:-1]:
             keep = frozenset(c for c in usable if c != doomed)
-            now_expired = expired if "expire-first" in self.off else expired | {doomed}
-            told = self.put_actor(actors, current - 1, orders=(*actors[current - 1][3], (doomed, keep)))
-            yield f"order{doomed}", (claims, commits, chunks, told, (current, known, now_expired, given + 1))
+            expired = op.expired if "expire-first" in self.off else op.expired | {doomed}
+            index = (op.current - 1) * self.scope.lives + op.life
+            told = self.put(s, index, orders=(*s.gangs[index].orders, ("order", doomed, keep)))
+            yield f"order{doomed}", told._replace(operator=op._replace(expired=expired, given=op.given + 1))
 
-    def claim_moves(self, state: State, i: int) -> Iterator[Move]:
-        claims, commits, chunks, actors, operator = state
-        made, n = dict(claims), i + 1
-        if any(m > n for m in made):
+    def claim_moves(self, s: State, i: int) -> Iterator[Move]:
+        attempt, life = self.who(i)
+        made = dict(s.claims)
+        if any(n > attempt for n in made):
             return
-        before = max((m for m in made if m < n), default=0)
-        usable = [c for c in lineage(made, dict(commits), before) if c not in operator[2]]
+        parents = {n: parent for n, (_, parent) in s.claims}
+        before = max((n for n in made if n < attempt), default=0)
+        usable = [c for c in lineage(parents, dict(s.commits), before) if c not in s.operator.expired | s.stones]
         for parent in usable or [None]:  # newer ones may have failed verification
-            told = self.put_actor(actors, i, phase="run", step=parent[1] if parent else 0)
-            yield f"claim{n}<-{parent}", (claims | {(n, parent)}, commits, chunks, told, operator)
+            run = self.put(s, i, phase="run", step=parent[1] if parent else 0)
+            if attempt not in made:
+                yield f"claim{attempt}.{life}<-{parent}", run._replace(claims=s.claims | {(attempt, (life, parent))})
+            elif not self.scope.exact:
+                # Both have looked before either wrote: the later one overwrites, and each reads its own claim back.
+                others = frozenset(c for c in s.claims if c[0] != attempt)
+                yield f"overwrite{attempt}.{life}<-{parent}", run._replace(claims=others | {(attempt, (life, parent))})
+            elif "incarnation" in self.off:
+                yield f"believe{attempt}.{life}<-{parent}", run
+        if attempt in made and self.scope.exact and "incarnation" not in self.off:
+            yield f"superseded{attempt}.{life}", self.put(s, i, phase="gone")
 
-    def training_moves(self, state: State, i: int) -> Iterator[Move]:
-        yield from self.save_moves(state, i)
-        yield from self.order_moves(state, i)
-
-    def save_moves(self, state: State, i: int) -> Iterator[Move]:
-        claims, commits, chunks, actors, operator = state
-        made, refs_of, n = dict(claims), dict(commits), i + 1
-        _, step, save, _ = actors[i]
-        if save is None and step < self.last_step:
-            line = [c for c in lineage(made, refs_of, n) if c not in operator[2] or n != operator[0]]
+    def save_moves(self, s: State, i: int) -> Iterator[Move]:
+        attempt, _ = self.who(i)
+        gang, refs_of = s.gangs[i], dict(s.commits)
+        if len(gang.saves) < self.scope.open and gang.step < self.scope.steps:
+            # A zombie does not know what the operator has expired since; tombstones it finds in the store.
+            dead = s.stones | (s.operator.expired if attempt == s.operator.current else frozenset())
+            parents = {n: parent for n, (_, parent) in s.claims}
+            line = [c for c in lineage(parents, refs_of, attempt) if c not in dead]
             base = line[-1] if line else None
-            there = chunks if "one-base" in self.off else refs_of.get(base, frozenset())
-            at = {k[2]: k for k in sorted(there)}
-            refs = frozenset(at.get(c, self.key(n, step + 1, c)) for c in CONTENT[step + 1])
-            told = self.put_actor(actors, i, step=step + 1, save=(base, refs - there, refs))
-            yield f"save{n}.{step + 1}", (claims, commits, chunks, told, operator)
-        if save is not None:
-            base, todo, refs = save
-            for k in todo:
-                told = self.put_actor(actors, i, save=(base, todo - {k}, refs))
-                yield f"put{k}", (claims, commits, chunks | {k}, told, operator)
-            if not todo:
-                told = self.put_actor(actors, i, save=None)
-                yield f"commit{n}.{step}", (claims, commits | {((n, step), refs)}, chunks, told, operator)
+            step = gang.step + 1
+            there = s.chunks if "one-base" in self.off else refs_of.get(base, frozenset()) if base else frozenset()
+            at = {key[2]: key for key in sorted(there)}
+            refs = frozenset(at.get(c, self.key(attempt, step, c)) for c in CONTENT[step])
+            save = Save(step, base, refs - there, frozenset(range(self.scope.ranks)), refs)
+            yield f"save{attempt}.{step}", self.put(s, i, step=step, saves=(*gang.saves, save))
+        for x, save in enumerate(gang.saves):
+            rest = gang.saves[:x] + gang.saves[x + 1 :]
+            yield from self.write_moves(s, i, save, rest)
 
-    def order_moves(self, state: State, i: int) -> Iterator[Move]:
-        """Orders are carried out at once, or much later, and in two strokes."""
-        claims, commits, chunks, actors, operator = state
-        refs_of = dict(commits)
-        _, _, save, orders = actors[i]
-        for j, (doomed, detail) in enumerate(orders):
-            rest = orders[:j] + orders[j + 1 :]
-            done = self.put_actor(actors, i, orders=rest)
-            if doomed == "sweep":
-                yield f"sweep{sorted(detail)}", (claims, commits, chunks - detail, done, operator)
+    def write_moves(self, s: State, i: int, save: Save, rest: tuple[Save, ...]) -> Iterator[Move]:
+        attempt, _ = self.who(i)
+        commit = (attempt, save.step)
+
+        def now(changed: Save) -> tuple[Save, ...]:
+            return tuple(sorted((*rest, changed)))
+
+        for key in sorted(save.chunks)[:1] if self.scope.open > 1 else sorted(save.chunks):
+            left = save._replace(chunks=save.chunks - {key})
+            yield f"put{key}", self.put(s, i, saves=now(left))._replace(chunks=s.chunks | {key})
+        for rank in sorted(save.ranks)[:1]:
+            # Contents are dealt out to the ranks: rank 0 has the first, rank 1 the second.
+            own = {c for n, c in enumerate(CONTENT[save.step]) if n % self.scope.ranks == rank}
+            if not any(key[2] in own for key in save.chunks):
+                left = save._replace(ranks=save.ranks - {rank})
+                written = s.manifests | {(commit, rank)}
+                yield f"manifest{commit}/{rank}", self.put(s, i, saves=now(left))._replace(manifests=written)
+        if save.chunks or (save.ranks and "all-manifests" not in self.off) or commit in dict(s.commits):
+            return
+        others = rest if "in-order" in self.off else tuple(o for o in rest if o.step > save.step)
+        done = self.put(s, i, saves=others)
+        record = (commit, save.refs)
+        lost = s.lost | {record} if self.scope.resends else s.lost
+        if "in-order" in self.off or all(c[0] != attempt or c[1] < save.step for c, _ in s.commits):
+            if commit in s.stones:
+                yield f"refused{commit}", self.put(s, i, saves=rest)
+            else:
+                yield f"commit{commit}", done._replace(commits=s.commits | {record}, lost=lost)
+        else:
+            yield f"abandon{commit}", self.put(s, i, saves=rest)
+
+    def order_moves(self, s: State, i: int) -> Iterator[Move]:
+        """Orders are carried out at once, or much later, and in several strokes."""
+        gang, refs_of = s.gangs[i], dict(s.commits)
+        if not self.scope.late and any(n > self.who(i)[0] for n, _ in s.claims):
+            return
+        for j, order in enumerate(gang.orders):
+            rest = gang.orders[:j] + gang.orders[j + 1 :]
+            kind, doomed, detail = order
+            if kind == "sweep":
+                stones = s.stones - {detail} if "stone-stays" in self.off else s.stones
+                yield (
+                    f"sweep{sorted(doomed)}",
+                    self.put(s, i, orders=rest)._replace(chunks=s.chunks - doomed, stones=stones),
+                )
             elif doomed not in refs_of:
-                yield "void", (claims, commits, chunks, done, operator)
-            elif save is None or save[0] != doomed:  # its own base has to wait
+                yield "void", self.put(s, i, orders=rest)
+            elif any(save.base == doomed for save in gang.saves):
+                continue
+            elif kind == "order" and self.scope.branches and "stone-then-refs" in self.off:
+                told = rest if doomed in s.refs else (*rest, ("looked", doomed, detail))
+                yield f"look{doomed}", self.put(s, i, orders=told)
+            elif kind == "order" and self.scope.branches:
+                told = (*rest, ("look", doomed, detail))
+                yield f"stone{doomed}", self.put(s, i, orders=told)._replace(stones=s.stones | {doomed})
+            elif kind == "look" and doomed in s.refs:
+                yield f"take-back{doomed}", self.put(s, i, orders=rest)._replace(stones=s.stones - {doomed})
+            else:
                 seen = detail if "list-store" in self.off else refs_of
-                held = frozenset(k for c in seen if c != doomed for k in refs_of.get(c, ()))
-                left = frozenset((c, r) for c, r in commits if c != doomed)
-                told = self.put_actor(actors, i, orders=(*rest, ("sweep", refs_of[doomed] - held)))
-                yield f"delete{doomed}", (claims, left, chunks, told, operator)
+                held = frozenset(key for c in seen if c != doomed for key in refs_of.get(c, ()))
+                left = frozenset((c, r) for c, r in s.commits if c != doomed)
+                told = (*rest, ("sweep", refs_of[doomed] - held, doomed))
+                stones = s.stones if "tombstone" in self.off else s.stones | {doomed}
+                yield f"delete{doomed}", self.put(s, i, orders=told)._replace(commits=left, stones=stones)
+
+    def tidy_moves(self, s: State, i: int) -> Iterator[Move]:
+        """D4, under the newest claim only: saves without a commit."""
+        attempt, _ = self.who(i)
+        if any(n > attempt for n, _ in s.claims):
+            return
+        refs_of, parents = dict(s.commits), {n: parent for n, (_, parent) in s.claims}
+        bounds: dict[int, int | None] = {attempt: None}
+        for n, parent in self.walk(parents, attempt):
+            bounds[n] = parent
+        for save in sorted({(n, step) for n, step, _ in s.chunks} - set(refs_of)):
+            verdict = self.leftover(save, attempt, bounds, refs_of, s)
+            if not verdict:
+                continue
+            stones = s.stones | {save} if verdict == "bury" else s.stones
+            held = frozenset(key for refs in refs_of.values() for key in refs)
+            lying = frozenset(key for key in s.chunks if key[:2] == save) - held
+            if lying and not any(o[0] == "sweep" and o[1] == lying for o in s.gangs[i].orders):
+                told = (*s.gangs[i].orders, ("sweep", lying, None))
+                yield f"tidy{save}", self.put(s, i, orders=told)._replace(stones=stones)
 
     @staticmethod
-    def put_actor(actors: tuple[Any, ...], i: int, **changes: Any) -> tuple[Any, ...]:
-        fields = dict(zip(("phase", "step", "save", "orders"), actors[i], strict=True)) | changes
-        return (*actors[:i], tuple(fields.values()), *actors[i + 1 :])
+    def walk(parents: dict[int, Commit | None], attempt: int) -> Iterator[Commit]:
+        while parent := parents.get(attempt):
+            yield parent
+            attempt = parent[0]
 
-    def violation(self, state: State) -> str | None:
-        claims, commits, chunks, _, operator = state
-        made, refs_of = dict(claims), dict(commits)
-        if not made:
+    def leftover(
+        self, save: Commit, attempt: int, bounds: dict[int, int | None], refs_of: dict[Commit, Any], s: State
+    ) -> str:
+        n, step = save
+        if save in s.stones or "leave-open" in self.off:
+            return "sweep"
+        if n == attempt:
+            last = max((c[1] for c in refs_of if c[0] == n), default=0)
+            return "bury" if step < last else ""
+        bound = bounds.get(n)
+        return (
+            "bury"
+            if bound is not None and step < bound
+            else "sweep"
+            if n < attempt and (bound is None or step > bound)
+            else ""
+        )
+
+    def branch_moves(self, s: State, b: int) -> Iterator[Move]:
+        phase, target = s.branches[b]
+
+        def to(phase: str, commit: Commit | None, **changes: Any) -> State:
+            return s._replace(branches=(*s.branches[:b], (phase, commit), *s.branches[b + 1 :]), **changes)
+
+        there = {c for c, _ in s.commits} - s.stones
+        if phase == "idle":
+            parents = {n: parent for n, (_, parent) in s.claims}
+            for commit in lineage(
+                parents, there, max(parents, default=0)
+            ):  # what is off the lineage is offered to nobody (A7)
+                yield f"see{commit}", to("seen", commit)
+        elif phase == "seen" and "name-first" in self.off:
+            yield f"claim-branch{target}", to("named" if target in there else "away", target)
+        elif phase == "seen":
+            yield f"name{target}", to("named", target, refs=s.refs | {target})
+        elif phase == "named" and "name-first" in self.off:
+            yield f"name-late{target}", to("claimed", target, refs=s.refs | {target})
+        elif phase == "named":
+            whole = target in there or "look-again" in self.off
+            yield f"{'build' if whole else 'leave'}{target}", to("claimed" if whole else "away", target)
+
+    def key(self, attempt: int, step: int, content: str) -> Key:
+        return (0 if "own-attempt" in self.off else attempt, 0 if "own-save" in self.off else step, content)
+
+    @staticmethod
+    def put(s: State, i: int, **changes: Any) -> State:
+        return s._replace(gangs=(*s.gangs[:i], s.gangs[i]._replace(**changes), *s.gangs[i + 1 :]))
+
+    def violation(self, s: State) -> str | None:
+        if not s.claims:
             return None
-        newest = max(made)
-        usable = [c for c in lineage(made, refs_of, newest) if c not in operator[2]]
+        refs_of, manifests = dict(s.commits), s.manifests
+        newest = max(n for n, _ in s.claims)
+        usable = self.usable(s, newest)
         for c in usable:
-            if not refs_of[c] <= chunks:
-                return f"SAFE: {c} has lost {sorted(refs_of[c] - chunks)}"
-        gone = any(c[0] == newest for c in operator[2])
-        return "ALIVE: nothing usable is left" if (made[newest] or gone) and not usable else None
+            if not refs_of[c] <= s.chunks:
+                return f"SAFE: {c} has lost {sorted(refs_of[c] - s.chunks)}"
+            if any((c, rank) not in manifests for rank in range(self.scope.ranks)):
+                return f"SAFE: {c} has no manifest of some rank"
+        running = [self.who(i)[0] for i, gang in enumerate(s.gangs) if gang.phase == "run"]
+        if any(a == b for a, b in pairwise(running)):
+            return f"ONE: two gangs are attempt {max(running, key=running.count)}"
+        for phase, target in s.branches:
+            if phase == "claimed" and (target not in refs_of or not refs_of[target] <= s.chunks):
+                return f"BRANCH: {target} is gone"
+        gone = any(c[0] == newest for c in s.operator.expired)
+        parent = dict(s.claims)[newest][1]
+        return "ALIVE: nothing usable is left" if (parent or gone) and not usable else None
 
 
 def explore(model: Model, limit: int) -> tuple[int, str | None]:
@@ -173,6 +419,20 @@ def explore(model: Model, limit: int) -> tuple[int, str | None]:
                 return len(came), broken + "  by: " + _way(came, after)
             queue.append(after)
     return len(came), None
+
+
+def wander(model: Model, seed: int, steps: int) -> str | None:
+    """The first violation on one random way: for scopes that are too wide to be explored."""
+    chance, state, way = random.Random(seed), model.start(), []
+    for _ in range(steps):
+        moves = [*model.moves(state)]
+        if not moves:
+            return None
+        name, state = chance.choice(moves)
+        way.append(name)
+        if broken := model.violation(state):
+            return f"{broken}  by: {' '.join(way)}"
+    return None
 
 
 def _way(came: dict[State, Any], state: State) -> str:
