@@ -29,9 +29,7 @@ def commit(records: Records, record: CommitRecord, *, incarnation: str | None) -
     """Looks, then writes `commit.json` create-only; returns its exact text. See `JobStore.commit`."""
     _check_record(records, record)
     _look_for_claims(records, record.attempt, incarnation)
-    for ref in inventory.saves(records, record.attempt):
-        if ref.save > record.save and inventory.state(records, ref).committed:
-            raise NotOnRecord(f"save {record.ref} is abandoned: {ref} has been committed (A8)")
+    _abandoned(records, record)
     if inventory.state(records, record.ref).expired:
         raise NotOnRecord(f"checkpoint {record.ref} is expired: its tombstone stays (D2)")
     _check_base(records, record)
@@ -62,6 +60,12 @@ def _check_record(records: Records, record: CommitRecord) -> None:
         raise ValueError("a save refers to earlier chunks only through its base (B4)")
     if record.ref in record.refers_to or record.base == record.ref:
         raise ValueError("refers_to names other checkpoints than the save itself (B3)")
+
+
+def _abandoned(records: Records, record: CommitRecord) -> None:
+    for ref in inventory.saves(records, record.attempt):
+        if ref.save > record.save and inventory.state(records, ref).committed:
+            raise NotOnRecord(f"save {record.ref} is abandoned: {ref} has been committed (A8)")
 
 
 def _look_for_claims(records: Records, attempt: int, incarnation: str | None) -> None:

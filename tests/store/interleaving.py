@@ -1,7 +1,8 @@
 """Drives the real store code of several attempts through one random interleaving, one bucket operation at a time, and checks the bucket after each.
 
-Every attempt runs in a thread of its own that stops before each operation; the stage picks who goes on. An attempt may be killed between any two
-operations, or be superseded and go on as a zombie until it looks. The oracle reads the raw objects by itself and shares no code with the store but the codec.
+Every gang runs in a thread of its own that stops before each operation; the stage picks who goes on. A gang may be killed between any two operations, be
+superseded and go on as a zombie until it looks, or meet another gang that was given the same number. Another job may build on what lies here, commit records
+that were written may arrive once more, the operator may forget. The oracle reads raw objects by itself and shares nothing with the store but the codec.
 """
 
 import contextlib
@@ -19,8 +20,8 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, CommitRecord, RankManifest
 from holdfast_api.messages import RestoreOrder
 from holdfast_store.chunks import digest
-from holdfast_store.errors import StoreError
-from holdfast_store.memory import MemoryBucket
+from holdfast_store.errors import NotOnRecord, StoreError
+from holdfast_store.memory import Effect, Fault, MemoryBucket
 
 CONTENT = [b"aaaabbbb", b"bbbbcccc", b"aaaacccc", b"bbbbdddd", b"aaaadddd"]
 """Content that comes back is what makes re-used keys and shared chunks dangerous."""
@@ -47,11 +48,31 @@ class Rules:
     agent_uses_its_base_only: bool = True
 
 
-class Actor:
-    """One attempt, as the gang of agents would act: resolve, claim, then save, commit, and carry out orders."""
+@dataclass(frozen=True)
+class Happens:
+    """What may happen beside the usual: probabilities for each operation of anybody."""
 
-    def __init__(self, stage: "Stage", attempt: int) -> None:
-        self.stage, self.attempt = stage, attempt
+    ranks: int = 1
+    open_saves: int = 1
+    second_life: float = 0.0
+    """The operator gives the current number to another gang (A4)."""
+    resend: float = 0.0
+    """A commit record that was written before is written again, if nothing lies there (D2)."""
+    forget: float = 0.0
+    """The operator loses what it had expired, while nobody is in the middle of a deletion (see protocol_model: `late`)."""
+    branch: bool = False
+    """Another job comes and builds on what it finds (D6)."""
+    conditional: bool = True
+    """False: the store overwrites where it should refuse (B8)."""
+
+
+class Actor:
+    """One gang, as its agents would act: resolve, claim, then save, commit, and carry out orders."""
+
+    def __init__(self, stage: "Stage", attempt: int, life: int = 0) -> None:
+        self.stage, self.attempt, self.life = stage, attempt, life
+        self.incarnation = f"life-{attempt}-{life}"
+        self.deleting = False
         self.world = World(stage.bucket)
         self.excluded = tuple(sorted(stage.operator.expired))
         self.go = threading.Semaphore(0)
@@ -68,16 +89,19 @@ class Actor:
         self.stage.control.release()
 
     def _live(self) -> None:
-        chance = random.Random(f"{self.stage.seed}/{self.attempt}")
-        found = self.world.store.resolve(RestoreOrder(excluded=self.excluded), self.attempt, world_size=1)
+        chance = random.Random(f"{self.stage.seed}/{self.attempt}" + (f"/{self.life}" if self.life else ""))
+        ranks = self.stage.happens.ranks
+        found = self.world.store.resolve(RestoreOrder(excluded=self.excluded), self.attempt, world_size=ranks)
         if not found.candidates and not found.fresh_allowed:
             return
         chosen = (
             found.candidates[min(chance.choice([0, 0, 0, 1]), len(found.candidates) - 1)] if found.candidates else None
         )
         base = chosen.record if chosen else None
-        self.world.claimed(self.attempt, base.ref if base else None)
-        for save in range(1, 5):
+        parent = base.ref if base else None
+        self.world.store.claim(self.world.a_claim(self.attempt, parent, incarnation=self.incarnation))
+        self.stage.believes.append((self.attempt, self.life))
+        for save in range(1, 5, self.stage.happens.open_saves):
             self._carry_out(base, chance)
             base = self._save(save, base, chance)
         self._carry_out(base, chance)
@@ -87,16 +111,32 @@ class Actor:
         for order in mine:
             self.stage.operator.orders.remove(order)
             in_use = (base.ref,) if base else ()
+            self.deleting = True
             self.world.store.expire(order[1], by_attempt=self.attempt, reason="order", in_use=in_use)
+            self.deleting = False
         if chance.random() < 0.3:
             self.world.store.sweep(attempt=self.attempt)
 
-    def _save(self, save: int, base: CommitRecord | None, chance: random.Random) -> CommitRecord:
-        content = chance.choice(CONTENT)
-        record = self.world.prepared(self.attempt, save, content, base=base.ref if base else None)
-        if not self.stage.rules.agent_uses_its_base_only:
-            record = self._leaning_on_anything(save, content, base)
-        return codec.from_json(CommitRecord, self.world.store.commit(record).encode())
+    def _save(self, save: int, base: CommitRecord | None, chance: random.Random) -> CommitRecord | None:
+        """Some saves from one base, all open at a time; then their commits in any order, of which those that come too late are refused (A8)."""
+        records = []
+        for number in range(save, save + self.stage.happens.open_saves):
+            content = chance.choice(CONTENT)
+            images = [content, *(chance.choice(CONTENT) for _ in range(self.stage.happens.ranks - 1))]
+            records.append(self.world.prepared(self.attempt, number, images, base=base.ref if base else None))
+            if not self.stage.rules.agent_uses_its_base_only:
+                records[-1] = self._leaning_on_anything(save, content, base)
+        if len(records) == 1:
+            return self._commit(records[0])
+        newest = base
+        for record in chance.sample(records, len(records)):
+            with contextlib.suppress(NotOnRecord):
+                newest = self._commit(record)
+        return newest
+
+    def _commit(self, record: CommitRecord) -> CommitRecord:
+        incarnation = self.incarnation if self.stage.happens.second_life else None
+        return codec.from_json(CommitRecord, self.world.store.commit(record, incarnation=incarnation).encode())
 
     def _leaning_on_anything(self, save: int, content: bytes, base: CommitRecord | None) -> CommitRecord:
         """A save that refers to every chunk it can find anywhere in the store."""
@@ -117,15 +157,36 @@ class Actor:
         return codec.from_plain(CommitRecord, plain)
 
 
+class Branch(Actor):
+    """Another job under the same name, which continues what it finds here."""
+
+    def _live(self) -> None:
+        chance = random.Random(f"{self.stage.seed}/branch")
+        other = World(self.stage.bucket, "uid-2")
+        order = RestoreOrder(resume_from_uid="uid-1")
+        found = other.store.resolve(order, 1, world_size=self.stage.happens.ranks).candidates
+        if found:
+            parent = chance.choice(found).record.ref
+            other.store.claim(other.a_claim(1, parent, parent_uid="uid-1"))
+            self.stage.oracle.built_on = parent
+
+
 class Stage:
     """Picks who acts next, plays the operator, and asks the oracle after every operation."""
 
-    def __init__(self, seed: int, rules: Rules, *, attempts: int = 3) -> None:
+    def __init__(self, seed: int, rules: Rules, *, attempts: int = 3, happens: Happens | None = None) -> None:
         self.seed, self.rules, self.attempts = seed, rules, attempts
+        self.happens = happens or Happens()
+        self.written: dict[str, bytes] = {}
+        """Commit records that anybody has written."""
+        self.believes: list[tuple[int, int]] = []
+        """(attempt, life) of each gang that believes that it has claimed."""
+        self.lives: dict[int, int] = {}
         self.chance = random.Random(seed)
         self.here = threading.local()
         self.control = threading.Semaphore(0)
-        self.bucket = MemoryBucket(before_call=self._before_call)
+        faults = [] if self.happens.conditional else [Fault(Effect.NOT_EXCLUSIVE, "create", times=0)]
+        self.bucket = MemoryBucket(faults, before_call=self._before_call)
         self.operator = Operator()
         self.oracle = Oracle(self.bucket)
         self.actors: list[Actor] = []
@@ -141,7 +202,10 @@ class Stage:
             actor.go.release()
             self.control.acquire()
             self.steps += 1
-            if problem := self.oracle.violation(self.operator):
+            twice = {n for n, _ in self.believes if len({life for m, life in self.believes if m == n}) > 1}
+            if problem := self.oracle.violation(self.operator) or (
+                f"ONE: two gangs are attempt {twice}" if twice else ""
+            ):
                 self._end()
                 return f"seed {self.seed}, step {self.steps}: {problem}"
             if all(a.done for a in self.actors) and self.operator.current < self.attempts:
@@ -157,7 +221,27 @@ class Stage:
         if actor.killed:
             raise Killed
 
+    def _happen(self) -> None:
+        """What is rare. Draws nothing where it is switched off, so that seeds keep their meaning."""
+        h, chance = self.happens, self.chance
+        if h.second_life and self.operator.current not in self.lives and chance.random() < h.second_life:
+            self.lives[self.operator.current] = 1
+            self._enter(Actor(self, self.operator.current, 1))
+        if h.branch and not any(isinstance(a, Branch) for a in self.actors) and chance.random() < 0.02:
+            self._enter(Branch(self, 0))
+        if h.resend:
+            objects = self.bucket.objects
+            self.written |= {key: data for key, data in objects.items() if key.endswith("/commit.json")}
+            gone = sorted(self.written.keys() - objects.keys())
+            if gone and chance.random() < h.resend:
+                again = chance.choice(gone)
+                self.bucket.create(again, self.written[again])
+        busy = self.operator.orders or any(a.deleting and not a.done for a in self.actors)
+        if h.forget and self.operator.expired and not busy and chance.random() < h.forget:
+            self.operator.expired.clear()
+
     def _operate(self) -> None:
+        self._happen()
         if self.operator.current < self.attempts and self.chance.random() < 0.004:
             self._supersede()
         if self.chance.random() >= 0.05:
@@ -175,7 +259,9 @@ class Stage:
         self._start(self.operator.current)
 
     def _start(self, attempt: int) -> None:
-        actor = Actor(self, attempt)
+        self._enter(Actor(self, attempt))
+
+    def _enter(self, actor: Actor) -> None:
         self.actors.append(actor)
         actor.thread.start()
 
@@ -194,7 +280,9 @@ class Oracle:
         self.bucket = bucket
         self.prefix = layout.job_prefix("ns", "job", "uid-1")
         self._parsed: dict[tuple[str, bytes], Any] = {}
-        self._looked_at = (-1, -1)
+        self._looked_at: tuple[object, ...] = ()
+        self.built_on: CheckpointRef | None = None
+        """What another job has claimed to continue."""
 
     def usable(self, operator: Operator) -> tuple[int, list[CheckpointRef]]:
         """The newest claimed attempt, and the usable commits of its lineage, oldest first."""
@@ -208,7 +296,7 @@ class Oracle:
 
     def violation(self, operator: Operator) -> str:
         """What is wrong with the present state, or "". Looks only when something has changed since it last looked."""
-        now = (self.bucket.changes, len(operator.expired))
+        now = (self.bucket.changes, len(operator.expired), self.built_on)
         if now == self._looked_at:
             return ""
         self._looked_at = now
@@ -217,6 +305,10 @@ class Oracle:
         for checkpoint in usable:
             if problem := self._lost(commits[checkpoint]):
                 return f"SAFE: {checkpoint} {problem}"
+        if self.built_on and self.built_on not in commits:
+            return f"BRANCH: {self.built_on} is gone"
+        if self.built_on and (problem := self._lost(commits[self.built_on])):
+            return f"BRANCH: {self.built_on} {problem}"
         continued = newest and claims[newest].parent is not None
         if (continued or any(r.attempt == newest for r in operator.expired)) and not usable:
             return "ALIVE: nothing usable is left"
