@@ -93,6 +93,13 @@ class Metrics:
         self.restored_bytes = Counter(
             "holdfast_agent_restored_bytes", "Bytes restored, by source.", ["source"], registry=r
         )
+        self.restore_seconds = Histogram(
+            "holdfast_agent_restore_seconds",
+            "Duration of a restore's phases; verifying is part of fetching.",
+            ["phase"],
+            buckets=_SECONDS,
+            registry=r,
+        )
         self.rejected = Counter(
             "holdfast_agent_rejected_checkpoints", "Checkpoints that were tried and refused.", registry=r
         )

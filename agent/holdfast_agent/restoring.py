@@ -66,6 +66,8 @@ class Restoring:
         self._stop = Stop()
         self._away: Blocked | None = None
         """What this restore has blocked the agent with, for a reason of the store."""
+        self._handed_at: float | None = None
+        """When the last rank was told where its image lies."""
         self._images: dict[int, restore.Image] = {}
         self._record: CommitRecord | None = None
         self.refused = ""
@@ -95,9 +97,11 @@ class Restoring:
             # Nothing is said but here: the fetch after the claim meets it again, and knows what it means (C3, C4).
             log.info("checkpoint %s is not fetched ahead: %s: %s", record.ref, type(e).__name__, e)
         else:
+            seconds = time.monotonic() - started
+            s.metrics.restore_seconds.labels("prefetch").observe(seconds)
             self._is_there = True
             s.record.stage(Stage.PREFETCHED)
-            log.info("checkpoint %s was fetched ahead in %.1f s", record.ref, time.monotonic() - started)
+            log.info("checkpoint %s was fetched ahead in %.1f s", record.ref, seconds)
 
     async def resolved(self, message: peers.Resolved) -> object:
         """Fetched, or LATER. The lead repeats it until everybody has answered."""
@@ -157,8 +161,6 @@ class Restoring:
         s.record.resolved = True
         s.incarnation = message.incarnation
         s.record.changed()
-        for rank in s.crew:
-            rank.handed = False
         if message.parent is None:
             self._record = None
             s.record.fresh = True
@@ -171,6 +173,9 @@ class Restoring:
     async def _fetch(self, record: CommitRecord) -> Rejection | None:
         """None once everything is there and verified."""
         s = self._shared
+        # A rank may be loading the checkpoint that another one has just refused: what it reads must not change under it (C3).
+        while any(r.handed and r.ended is None for r in s.crew):
+            await s.changes.until(lambda: not any(r.handed and r.ended is None for r in s.crew), Deadline.after(60))
         if any(r.loaded for r in s.crew):
             return Rejection(
                 record.attempt,
@@ -180,6 +185,7 @@ class Restoring:
                 now(),
             )
         tally = restore.Tally(functools.partial(self._count, asyncio.get_running_loop()), self._contents)
+        started = time.monotonic()
         while True:
             try:
                 self._images = await self._try(record, tally)
@@ -198,6 +204,7 @@ class Restoring:
             except BaseException as e:  # nobody awaits this task but for its result: it must not end without one
                 self._block(unexpected(e, f"fetching checkpoint {record.ref}"))
             await asyncio.sleep(RETRY_SECONDS)
+        s.metrics.restore_seconds.labels("fetch").observe(time.monotonic() - started)
         self.refused, self._away = "", None
         s.record.block(None)
         s.record.stage(Stage.FETCHED)
@@ -263,7 +270,7 @@ class Restoring:
                 rank.loaded = True
             else:
                 rank.send(_ready(self._images[rank.number], self._record))
-                rank.handed = True
+                rank.handed, self._handed_at = True, time.monotonic()
         self._check_all_loaded()
 
     def _check_all_loaded(self) -> None:
@@ -272,6 +279,8 @@ class Restoring:
             return
         s.record.loaded = True
         s.record.stage(Stage.LOADED)
+        if self._handed_at is not None:
+            s.metrics.restore_seconds.labels("load").observe(time.monotonic() - self._handed_at)
         if self._record is not None:
             info = info_of(self._record)
             s.record.restored = info

@@ -1,8 +1,9 @@
 """Reading a range of a file into the caller's memory, past the page cache where that is possible and pays.
 
 A checkpoint is read once, into memory that is there already. Through the page cache that costs a second copy, memory that training needs, and half of the
-disk's speed (performance.md, section 4). So large aligned ranges are read with O_DIRECT; what the kernel holds in memory anyway, small ranges, unaligned
-ends and file systems that refuse are read as usual. Every byte is verified by its digest later, whichever way it came.
+disk's speed (performance.md, section 4). So large aligned ranges are read with O_DIRECT; small ranges, unaligned ends and file systems that refuse are read
+as usual. The page cache is not asked whether it has the range: the question (RWF_NOWAIT) makes the kernel read ahead, and the next answer is wrong for it
+(measured: half the speed). Every byte is verified by its digest later, whichever way it came.
 """
 
 import ctypes
@@ -14,7 +15,6 @@ ALIGN_BYTES = 4096
 """Of address, offset and length: no disk in use has larger logical blocks."""
 WORTH_BYTES = 256 << 10
 _PIECE_BYTES = 32 << 20
-_PROBE_BYTES = 64 << 10
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 """0 where there is none (macOS)."""
@@ -29,7 +29,7 @@ class DirectReader:
     def fill(self, fd: int, view: memoryview, offset: int) -> int:
         """Reads from `offset` of `fd`, opened without O_DIRECT, until `view` is full or the file ends; how many bytes. Raises OSError."""
         done = 0
-        if self._is_worth_it(view, offset) and not _is_cached(fd, view, offset):
+        if self._is_worth_it(view, offset):
             done = self._fill_directly(fd, view[: view.nbytes - view.nbytes % ALIGN_BYTES], offset)
         return done + _read(fd, view[done:], offset + done)
 
@@ -67,17 +67,6 @@ def _read(fd: int, view: memoryview, offset: int, *, aligned: bool = False) -> i
         if not got or (aligned and done % ALIGN_BYTES):
             break
     return done
-
-
-def _is_cached(fd: int, view: memoryview, offset: int) -> bool:
-    """The kernel still has the beginning: it was written or read a moment ago, and a copy is faster than the disk."""
-    flag = getattr(os, "RWF_NOWAIT", 0)
-    if not flag:
-        return False
-    try:
-        return os.preadv(fd, [view[:_PROBE_BYTES]], offset, flag) == _PROBE_BYTES
-    except OSError:
-        return False
 
 
 def _address(view: memoryview) -> int:

@@ -114,6 +114,38 @@ async def test_a_link_where_the_nodes_image_should_be_is_not_followed_and_blocks
     assert member.record.fetched_from == {"store": len(IMAGE)}
 
 
+async def test_what_a_rank_is_loading_is_not_overwritten_because_another_one_has_refused_it(tmp_path: Path) -> None:
+    """C3: its tensors would be of two checkpoints, all of them finite."""
+    member = Member(tmp_path)
+    member.world.saved(1, 2, b"AAAABBBBCCCCDDDD")
+    assert (await member.fetched(save=2)).rejection is None
+    rank = member.shared.crew.ranks[0]
+    rank.handed = True
+    asked = asyncio.ensure_future(member.fetched(2, save=1))
+    await asyncio.sleep(0.1)
+    assert member.image() == b"AAAABBBBCCCCDDDD"
+    rank.handed = False
+    member.shared.changes.bump()
+    assert (await asked).rejection is None
+    assert member.image() == IMAGE
+
+
+async def test_a_rank_that_has_loaded_meanwhile_needs_a_new_attempt(tmp_path: Path) -> None:
+    member = Member(tmp_path)
+    member.world.saved(1, 2, b"AAAABBBBCCCCDDDD")
+    assert (await member.fetched(save=2)).rejection is None
+    rank = member.shared.crew.ranks[0]
+    rank.handed = True
+    asked = asyncio.ensure_future(member.fetched(2, save=1))
+    await asyncio.sleep(0.05)
+    member.restoring.loaded(rank)
+    member.shared.changes.bump()
+    rejection = (await asked).rejection
+    assert rejection is not None
+    assert not rejection.of_checkpoint
+    assert member.image() == b"AAAABBBBCCCCDDDD"
+
+
 async def test_a_checkpoint_that_was_mended_is_tried_again_when_the_lead_offers_it_again(tmp_path: Path) -> None:
     member = Member(tmp_path)
     chunk = next(key for key in member.bucket.objects if "/chunks/" in key)
