@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.agent.conftest import gang  # noqa: F401  (a fixture)
 from tests.faults import saving
 from tests.faults.saving import Place
 
