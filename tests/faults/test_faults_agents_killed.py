@@ -112,7 +112,7 @@ def test_after_a_death_at_any_moment_the_newest_commit_is_resumed_byte_by_byte(
     gang: MakeGang, disturb: Callable[[Gang, random.Random], None], seed: int
 ) -> None:
     rng = random.Random(f"{disturb.__name__}/{seed}")
-    g = make(gang).start().begin()
+    g = make(gang, config={"slots": rng.choice([1, 2])}).start().begin()
     history = History(g)
     for _ in range(2):
         g.wait_for_commit(history.newest + 5)
@@ -131,7 +131,7 @@ def test_a_notice_that_is_withdrawn_at_any_moment_leaves_a_gang_that_trains_and_
 ) -> None:
     """Scenario 28: "sealed" races the withdrawal; no gate stays closed, nothing is torn."""
     rng = random.Random(seed)
-    g = make(gang).start().begin()
+    g = make(gang, config={"slots": rng.choice([1, 2])}).start().begin()
     history = History(g)
     g.wait_for_commit(5)
     for _ in range(6):
