@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 _wall: Callable[[], float] = time.time
@@ -31,11 +30,32 @@ def simulated(seconds: Callable[[], float]) -> Iterator[None]:
         _wall, _steady = before
 
 
-@dataclass(slots=True)
 class Deadline:
-    """A moment that may move closer while somebody waits for it (F1: the minimum counts)."""
+    """A moment that may move closer while somebody waits for it (F1: the minimum counts).
 
-    at: datetime
+    The wall clock is read once for each value of `at`, when it is heard; from then on the steady clock counts. So a wall clock that is set while somebody
+    waits (a machine that has just started and learns the time) neither ends an evacuation at once nor keeps a gate closed for an hour.
+    """
+
+    __slots__ = ("_at", "_end")
+
+    def __init__(self, at: datetime) -> None:
+        self.at = at
+
+    @property
+    def at(self) -> datetime:
+        return self._at
+
+    @at.setter
+    def at(self, at: datetime) -> None:
+        self._at = at
+        self._end = monotonic() + (at - now()).total_seconds()
+
+    def copy(self) -> "Deadline":
+        """The same moment, to be moved by itself."""
+        other = Deadline.__new__(Deadline)
+        other._at, other._end = self._at, self._end
+        return other
 
     @classmethod
     def after(cls, seconds: float) -> "Deadline":
@@ -52,7 +72,7 @@ class Deadline:
     @property
     def remaining(self) -> float:
         """Seconds, never negative."""
-        return max(0.0, (self.at - now()).total_seconds())
+        return max(0.0, self._end - monotonic())
 
     @property
     def passed(self) -> bool:

@@ -203,9 +203,12 @@ class Evacuation:
     async def _end_in_time(self) -> None:
         """After SIGTERM: as soon as everything is sealed and told, and in any case before the deadline (F3)."""
         s = self._shared
+        until: Deadline | None = None
         while True:
             deadline = self._merged().deadline
-            left = Deadline(deadline).remaining if deadline is not None else 0.0
+            if deadline is not None and (until is None or until.at != deadline):
+                until = Deadline(deadline)
+            left = until.remaining if until is not None and deadline is not None else 0.0
             # The watchdog reports less than the truth can be: an end by it has not been able to say more.
             code = EXIT_CODES[Exit.PREEMPTED_SEALED if s.sealed_new else Exit.PREEMPTED_NOTHING_NEW]
             self._watchdog.arm(max(0.0, left - HARD_END_SECONDS), code)

@@ -216,7 +216,7 @@ class Rounds:
         asked for before everything is captured."""
         self._check_something_to_save()
         votes = await self._close(running)
-        running.arrival = Deadline(running.deadline.at)
+        running.arrival = running.deadline.copy()
         try:
             boundary = await self._arrive(running, votes, running.arrival)
         except RoundLost:
