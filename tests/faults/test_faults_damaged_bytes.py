@@ -156,10 +156,8 @@ def start_elsewhere(place: Place) -> saving.Resumed:
     return saving.next_start(place, claim=False, with_node=False)
 
 
-def test_a_bad_chunk_of_the_store_is_taken_from_the_node_and_written_anew(
-    twice_saved: Place, copy: Callable[[], Place]
-) -> None:
-    """Scenarios 14, 80: the node has it; the other way round the store has it."""
+def test_a_bad_chunk_of_the_store_is_taken_from_the_node(twice_saved: Place, copy: Callable[[], Place]) -> None:
+    """Scenarios 14, 80."""
     shared = sorted(closure(twice_saved, 2) & closure(twice_saved, 1))
     for path in points.sample(shared, 3):
         place = copy()
