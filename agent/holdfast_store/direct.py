@@ -7,6 +7,7 @@ system is looked at, and one block is tried. Whatever is refused later, a piece 
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import secrets
@@ -72,22 +73,28 @@ def probe(folder: Path) -> Mode:
 def _refusal(folder: Path) -> str:
     if not hasattr(os, "O_DIRECT"):
         return "this system has none"
-    path = folder / f".new-{secrets.token_hex(8)}"
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    fd = _nameless(folder)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            with mmap.mmap(-1, ALIGN) as block:
-                os.pwrite(fd, block, 0)
-        finally:
-            os.close(fd)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
+        with mmap.mmap(-1, ALIGN) as block:
+            os.pwrite(fd, block, 0)
     except OSError as e:
         if e.errno not in _REFUSED:
             raise
         return e.strerror or str(e)
     finally:
-        path.unlink()
+        os.close(fd)
     return ""
+
+
+def _nameless(folder: Path) -> int:
+    """A descriptor of a file that is gone when the process is, however that ends. Where that is refused, one with a name for a moment."""
+    with contextlib.suppress(OSError):
+        return os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    path = folder / f".new-{secrets.token_hex(8)}"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    path.unlink()
+    return fd
 
 
 class PieceWriter:

@@ -159,9 +159,13 @@ class Folder:
             with self._parent(key, make=False) as (parent, name):
                 os.unlink(name, dir_fd=parent)
                 os.fsync(parent)
-            parts = key.split("/")[:-1]
-            while parts and self._remove_if_empty("/".join(parts)):
-                parts.pop()
+            self.remove_if_empty(key.rpartition("/")[0])
+
+    def remove_if_empty(self, folder: str) -> None:
+        """The folder and those above it that this leaves empty; the root stays."""
+        parts = folder.strip("/").split("/")
+        while parts != [""] and parts and self._remove_if_empty("/".join(parts)):
+            parts.pop()
 
     def walk(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size) of every regular file below `prefix`. What vanishes meanwhile is left out; temporary files are not shown."""

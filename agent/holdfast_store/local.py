@@ -107,18 +107,24 @@ class LocalTier:
         return [image for ref in self._refs() if (image := self._image(ref, rank))]
 
     def prune(self, keep: set[CheckpointRef], *, spares_of: Collection[int] = ()) -> None:
-        """Removes every checkpoint but those in `keep`, and what writers that died left behind. The manifest goes last.
+        """Removes every checkpoint that is older than the newest of `keep` and not in it, and what writers that died have left of those; with nothing to
+        keep, all. The manifest goes last. What is newer may be in the making, by another worker of the job too whose pod shares the directory.
 
         The room of one image of each rank in `spares_of` is kept for its next one; all other spare room is given back.
         """
+        newest = max(keep, default=None)
         for ref in self._refs():
-            if ref not in keep:
-                _, files = self._folder.level(self._prefix + layout.checkpoint_prefix(ref))
+            if ref not in keep and (newest is None or ref < newest):
+                folder = self._prefix + layout.checkpoint_prefix(ref)
+                _, files = self._folder.level(folder)
                 spared = {self._image_key(ref, rank): self._spare(rank) for rank in spares_of}
                 for key, _ in sorted(files, key=lambda f: f[0].endswith(".json")):
                     if key in spared:
                         self._folder.set_aside(key, spared[key])
                     self._folder.delete(key)
+                # However young: such a save never counts any more (A8), and an unfinished image is as large as a whole one.
+                self._folder.discard_unfinished(folder, older_than_seconds=0)
+                self._folder.remove_if_empty(folder)
         self._folder.discard_spares(self._prefix, keep={self._spare(rank) for rank in spares_of})
         self._folder.discard_unfinished(self._prefix)
 

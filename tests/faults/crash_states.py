@@ -154,7 +154,7 @@ class Recording:
     def _file(self, call: Call, live: dict[str, File | str], inodes: dict[int, File]) -> File:
         found = live.get(call.path)
         if not isinstance(found, File):
-            found = inodes[call.inode]  # its name is gone, the descriptor is not
+            found = inodes.get(call.inode, File())  # its name is gone, or it never had one
         if call.inode:
             inodes[call.inode] = found
         return found

@@ -22,6 +22,7 @@ from holdfast_api.config import StorageConfig
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CheckpointKind, Claim, CommitRecord, ParentRef, Progress, TensorEntry
 from holdfast_api.messages import Cause, RestoreOrder
+from holdfast_store import direct
 from holdfast_store.bucket import Bucket
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt, StoreError
 from holdfast_store.file import FileBucket
@@ -29,6 +30,9 @@ from holdfast_store.folders import TEMPORARY, UNFINISHED_AFTER_SECONDS
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
 from holdfast_store.opening import open_bucket
+
+direct.SMALLEST_BYTES = direct.ALIGN
+"""In the processes that save: small images go the way of large ones, past the page cache where the file system allows it."""
 
 UID = "5f0c9d9e-0000-4000-8000-000000000009"
 RANKS = 2
@@ -306,6 +310,7 @@ def goes_on(place: Place, resumed: Resumed) -> None:
     """Leftovers do not block the next save (B1), and are swept (D4). Raises AssertionError."""
     attempt = resumed.attempt
     record = save(place, attempt, 1, NEXT)
+    assert not list(place.node_folder.rglob(f"{TEMPORARY}*")), "an unfinished image takes up room on the node"
     again = next_start(place, claim=False)
     assert (again.boundary, again.ref) == (NEXT, record.ref)
     place.age_unfinished()

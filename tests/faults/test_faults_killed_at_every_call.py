@@ -51,6 +51,7 @@ def test_a_save_that_is_not_disturbed_is_found_by_the_next_start(copies: Callabl
     outcome = killed(place, 0)
     assert (outcome.error, outcome.killed) == ("", False), outcome.words
     assert {c.name for c in outcome.calls} >= {"open", "write", "sync", "link", "rename", "unlink", "mkdir"}
+    assert {c.real for c in outcome.calls} >= {"pwrite64", "fdatasync"}
     assert promised(place) >= {f"committed-{NEW}", f"node-{NEW}"}
     resumed = saving.next_start(place)
     assert (resumed.boundary, resumed.attempt, set(resumed.sources)) == (NEW, 2, {"arena"})

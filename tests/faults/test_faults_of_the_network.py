@@ -6,6 +6,7 @@ checkpoint yet" (B7), and nothing of our own for somebody else's (A4).
 
 import itertools
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -174,3 +175,17 @@ def test_somebody_elses_page_is_never_an_empty_store(job: Job) -> None:
     job.network.fate = lambda request: Fate.HTML if "list-type" in request.path else Fate.PASS
     with pytest.raises(StoreError):
         job.start_elsewhere(job.bad)
+
+
+def test_one_connection_that_never_answers_costs_a_try_and_not_the_save(job: Job) -> None:
+    """A half-open connection, or a server that answers byte by byte: the request is ended, and the next one goes through."""
+    done = threading.Event()
+
+    def one(request: Request) -> Fate:
+        if request.method == "PUT" and request.is_chunk and not done.is_set():
+            done.set()
+            return Fate.HANG
+        return Fate.PASS
+
+    job.save(2, NEW, one, patience=60.0)
+    assert job.start_elsewhere().boundary == NEW

@@ -111,12 +111,35 @@ def test_a_commit_that_names_another_manifest_does_not_make_an_image_committed(w
 
 
 def test_pruning_keeps_what_is_to_be_kept_and_removes_the_rest_with_its_folders(world: World, tier: LocalTier) -> None:
-    for number in (1, 2, 3):
+    for number in (1, 2):
         keep(world, tier, number, b"aaaa" * number)
     tier.prune({ref(1, 2)})
     assert [str(i.ref) for i in tier.find_images(0)] == ["1/2"]
     assert sorted(p.name for p in tier.root.glob("ns/*/checkpoints/*/*")) == ["0000000002"]
     assert tier.bytes_used() >= 8
+
+
+def test_pruning_leaves_what_is_newer_because_it_may_be_in_the_making(world: World, tier: LocalTier) -> None:
+    """Of this worker, or of another whose pod shares the directory."""
+    for number in (1, 2, 3):
+        keep(world, tier, number, b"aaaa" * number, commit=number < 3)
+    tier.prune({ref(1, 2)})
+    assert [str(i.ref) for i in tier.find_images(0)] == ["1/3", "1/2"]
+    tier.prune(set())
+    assert tier.find_images(0) == []
+
+
+def test_an_unfinished_image_of_a_save_that_never_counts_any_more_goes_at_once(world: World, tier: LocalTier) -> None:
+    """It is as large as a whole one: a day of restarts would fill the disk (D4)."""
+    older = tier.root / "ns/job-uid-1/checkpoints/0000000001/0000000001"
+    newer = tier.root / "ns/job-uid-1/checkpoints/0000000001/0000000003"
+    for folder in (older, newer):
+        folder.mkdir(parents=True)
+        (folder / f"{TEMPORARY}0123").write_bytes(b"half")
+    keep(world, tier, 2, b"aaaa")
+    tier.prune({ref(1, 2)})
+    assert not older.exists()
+    assert list(newer.iterdir())
 
 
 def test_the_jobs_of_a_node_do_not_see_each_other(world: World, tier: LocalTier, tmp_path: Path) -> None:
