@@ -302,6 +302,7 @@ def toolchain(on_progress: Listener | None = None) -> Path:
         "kubectl": where["kube"] / "kube",
         "helm": where["helm"] / "helm",
         "versitygw": where["versitygw"] / "versitygw",
+        "azurite-blob": where["azurite"] / "node_modules/.bin/azurite-blob",
         "prometheus": where["prometheus"] / "prometheus",
         "promtool": where["prometheus"] / "promtool",
     }

@@ -59,7 +59,7 @@ def test_only_programs_are_built_for_it(monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in {**NAMED, "HOLDFAST_USE_CURRENT_CLUSTER": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(api.preflight, "require_toolchain", lambda *_: None)
-    assert {part.name for part in api.wanted()} == {"kube", "helm", "versitygw", "prometheus"}
+    assert {part.name for part in api.wanted()} == {"kube", "helm", "versitygw", "prometheus", "azurite"}
 
 
 def test_images_and_torch_are_the_owners(cluster: api.CurrentCluster, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """Servers that speak the interfaces of Google Cloud Storage and Azure Blob Storage, for tests. Neither is the service itself.
 
-Azure: Azurite, Microsoft's emulator, which checks shared keys. Found on PATH or below the folder that HOLDFAST_EMULATORS names
-(`npm install azurite@3.37.0` puts it there). Google: a small fake of our own (`fake_gcs`), because the emulators that can be installed know only
-the JSON interface for writes, and the client library writes by XML.
+Azure: Azurite, Microsoft's emulator, which checks shared keys; `make test` installs it where npm is. Google: a small fake of our own (`fake_gcs`), because
+the emulators that can be installed know only the JSON interface for writes, and the client library writes by XML.
 """
 
 import base64
@@ -42,18 +41,17 @@ class Emulator:
 
 def find(name: str) -> str:
     """The program, else the test is skipped: with the line that installs it."""
-    folder = os.environ.get("HOLDFAST_EMULATORS", "")
     cache = Path(
         os.environ.get("HOLDFAST_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "holdfast"
     ).expanduser()
-    places = [Path(folder), Path(folder) / "node_modules/.bin"] if folder else []
-    places += sorted(cache.glob("artefacts/emulators-*"))
-    for place in places:
-        if (place / name).exists():
-            return str(place / name)
-    if found := shutil.which(name):
-        return found
-    pytest.skip(f"{name} is not installed (its docstring says how): this emulator's tests are not run")
+    folders = [Path(folder) for folder in (os.environ.get("HOLDFAST_TOOLCHAIN"),) if folder]
+    folders += sorted(cache.glob("artefacts/azurite-*/node_modules/.bin"))
+    found = next((str(folder / name) for folder in folders if (folder / name).exists()), None) or shutil.which(name)
+    if found is None and os.environ.get("HOLDFAST_TOOLCHAIN") and shutil.which("npm"):
+        pytest.fail(f"{name} is not installed although npm is: run `make test`, which installs it")
+    if found is None:
+        pytest.skip(f"{name} is not installed: `make test` installs it where npm is; this emulator's tests are not run")
+    return found
 
 
 @contextlib.contextmanager

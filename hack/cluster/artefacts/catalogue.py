@@ -2,14 +2,14 @@
 
 from hack.cluster.artefacts.artefact import Artefact
 from hack.cluster.artefacts.base_image import base_image
-from hack.cluster.artefacts.programs import helm, kube, pause, prometheus, versitygw
+from hack.cluster.artefacts.programs import azurite, helm, kube, pause, prometheus, versitygw
 from hack.cluster.artefacts.project_images import project_images
 from hack.cluster.artefacts.torch_cpu import torch_cpu
 
 
 def for_toolchain() -> list[Artefact]:
     """Programs that demo and tests call on the host."""
-    return [kube(), helm(), versitygw(), prometheus()]
+    return [kube(), helm(), versitygw(), prometheus(), azurite()]
 
 
 def for_nodes() -> list[Artefact]:

@@ -15,6 +15,8 @@ PAUSE_SOURCE = HERE / "pause"
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 HELM = "helm.sh/helm/v4/cmd/helm@v4.2.4"
 
+AZURITE = "azurite@3.37.0"
+
 #: Without symbol tables and debug information: 149 MB for eight programs.
 _SMALL = "-s -w"
 _STATIC = {"CGO_ENABLED": "0"}
@@ -93,6 +95,22 @@ def _installed(name: str, package: str, what: str, usual_seconds: int) -> Artefa
         workshop.run(*install, cwd=workshop.scratch, environment={**_STATIC, "GOBIN": str(directory)})
 
     return Artefact(name=name, what=what, usual_seconds=usual_seconds, made_from=(package, _SMALL), make=make)
+
+
+def azurite() -> Artefact:
+    """Microsoft's emulator of Azure Blob Storage, for the store's tests. Where there is no npm nothing is installed, and those tests are skipped."""
+    npm = shutil.which("npm")
+
+    def make(workshop: Workshop, directory: Path) -> None:
+        if npm is None:
+            (directory / "not-installed").write_text("there was no npm on the search path\n")
+            return
+        install = (npm, "install", "--prefix", directory, "--no-audit", "--no-fund", "--ignore-scripts", AZURITE)
+        workshop.run(*install, cwd=workshop.scratch)
+
+    what = "Azurite, an emulator of Azure storage, from npm"
+    made_from = (AZURITE, "npm" if npm else "no npm")
+    return Artefact(name="azurite", what=what, usual_seconds=30, made_from=made_from, make=make, mostly_waits=True)
 
 
 def prometheus() -> Artefact:
