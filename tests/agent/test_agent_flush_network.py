@@ -1,0 +1,136 @@
+"""A flush to a real S3 server through a network that hangs, refuses, cuts and slows (faults 43, 44): whole before the deadline, or given up at it."""
+
+import asyncio
+import itertools
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast_agent import flush, sending
+from holdfast_agent.errors import SaveGivenUp
+from holdfast_agent.threads import Stop, Threads
+from holdfast_api.layout import CheckpointRef
+from holdfast_store.errors import Unavailable
+from holdfast_store.job import JobStore
+from holdfast_store.opening import open_bucket
+from tests.store.proxy import Proxy
+from tests.store.s3_server import S3Server, binary_or_outcome, running
+
+pytestmark = pytest.mark.s3
+CHUNK, CHUNKS = 256 << 10, 24
+_number = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with running(binary_or_outcome(), tmp_path_factory.mktemp("s3")) as found:
+        yield found
+
+
+class Far:
+    """An image, and a store behind a proxy."""
+
+    def __init__(self, folder: Path, server: S3Server) -> None:
+        self.proxy = Proxy(server.endpoint)
+        prefix = f"flush/{next(_number)}"
+        self.near = self._store(server, server.endpoint, prefix)
+        self.store = self._store(server, self.proxy.endpoint, prefix)
+        self.image = os.urandom(CHUNK * CHUNKS)
+        self.slot = folder / "slot"
+        self.slot.write_bytes(self.image)
+        self.threads = Threads()
+
+    @staticmethod
+    def _store(server: S3Server, endpoint: str, prefix: str) -> JobStore:
+        bucket = open_bucket(server.config(prefix, endpoint=endpoint), server.environ)
+        return JobStore(bucket, "ns", "job", "uid")
+
+    def write(self, *, seconds: float = 60.0, emergency: bool = True) -> flush.Written:
+        stop = Stop()
+        stop.at = time.monotonic() + seconds
+        part = flush.Part(0, self.slot, len(self.image), 7, ())
+        job = flush.Job("uid", CheckpointRef(1, 1), 1, CHUNK, (part,), emergency=emergency)
+        try:
+            return asyncio.run(flush.write(job, self.store.until(stop.at), None, self.threads, stop))
+        finally:
+            self.proxy.close()
+
+    def arrived(self, written: flush.Written) -> bool:
+        data = memoryview(bytearray(len(self.image)))
+        for number, chunk in enumerate(written.manifests[0].chunks):
+            self.near.get_chunk_into(chunk, data[number * CHUNK : (number + 1) * CHUNK])
+        return bytes(data) == self.image
+
+
+@pytest.fixture
+def far(tmp_path: Path, server: S3Server) -> Far:
+    return Far(tmp_path, server)
+
+
+def test_without_faults_everything_arrives_and_nothing_is_cut(far: Far) -> None:
+    written = far.write()
+    assert far.arrived(written)
+    assert written.bytes_sent == len(far.image)
+    assert far.threads.link.refused == 0
+
+
+def test_uploads_that_hang_do_not_use_up_the_deadline(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a time-out of their own they would hang for the client's two minutes, and the save with them."""
+    far.proxy.hangs = lambda number: number in (1, 2, 5)
+    monkeypatch.setattr(sending, "seconds_for", lambda *args, tried, **named: 1.0 * 2**tried)
+    written = far.write(seconds=60)
+    assert far.arrived(written)
+    assert far.threads.link.refused >= 3
+    assert [far.proxy.hung.acquire(blocking=False) for _ in range(3)] == [True] * 3
+
+
+@pytest.mark.parametrize("emergency", [True, False])
+def test_a_store_that_asks_for_less_gets_less_and_everything(far: Far, emergency: bool) -> None:
+    """Fault 43: a third of all uploads are answered with SlowDown."""
+    dice = random.Random(7)
+    far.proxy.refuses = lambda number: dice.random() < 0.3
+    written = far.write(emergency=emergency)
+    assert far.arrived(written)
+    assert far.threads.link.refused > 0
+    assert far.threads.link.requests < 24
+
+
+def test_a_store_that_refuses_everything_for_a_while_is_waited_for(far: Far) -> None:
+    until = time.monotonic() + 2.0
+    far.proxy.refuses = lambda number: time.monotonic() < until
+    assert far.arrived(far.write())
+
+
+def test_a_store_that_refuses_until_the_deadline_ends_the_save_at_it(far: Far) -> None:
+    far.proxy.refuses = lambda number: True
+    with pytest.raises((Unavailable, SaveGivenUp)):
+        far.write(seconds=2.0)
+
+
+def test_uploads_that_hang_until_the_deadline_end_with_it(far: Far) -> None:
+    far.proxy.hangs = lambda number: True
+    with pytest.raises((Unavailable, SaveGivenUp)):
+        far.write(seconds=2.0)
+
+
+def test_an_upload_whose_answer_is_lost_is_found_there_by_the_next_try(far: Far) -> None:
+    """Fault 44."""
+    far.proxy.swallow_answers = 3
+    assert far.arrived(far.write())
+
+
+def test_a_connection_that_is_cut_in_the_middle_leaves_nothing_and_is_tried_again(far: Far) -> None:
+    cut = iter([200_000, None])
+    far.proxy.cut_after = next(cut)
+
+    def heal(number: int) -> bool:
+        if number > 4:
+            far.proxy.cut_after = None
+        return False
+
+    far.proxy.hangs = heal
+    assert far.arrived(far.write())
