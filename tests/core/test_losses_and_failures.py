@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from job_worlds import JobWorld, a_job, checkpoint, condition, of_type, seconds
 
-from holdfast_api.messages import AgentPhase, Blocked, BlockedReason, Exit
+from holdfast_api.messages import AgentPhase, Blocked, BlockedReason, Exit, LocalTrouble
 from holdfast_operator.core.actions import CreatePod, DeletePod, EmitEvent
 from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus
 
@@ -198,6 +198,24 @@ def test_saves_that_fail_are_a_condition_and_an_event_while_training_goes_on() -
     assert condition(w.status, "Ready").status == "True"
     w.reports(1, AgentPhase.TRAINING, saving=None).settled()
     assert condition(w.status, "StorageReady").status == "True"
+
+
+def test_a_full_disk_of_a_node_is_a_condition_and_an_event_and_nothing_else_changes() -> None:
+    """Fault scenario 12."""
+    w = running().with_checkpoints("1/1")
+    assert "LocalStorageReady" not in [c.type for c in w.status.conditions]
+    why = LocalTrouble("LocalStorageFull", "/var/lib/holdfast takes no image; give the volume room")
+    events = of_type(w.reports(1, AgentPhase.TRAINING, local=why).settled(), EmitEvent)
+    found = condition(w.status, "LocalStorageReady")
+    assert (found.status, found.reason) == ("False", "LocalStorageFull")
+    assert "give the volume room" in found.message
+    assert [e.warning for e in events if e.reason == "LocalStorageFull"] == [True]
+    assert condition(w.status, "Ready").status == "True"
+    assert condition(w.status, "StorageReady").status == "True"
+    w.reports(1, AgentPhase.TRAINING, local=LocalTrouble("no\nword", "x")).settled()
+    assert condition(w.status, "LocalStorageReady").reason == "LocalStorageFailed"
+    w.reports(1, AgentPhase.TRAINING, local=None).settled()
+    assert condition(w.status, "LocalStorageReady").status == "True"
 
 
 def test_an_interruption_that_is_not_recovered_from_stays_until_it_is_measured() -> None:

@@ -7,6 +7,7 @@
 | Stalled         | it needs a person                                                 |
 | Suspended       | spec.suspend is set                                               |
 | StorageReady    | the store was reached and probed                                  |
+| LocalStorageReady | nodes take copies; only there once one did not              |
 | CheckpointUsable| there is a committed checkpoint that nothing speaks against       |
 | Succeeded       | all workers have finished                                         |
 """
@@ -28,6 +29,7 @@ _STORAGE = (
     BlockedReason.STORAGE_UNREACHABLE.value,
 )
 MAX_MESSAGE = 8000
+LOCAL = "LocalStorageReady"
 UNSAVED = "FinishedUnsaved"
 """The script ended well, and its last state is in no checkpoint."""
 SAVES_FAIL = "SavesFail"
@@ -82,6 +84,7 @@ def _all(
     else:
         yield _Now(suspend.CONDITION, "False", "NotSuspended")
     yield _storage(seen, status, trouble)
+    yield from _local(seen, status)
     yield _checkpoint(seen, status, trouble)
     yield _succeeded(seen, status)
 
@@ -176,6 +179,18 @@ def _storage(seen: Observed, status: TrainingJobStatus, trouble: Trouble | None)
     if note or (status.attempt is not None and status.attempt.claimed_at is not None):
         return _Now("StorageReady", "True", "Probed", note or seen.spec.checkpoint.storage.uri)
     return _Now("StorageReady", "Unknown", "NotProbed", "no agent has reached the store yet")
+
+
+def _local(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
+    """A node whose disk is full or broken slows down a restart on it and nothing else (fault scenarios 11-13): said only where it happens."""
+    whos = members(seen, status.attempt)
+    failing = next(((w, w.report.local) for w in whos if w.report is not None and w.report.local is not None), None)
+    if failing is not None:
+        who, local = failing
+        reason = local.reason if local.reason.isalnum() and len(local.reason) < 64 else "LocalStorageFailed"
+        yield _Now(LOCAL, "False", reason, f"{describe_worker(who.member.worker, who.member.node)}: {local.message}")
+    elif any(c.type == LOCAL for c in status.conditions):
+        yield _Now(LOCAL, "True", "Kept", "the newest checkpoint is on the nodes too")
 
 
 def _checkpoint(seen: Observed, status: TrainingJobStatus, trouble: Trouble | None) -> _Now:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from holdfast_api.messages import Cause
 from holdfast_operator.core import finish
 from holdfast_operator.core.actions import EmitEvent
-from holdfast_operator.core.conditions import SAVES_FAIL, UNSAVED
+from holdfast_operator.core.conditions import LOCAL, SAVES_FAIL, UNSAVED
 from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, SuspicionState, TrainingJobStatus
 
 _QUIET_CAUSES = (Cause.PERIODIC.value,)
@@ -129,6 +129,9 @@ def _saves_fail(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator
     new, old = _of_type(after, "StorageReady"), _of_type(before, "StorageReady")
     if new is not None and new.reason == SAVES_FAIL and (old is None or old.reason != SAVES_FAIL):
         yield EmitEvent(SAVES_FAIL, new.message[:1000], warning=True)
+    local, before_that = _of_type(after, LOCAL), _of_type(before, LOCAL)
+    if local is not None and local.status == "False" and (before_that is None or before_that.reason != local.reason):
+        yield EmitEvent(local.reason, local.message[:1000], warning=True)
     ended = _of_type(after, "Succeeded")
     if ended is not None and ended.reason == UNSAVED and before.phase != after.phase:
         yield EmitEvent(UNSAVED, ended.message[:1000], warning=True)
