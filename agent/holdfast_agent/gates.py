@@ -57,6 +57,7 @@ class Gates:
                 rank.vote = None
                 if rank.steps:
                     rank.send(wire.CloseGate(order.round, order.lease_seconds))
+            self._writing.warm()
         self._lease = Deadline.after(order.lease_seconds)
         self._watch = self._watch or asyncio.ensure_future(self._open_when_forgotten())
         if not await self._shared.changes.until(self._all_voted, self._asked_until):

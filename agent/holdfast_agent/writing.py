@@ -17,6 +17,7 @@ from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop
+from holdfast_agent.warming import Warming
 from holdfast_api import codec, peers
 from holdfast_api import ranks as wire
 from holdfast_api.errors import ContractError
@@ -57,6 +58,7 @@ class Writing:
         self._learning: asyncio.Task[None] | None = None
         self._node_work: asyncio.Task[None] | None = None
         """Removes older images of the node; the next image is written after it."""
+        self._warming = Warming()
 
     # ---- orders
 
@@ -103,6 +105,11 @@ class Writing:
         if message.sealed:
             self._sealed(message)
         s.changes.bump()
+
+    def warm(self) -> None:
+        """A save is coming: connections to the store are opened meanwhile."""
+        s = self._shared
+        self._warming.begin(s.store, s.attempt, s.threads.sending, requests=s.threads.link.requests)
 
     def abandon(self, boundary: int) -> asyncio.Future[None] | None:
         """Stops the flush of a boundary whose slot is needed; done when nobody reads the slot any more."""

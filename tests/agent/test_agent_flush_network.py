@@ -13,6 +13,8 @@ import pytest
 from holdfast_agent import flush, sending
 from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.threads import Stop, Threads
+from holdfast_agent.warming import Warming
+from holdfast_api.config import StorageConfig
 from holdfast_api.layout import CheckpointRef
 from holdfast_store.errors import Unavailable
 from holdfast_store.job import JobStore
@@ -27,7 +29,7 @@ _number = itertools.count()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with running(binary_or_outcome(), tmp_path_factory.mktemp("s3")) as found:
+    with running(binary_or_outcome(), tmp_path_factory.mktemp("s3"), keep_alive=True) as found:
         yield found
 
 
@@ -134,3 +136,26 @@ def test_a_connection_that_is_cut_in_the_middle_leaves_nothing_and_is_tried_agai
 
     far.proxy.hangs = heal
     assert far.arrived(far.write())
+
+
+def test_connections_are_open_before_they_are_needed(far: Far) -> None:
+    """As many at once as uploads were last found good, and not again a moment later; a store that is away is no error."""
+    warming = Warming()
+    assert warming.begin(far.store, 1, far.threads.sending, requests=12) == 12
+    assert warming.begin(far.store, 1, far.threads.sending, requests=12) == 0
+    far.threads.sending.shutdown(wait=True)
+    before = far.proxy.connections
+    assert before >= 2
+    assert len(far.proxy.requests("HEAD")) == 12
+    far.threads = Threads()
+    assert far.arrived(far.write())
+    assert far.proxy.connections - before < 8, "most uploads went over connections that were open"
+
+
+def test_a_store_that_is_away_or_local_is_not_warmed_and_nothing_fails(far: Far, tmp_path: Path) -> None:
+    far.proxy.close()
+    assert Warming().begin(far.store, 1, far.threads.sending, requests=0) == 8
+    far.threads.sending.shutdown(wait=True)
+    assert Warming().begin(None, 1, far.threads.sending, requests=0) == 0
+    local = JobStore(open_bucket(StorageConfig(tmp_path.as_uri()), {}), "ns", "job", "uid")
+    assert Warming().begin(local, 1, far.threads.sending, requests=0) == 0

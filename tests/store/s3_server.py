@@ -58,12 +58,13 @@ def binary_or_outcome() -> Path:
 
 
 @contextlib.contextmanager
-def running(binary: Path, data: Path) -> Iterator[S3Server]:
+def running(binary: Path, data: Path, *, keep_alive: bool = False) -> Iterator[S3Server]:
+    """`keep_alive`: connections serve more than one request, as those of S3 do."""
     (data / BUCKET).mkdir(parents=True)
     port = free_port()
     environment = {**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
     process = subprocess.Popen(
-        [binary, "--port", f"127.0.0.1:{port}", "--quiet", "posix", data],
+        [binary, "--port", f"127.0.0.1:{port}", "--quiet", *(["--keep-alive"] if keep_alive else []), "posix", data],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
