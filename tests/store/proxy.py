@@ -39,8 +39,6 @@ class Proxy:
         self.hangs: Callable[[int], bool] = lambda number: False
         self.refuses: Callable[[int], bool] = lambda number: False
         self.puts = 0
-        self.bytes_per_second: float | None = None
-        self.puts = 0
         self.hung = threading.Semaphore(0)
         """Released once for each request that hangs."""
         self._lock = threading.Lock()
