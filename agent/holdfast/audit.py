@@ -18,8 +18,10 @@ POINTS = 64
 POINT_BYTES = 32
 ROUNDS = 3
 """Iterations in a row that must be clean before copies between windows are allowed."""
-BUDGET_BYTES = 32 << 20
-"""Of one audit: about 10 ms of memory bandwidth on an old machine."""
+FIRST_BYTES = 16 << 20
+"""Of an audit in the first steps: some 20 ms, three times."""
+SAVE_BYTES = 4 << 20
+"""Of one after a periodic save, which has just copied everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def span(tensor: torch.Tensor) -> int:
     return int(tensor.element_size() * (tensor.numel() if dense else 1))
 
 
-def blocks_of(tensors: Mapping[str, torch.Tensor], turn: int, budget_bytes: int = BUDGET_BYTES) -> list[Block]:
+def blocks_of(tensors: Mapping[str, torch.Tensor], turn: int, budget_bytes: int = FIRST_BYTES) -> list[Block]:
     """Everything, where `budget_bytes` allow; else the ends of each tensor and a block in between that moves with `turn`, of as many tensors as
     fit, others in the next turn. Pure, but for reading addresses."""
     spans = {n: span(t) for n, t in tensors.items()}

@@ -62,7 +62,9 @@ class Live:
         self.live = {n: t for n, t in own.items() if n not in self.noted_names}
         self._check(own)
         self._generators = Generators()
-        self._fingerprint = fingerprint_blocks(self.live)
+        fixed = {n: t for n, t in self.live.items() if self._places[n].fixed}
+        loose = {n: t for n, t in self.live.items() if not self._places[n].fixed}
+        self._fingerprint = [*fingerprint_blocks(fixed), *fingerprint_blocks(loose)]
         noted = [(own[n].data_ptr(), _size(own[n])) for n in self.noted_names]
         points = [b.segment for b in self._fingerprint]
         self._at = (len(self._generators.segments), len(self._generators.segments) + len(noted))
@@ -82,11 +84,20 @@ class Live:
         return Noting(small, self._generators.note())
 
     def moved_since_note(self) -> bool:
-        """Something has changed what only updates may change, since the last `note`: the fingerprint tells. Any thread. Raises OSError."""
+        """The fingerprint is not the one of the last `note`: something has changed. Any thread. Raises OSError."""
         first, last = self._at[1], len(self._noted.segments)
         with self._reading:
             self._points.take()
             return self._points.pieces(0, last - first) != self._noted.pieces(first, last)
+
+    def updated_since_note(self) -> list[str]:
+        """Of those that `moved_since_note` has just looked at, the parameters and optimizer states that have changed, by name. Main thread."""
+        first = self._at[1]
+        return [
+            block.name
+            for i, block in enumerate(self._fingerprint)
+            if self._places[block.name].fixed and self._points.piece(i) != self._noted.piece(first + i)
+        ]
 
     def blocks(self, turn: int, budget_bytes: int) -> list[Block]:
         """What an audit looks at (audit.py)."""

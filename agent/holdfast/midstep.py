@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from holdfast.agent_link import AgentLink
-from holdfast.audit import BUDGET_BYTES, ROUNDS, Audit
+from holdfast.audit import FIRST_BYTES, ROUNDS, SAVE_BYTES, Audit
 from holdfast.errors import HoldfastError, LinkLost
 from holdfast.gate import Gate, LoopClass
 from holdfast.live import Live, Noting
@@ -35,6 +35,8 @@ SLOT_SECONDS = 0.1
 """How often the helper looks, while it waits for a slot, whether the round still wants it."""
 RETRY_BOUNDARIES = 50
 """How long a layout that does not fit (it holds gradients, or its slots are in use) is left alone: looking costs as much as listing everything."""
+LOOK_BOUNDARIES = 1000
+"""How often the list is looked over without need, so that a layout that has grown is not found by a round. About 1 µs per tensor."""
 TRIES = 3
 """So often a list of storages is made anew because an audit found something; more, and the loop is not understood."""
 
@@ -98,7 +100,7 @@ class MidStep:
         if self._live is None or addresses is None or self._live.plan is not self._saver.current:
             return
         self._turn += 1
-        blocks = [b for b in self._live.blocks(self._turn, BUDGET_BYTES) if b.name in addresses]
+        blocks = [b for b in self._live.blocks(self._turn, SAVE_BYTES) if b.name in addresses]
         try:
             self._audit = Audit(blocks, addresses)
         except OSError as e:
@@ -136,25 +138,26 @@ class MidStep:
             self._gate.rest(self._progress.boundary)
         elif self._audit is None and self._facts.clean < ROUNDS:
             self._turn += 1
-            self._audit = Audit(live.blocks(self._turn, BUDGET_BYTES))
+            self._audit = Audit(live.blocks(self._turn, FIRST_BYTES))
 
     def _is_stale(self) -> bool:
         """There is no list, or it is another plan's, or the last look at it has found it wrong."""
         if self._live is None or self._live.plan is not self._saver.current or self._stale:
             return True
-        return self._progress.boundary % RETRY_BOUNDARIES == 0 and bool(self._live.problem())
+        return self._progress.boundary % LOOK_BOUNDARIES == 0 and bool(self._live.problem())
 
     def _pass_without_update(self) -> None:
         """A micro-batch, a step that the scaler left out; or an update that no hook has seen."""
         if self._live is None or self._noting is None or self._stale:
             return
-        if self._live.moved_since_note():
-            if self._live.problem():  # the list was right once and is not now: that is no update past the gate
-                self._live = self._noting = None
-                return
+        updated = self._live.updated_since_note() if self._live.moved_since_note() else []
+        if updated and self._live.problem():  # the list was right once and is not now: that is no update past the gate
+            self._live = self._noting = None
+        elif updated:
             log.error(
-                "holdfast: the state has changed before boundary %d without optimizer.step() being seen at the gate. "
-                "From now on it is copied at boundaries only",
+                "holdfast: %s and others have changed before boundary %d, and no optimizer.step() was seen at the gate. From now on the state is copied "
+                "at boundaries only. If it is an average of the weights, update it only in iterations in which the optimizer has stepped",
+                updated[0],
                 self._progress.boundary,
             )
             self._give_up(bypassed=True)
@@ -267,7 +270,7 @@ class MidStep:
             return
         try:
             moved = live.moved_since_note()
-            evaluation = self._evaluation or Audit(live.blocks(0, BUDGET_BYTES))
+            evaluation = self._evaluation or Audit(live.blocks(0, FIRST_BYTES))
             changed = evaluation.changed()
         except OSError:
             return

@@ -25,7 +25,7 @@ class Windows:
     def __init__(self, registry: Registry, enter: Callable[[], None]) -> None:
         """`enter` runs at the first update of each iteration, before it, on whichever thread steps."""
         self._enter = enter
-        self._held = {id(p) for m in registry.modules.values() for p in m.module.parameters()}
+        self._modules = [m.module for m in registry.modules.values()]
         self._registered = {id(o.optimizer): n for n, o in registry.optimizers.items()}
         self._registered |= {id(o.inner): n for n, o in registry.optimizers.items()}
         self._known: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -80,7 +80,8 @@ class Windows:
     def _updates_ours(self, optimizer: Any) -> bool:
         ours = self._known.get(optimizer)
         if ours is None:
-            ours = any(id(p) in self._held for g in optimizer.param_groups for p in g["params"])
+            held = {id(p) for m in self._modules for p in m.parameters()}
+            ours = any(id(p) in held for g in optimizer.param_groups for p in g["params"])
             self._known[optimizer] = ours
             if ours and not self.entered:
                 log.warning(

@@ -511,7 +511,40 @@ def test_updates_past_the_gate_are_an_error_and_end_copies_between_windows(
     loop.update = update  # type: ignore[method-assign]
     loop.iterate()
     assert (loop.kind, loop.ckpt._run["loop_kind"]) == ("boundary-only", "updates past the gate")
-    assert [r.levelno for r in caplog.records if "without optimizer.step() being seen" in r.message] == [logging.ERROR]
+    assert [r.levelno for r in caplog.records if "no optimizer.step() was seen at the gate" in r.message] == [
+        logging.ERROR
+    ]
+
+
+def test_a_large_buffer_that_a_forward_writes_is_no_update_past_the_gate(agent: FakeAgent) -> None:
+    """I5: also where a boundary follows each micro-batch."""
+
+    class Queue(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.register_buffer("queue", torch.zeros(20_000))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.queue.add_(1.0)  # type: ignore[operator]
+            out: torch.Tensor = self.layer(x)
+            return out
+
+    loop = Loop(model=Queue())
+    count = [0]
+
+    def update() -> None:
+        count[0] += 1
+        if count[0] % 2 == 0:
+            Loop.update(loop)
+
+    loop.update = update  # type: ignore[method-assign]
+    loop.audited(agent)
+    assert (loop.kind, loop.ckpt._run["loop_why"]) == ("mid-step", "copied at each boundary: model.queue")
+    while count[0] % 2:
+        loop.iterate()
+    want = reference(agent, loop)
+    assert same_content(caught_in_the_middle(agent, loop), want)
 
 
 def test_a_compiled_step_of_the_optimizer_is_boundary_only(agent: FakeAgent) -> None:
