@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from certificates import server_side
@@ -367,3 +368,67 @@ def test_an_account_that_nobody_names_is_asked_for() -> None:
     open_bucket(
         StorageConfig("az://container/x", "https://account.blob.core.windows.net"), {"AZURE_STORAGE_ACCOUNT_KEY": KEY}
     )
+
+
+class FakeAzure:
+    """Fake of Azure's identity service and of as much of Blob Storage as a write and a read need, over TLS: tokens of a few seconds, each given once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.given: list[tuple[str, float]] = []
+        self.asked: list[dict[str, list[str]]] = []
+        self.objects: dict[str, bytes] = {}
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _go(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.command == "POST" and "/oauth2/" in self.path:
+                    outer.asked.append(parse_qs(body.decode()))
+                    outer.given.append((f"token-{len(outer.given)}", time.monotonic() + 2))
+                    text = {"access_token": outer.given[-1][0], "expires_in": 2, "token_type": "Bearer"}
+                    return self._answer(200, json.dumps(text).encode())
+                token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+                if not any(token == given and time.monotonic() < ends for given, ends in outer.given):
+                    return self._answer(401, b"<Error><Code>InvalidAuthenticationInfo</Code></Error>")
+                if self.command == "PUT":
+                    outer.objects[self.path] = body
+                    return self._answer(201, b"")
+                return self._answer(200, outer.objects[self.path])
+
+            def _answer(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("ETag", '"e"')
+                self.send_header("Last-Modified", "Thu, 26 Nov 2026 21:00:00 GMT")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_PUT = do_POST = _go
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.socket = server_side(folder).wrap_socket(self.server.socket, server_side=True)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.endpoint = f"https://localhost:{self.server.server_port}"
+
+
+def test_azure_workload_identity_is_exchanged_again_when_its_token_ends(tmp_path: Path) -> None:
+    """Faults 46; what AKS sets in a pod: a file that the kubelet rewrites, a client, a tenant."""
+    azure, file = FakeAzure(tmp_path), tmp_path / "federated"
+    file.write_text("first")
+    environ = {
+        "AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_CLIENT_ID": "client", "AZURE_TENANT_ID": "tenant",
+        "AZURE_FEDERATED_TOKEN_FILE": str(file), "AZURE_AUTHORITY_HOST": azure.endpoint, "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
+    }  # fmt: skip
+    bucket = open_bucket(StorageConfig("az://container/p", azure.endpoint), environ, retry_seconds=0)
+    bucket.create("a/1", b"x")
+    file.write_text("second")
+    time.sleep(2.2)
+    bucket.create("a/2", b"y")
+    azure.server.shutdown()
+    assert set(azure.objects.values()) == {b"x", b"y"}
+    assert [query["client_assertion"][0] for query in azure.asked][0 :: len(azure.asked) - 1] == ["first", "second"]
