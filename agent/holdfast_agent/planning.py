@@ -50,7 +50,9 @@ def situation_of(
 ) -> Situation:
     """Of all workers together. An agent that does not say what it expects may be of any speed. Pure and total."""
     loss = tiers.loss_of(cause)
-    store = spans.together(o.store if o is not None else spans.UNKNOWN for o in outlooks)
+    store = _unless_refuted(
+        spans.together(o.store if o is not None else spans.UNKNOWN for o in outlooks), outlooks, clean_under_way_seconds
+    )
     nodes = [o.node if o is not None else None for o in outlooks]
     return Situation(
         remaining_seconds=remaining_seconds,
@@ -64,6 +66,14 @@ def situation_of(
         node=None if None in nodes or not nodes else spans.together(n for n in nodes if n is not None),
         node_survives=all(o is not None and tiers.survives(tiers.tier_of(o.volume), loss) for o in outlooks),
     )
+
+
+def _unless_refuted(store: Span, outlooks: Sequence[Outlook | None], under_way_seconds: float) -> Span:
+    """A save beside training that lasts longer than was sure shows that this store is not what was believed, for a new one neither."""
+    whole = spans.together(o.beside for o in outlooks if o is not None and o.beside is not None)
+    if under_way_seconds <= whole.sure:
+        return store
+    return spans.tidy(Span(under_way_seconds / 4, 2 * under_way_seconds, spans.LONG_SECONDS))
 
 
 def _rest(outlooks: Sequence[Outlook | None], under_way_seconds: float) -> Span:

@@ -15,7 +15,8 @@ from typing import Any
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "tests/store"))
 
-STATE_BYTES = 300_000
+BYTES_ON_THE_WIRE = 420_000
+"""A state of 300 kB in chunks of 4 KiB, with the heads of the requests."""
 GRACE_SECONDS = 20.0
 """Beyond the budget, for an agent that does not end by itself."""
 
@@ -59,12 +60,17 @@ def _one(seed: int, folder: Path, server: Any) -> Real:
     r = random.Random(seed)
     budget, step = r.choice((15, 30)), round(r.uniform(0.05, 1.5), 2)
     proxy = Proxy(server.endpoint)
-    proxy.bytes_per_second = STATE_BYTES / (0.6 * budget)
+    proxy.bytes_per_second = BYTES_ON_THE_WIRE / (0.6 * budget)
     gang = Gang(
         folder,
         workers=1,
         trainer=("1000000", "--step-seconds", str(step)),
-        config={"sigterm_floor_seconds": budget, "grace_seconds": budget, "every_steps": 1_000_000},
+        config={
+            "sigterm_floor_seconds": budget,
+            "grace_seconds": budget,
+            "every_steps": 1_000_000,
+            "chunk_bytes": 4096,
+        },
         storage=server.config(f"jobs-{seed}", endpoint=proxy.endpoint),
         bucket_dir=server.data / BUCKET / f"jobs-{seed}",
         environ=server.environ,

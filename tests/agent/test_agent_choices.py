@@ -23,8 +23,12 @@ from holdfast_api.names import EXIT_CODES
 from tests.agent.conftest import Gang, Pod, eventually, free_port
 
 pytestmark = pytest.mark.s3
+CHUNK = 4096
+"""Small, so that several requests at once end in time over a link this slow."""
 STATE = 300_000
 """Bytes that a rank of the fake trainer holds; a third of them changes with every boundary."""
+ON_THE_WIRE = 420_000
+"""With the heads of a request for each chunk."""
 
 
 @pytest.fixture
@@ -43,7 +47,8 @@ def slow(gang, tmp_path):
                 "bucket_dir": server.data / BUCKET / "jobs",
                 "environ": server.environ,
             }
-            return gang(**(usual | fields)), proxy
+            config = {"chunk_bytes": CHUNK} | fields.pop("config", {})
+            return gang(**(usual | fields), config=config), proxy
 
         yield make
         for proxy in made:
@@ -117,7 +122,7 @@ def test_where_the_node_would_make_it_late_the_live_state_goes_to_the_store_only
 
 def test_where_the_ranks_do_not_come_the_last_clean_slot_is_written(slow):
     """A save of it is under way already, to a slow store: it is not begun anew."""
-    g, proxy = slow(75_000, config={"sigterm_floor_seconds": 15}, trainer=("1000", "--step-seconds", "0.05"))
+    g, proxy = slow(ON_THE_WIRE / 5, config={"sigterm_floor_seconds": 15}, trainer=("1000", "--step-seconds", "0.05"))
     g.start().begin()
     pod = g.pods[0]
     eventually(lambda: chunk_puts(proxy), "the periodic save of boundary 10 is under way")
@@ -147,7 +152,7 @@ def test_where_nothing_fits_nothing_is_begun(slow):
 
 def test_a_flush_that_runs_gets_the_time_that_the_operator_tells(slow):
     """Five seconds are assumed at SIGTERM, and the store needs ten. Then the pod's grace is told."""
-    g, _ = slow(30_000, config={"sigterm_floor_seconds": 5, "grace_seconds": 60, "every_steps": 100_000})
+    g, _ = slow(ON_THE_WIRE / 10, config={"sigterm_floor_seconds": 5, "grace_seconds": 60, "every_steps": 100_000})
     g.start().begin()
     pod = g.pods[0]
     g.wait_for_boundary(3)
@@ -161,7 +166,7 @@ def test_a_flush_that_runs_gets_the_time_that_the_operator_tells(slow):
 @pytest.mark.parametrize("budget", [15, 30])
 def test_a_state_of_60_percent_of_the_budget_is_sealed(slow, budget):
     g, _ = slow(
-        STATE / (0.6 * budget),
+        ON_THE_WIRE / (0.6 * budget),
         config={"sigterm_floor_seconds": budget, "every_steps": 100_000},
         trainer=("100000", "--step-seconds", "0.5"),
     )

@@ -237,3 +237,19 @@ def test_whatever_the_agents_say_there_is_a_plan(outlooks, target, waited, cause
             arrival=arrival,
         )
     )  # fmt: skip
+
+
+def test_a_save_that_lasts_longer_than_was_sure_is_finished_rather_than_begun_anew():
+    slow = an_outlook(store=exactly(0.1), beside=exactly(0.2), node=None)
+    fields = {
+        "remaining_seconds": 11,
+        "live_boundary": 0,
+        "committed_boundary": 5,
+        "clean_boundary": 10,
+        "arrival": spans.UNKNOWN,
+    }
+    believed = choose(situation_of([slow], Cause.SPOT, **fields, clean_under_way_seconds=0.1))
+    assert (believed.choice, believed.chosen.joins) == (Choice.CLEAN, True)
+    refuted = choose(situation_of([slow], Cause.SPOT, **fields, clean_under_way_seconds=3.0))
+    assert (refuted.choice, refuted.chosen.joins) == (Choice.CLEAN, True)
+    assert refuted.chosen.chance < 0.8
