@@ -205,7 +205,7 @@ class Planning:
         if report is None or report.outcome:
             return
         took = monotonic() - self._began_at
-        left = (self._deadline.at - now()).total_seconds() - plan.EXIT_MARGIN_SECONDS - plan.COMMIT_MARGIN_SECONDS
+        left = self._deadline.remaining - plan.EXIT_MARGIN_SECONDS - plan.COMMIT_MARGIN_SECONDS
         self._report = dataclasses.replace(
             report, outcome=outcome, took_seconds=_rounded(took), left_seconds=_rounded(left)
         )

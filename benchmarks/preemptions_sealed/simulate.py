@@ -426,6 +426,8 @@ class Threads:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.link = SimpleNamespace(requests=0, new_refusals=lambda: 0)
+        self.sending = None
+        """Connections are not warmed to a bucket in memory."""
 
     async def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         await asyncio.sleep(self.worker.world.request * self.worker.random.uniform(0.7, 1.5))
