@@ -15,7 +15,8 @@ from holdfast_agent.memory import MIB, Room
 ALIGN = 2 << 20
 """Slots are rounded up to it, so that a plan that grows a little keeps its files."""
 HEADROOM = 20
-"""Two slots are taken only where they leave a twentieth of the memory limit: training still grows after its first step."""
+"""Two slots are taken only where they leave a twentieth of the memory limit (or, without one, of what the machine has available): training still
+grows after its first step."""
 
 
 class Form(StrEnum):
@@ -67,8 +68,7 @@ def choose(
     """The form for `rank`. `images` are the image sizes known so far, its own included; `have` is the size of each (rank, slot) that exists already;
     `ranks` is how many this worker has, `most` how many slots are wanted. Raises MemoryTooSmall with the number to set."""
     slot_bytes = rounded(images[rank])
-    spare = room.limit // HEADROOM if room.limit is not None else 0
-    for_two = memory.missing(room, *_needs(Form.TWO_SLOTS, images, have, ranks), spare=spare)
+    for_two = memory.missing(room, *_needs(Form.TWO_SLOTS, images, have, ranks), spare=_spare(room, Form.TWO_SLOTS))
     if most < Form.TWO_SLOTS.slots:
         for_two = f"set slots to 2 (it is {most})"
     if not for_two:
@@ -79,14 +79,19 @@ def choose(
     return Choice(Form.ONE_SLOT, slot_bytes, ranks, for_two)
 
 
+def _spare(room: Room, form: Form) -> int:
+    return (room.limit or room.available or 0) // HEADROOM if form is Form.TWO_SLOTS else 0
+
+
 def largest(room: Room, form: Form, ranks: int) -> int:
     """Bytes of the largest image of each rank for which this form fits, in whole slots; 0 if none does."""
     low, high = 0, 1 << 24  # in slots' steps of 2 MiB: 32 TiB
-    spare = room.limit // HEADROOM if room.limit is not None and form is Form.TWO_SLOTS else 0
     while low < high:
         middle = (low + high + 1) // 2
         total = middle * ALIGN * ranks * form.slots
-        low, high = (low, middle - 1) if memory.missing(room, total, total, spare=spare) else (middle, high)
+        low, high = (
+            (low, middle - 1) if memory.missing(room, total, total, spare=_spare(room, form)) else (middle, high)
+        )
     return low * ALIGN
 
 

@@ -42,7 +42,7 @@ def check(room: Room, new_bytes: int, total_bytes: int) -> None:
 
 
 def missing(room: Room, new_bytes: int, total_bytes: int, *, spare: int = 0) -> str:
-    """What lacks and the number to set, in words; empty if it fits and leaves `spare` bytes of the limit. Pure."""
+    """What lacks and the number to set, in words; empty if it fits and leaves `spare` bytes of the limit, or of the machine. Pure."""
     if new_bytes > room.free_on_volume:
         lacks = new_bytes - room.free_on_volume
         return (
@@ -56,10 +56,10 @@ def missing(room: Room, new_bytes: int, total_bytes: int, *, spare: int = 0) -> 
             f"the slots of this worker need {_mib(total_bytes)} MiB in shared memory; {_mib(room.used)} MiB of the memory limit of "
             f"{_mib(room.limit)} MiB are in use: set resources.limits.memory of the trainer container to at least {_mib(needed)}Mi"
         )
-    if room.available is not None and room.in_memory and new_bytes > room.available:
+    if room.available is not None and room.in_memory and new_bytes + spare > room.available:
         return (
             f"the slots of this worker need {_mib(total_bytes)} MiB in shared memory, {_mib(new_bytes)} MiB of it new, and the machine has "
-            f"{_mib(room.available)} MiB available: it takes {_mib(new_bytes - room.available)} MiB more memory, or a smaller state"
+            f"{_mib(room.available)} MiB available: it takes {_mib(new_bytes + spare - room.available)} MiB more memory, or a smaller state"
         )
     return ""
 

@@ -27,6 +27,8 @@ def room(limit=None, used=0, volume=100_000, available=None) -> Room:
         (room(volume=900), {0: 400}, 1, Form.TWO_SLOTS),
         (room(volume=700), {0: 400}, 1, Form.ONE_SLOT),
         (room(available=700), {0: 400}, 1, Form.ONE_SLOT),
+        (room(available=830), {0: 400}, 1, Form.ONE_SLOT),
+        (room(available=850), {0: 400}, 1, Form.TWO_SLOTS),
         (room(limit=4000), {0: 400}, 4, Form.TWO_SLOTS),
         (room(limit=3000), {0: 400}, 4, Form.ONE_SLOT),  # the three ranks that have not spoken are as large
         (room(limit=3000), {0: 400, 1: 2, 2: 2, 3: 2}, 4, Form.TWO_SLOTS),
