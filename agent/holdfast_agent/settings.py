@@ -19,7 +19,7 @@ ENV_TOKEN_PATH = "HOLDFAST_TOKEN_PATH"  # noqa: S105  the name of a variable
 ENV_TERMINATION_PATH = "HOLDFAST_TERMINATION_PATH"
 KEPT_FOR_RANKS = (names.ENV_SOCKET, names.ENV_ATTEMPT)
 """Of all HOLDFAST_ variables only these reach the training processes (H3),"""
-SETTINGS_OF_RANKS = (names.ENV_SIDE_STREAM,)
+SETTINGS_OF_RANKS = (names.ENV_MID_STEP, names.ENV_SIDE_STREAM)
 """and these, if a person has set them in the container."""
 
 
