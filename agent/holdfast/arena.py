@@ -21,10 +21,13 @@ class Slot:
     def __init__(self, path: str, slot_bytes: int) -> None:
         """Raises OSError; ValueError when the file is shorter than `slot_bytes`."""
         self._path, self._bytes = path, slot_bytes
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._file).atexit = False
-        self.check()
-        self.memory = mmap.mmap(self._file, slot_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._file = _identity(os.fstat(fd))
+            self.check()
+            self.memory = mmap.mmap(fd, slot_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        finally:
+            os.close(fd)
         if hasattr(mmap, "MADV_DONTFORK"):
             self.memory.madvise(mmap.MADV_DONTFORK)  # data-loader workers would keep the memory alive after the rank
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
@@ -34,11 +37,11 @@ class Slot:
     def check(self) -> None:
         """Before it is written: a write behind the end of a file that was cut short would end the process (SIGBUS), and what is written into a file
         that was replaced would never be seen. Raises ValueError, OSError."""
-        there, ours = os.stat(self._path), os.fstat(self._file)
+        there = os.stat(self._path)
         name = Path(self._path).name
         if there.st_size < self._bytes:
             raise ValueError(f"slot file {name} has {there.st_size} bytes; {self._bytes} were promised")
-        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+        if _identity(there) != self._file:
             raise ValueError(f"slot file {name} was replaced by another file; the memory volume is the agent's alone")
 
     def touch(self) -> None:
@@ -47,6 +50,10 @@ class Slot:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         libc.madvise(self.address, self._bytes, POPULATE_WRITE)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 class Arena:
