@@ -315,11 +315,13 @@ async def _in_threads(
     if not jobs:
         return []
     opened.busy = True
+    # Shielded: a future of a thread that is cancelled counts as done at once, while the thread goes on writing into the slot.
+    every = asyncio.gather(*jobs, return_exceptions=True)
     try:
-        results = await asyncio.gather(*jobs, return_exceptions=True)
+        results = await asyncio.shield(every)
     except asyncio.CancelledError:
         stop.set("the restore was given up")
-        await asyncio.wait(jobs)
+        await asyncio.shield(every)
         raise
     finally:
         opened.busy = not all(j.done() for j in jobs)

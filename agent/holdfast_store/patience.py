@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 SILENT_SECONDS = 4.0
 """Without a single byte, at first. The longest wait for a first byte from a healthy store under load is below it."""
+LONGEST_SILENCE_SECONDS = 30.0
+"""However often it was met: whoever waits for the end of a request, because its memory is needed, waits so long at most."""
 WHOLE_SECONDS = 20.0
 """The least that is allowed for a whole answer."""
 TIMES_SLOWER = 8.0
@@ -34,7 +36,7 @@ def limits(length: int, *, rate: float, doublings: int, longest: float = LONGEST
     grown = 2.0 ** min(doublings, 16)
     expected = TIMES_SLOWER * length / rate if rate > 0 else longest
     whole = min(longest, max(WHOLE_SECONDS, expected) * grown)
-    return Limits(min(longest, whole, SILENT_SECONDS * grown), whole)
+    return Limits(min(LONGEST_SILENCE_SECONDS, whole, SILENT_SECONDS * grown), whole)
 
 
 class Pace:

@@ -48,6 +48,20 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
+def hold_chunks(member: Member) -> tuple[list[str], threading.Event]:
+    """Reads of chunks stand still until the event; the keys of those that have begun."""
+    begun: list[str] = []
+    go = threading.Event()
+
+    def hold(_operation: str, key: str) -> None:
+        if "/chunks/" in key:
+            begun.append(key)
+            go.wait(30)
+
+    member.bucket.before_call = hold
+    return begun, go
+
+
 def chunk_reads(member: Member) -> int:
     return sum(operation == "get" and "/chunks/" in key for operation, key in member.bucket.calls)
 
@@ -124,6 +138,72 @@ async def test_a_claim_in_the_middle_of_a_prefetch_goes_on_from_there(tmp_path: 
     assert (await asked).rejection is None
     assert member.image() == IMAGE
     assert sum(hashed) == len(IMAGE)
+
+
+async def test_a_thread_of_the_prefetch_never_writes_into_what_was_resolved(tmp_path: Path) -> None:
+    member, go = Member(tmp_path), threading.Event()
+    member.world.saved(1, 2, NEWER)
+    old = member.world.store.read_manifest(member.world.store.read_commit(ref(1, 1))[0], 0).chunks[2].digest
+
+    def hold(_operation: str, key: str) -> None:
+        if key.endswith(old):
+            go.wait(30)
+
+    member.bucket.before_call = hold
+    member.prefetch(1)
+    await until(lambda: sum(member.record.fetched_from.values()) == 12)
+    asked = asyncio.ensure_future(member.fetched(save=2))
+    await asyncio.sleep(0.1)
+    assert not asked.done()
+    go.set()
+    assert (await asked).rejection is None
+    assert member.image() == NEWER
+
+
+async def test_bytes_that_were_overwritten_by_a_fetch_that_failed_are_not_believed_any_more(tmp_path: Path) -> None:
+    member = Member(tmp_path)
+    await member.prefetched(1)
+    member.world.saved(1, 2, NEWER)
+    changed = member.world.store.read_manifest(member.world.store.read_commit(ref(1, 2))[0], 0).chunks[2].digest
+    member.bucket.damage(next(key for key in member.bucket.objects if key.endswith(changed)), b"zzzz")
+    assert (await member.fetched(1, save=2)).rejection is not None
+    assert (await member.fetched(2, save=1)).rejection is None
+    assert member.image() == IMAGE
+
+
+async def test_a_fetch_that_is_cancelled_ends_when_its_threads_have(tmp_path: Path) -> None:
+    """Else a rank of the next attempt could capture into the slot while a thread of this one still writes there."""
+    member = Member(tmp_path)
+    begun, go = hold_chunks(member)
+    asked = asyncio.ensure_future(member.fetched())
+    await until(lambda: len(begun) == 4)
+    closing = asyncio.ensure_future(member.restoring.close())
+    await asyncio.sleep(0.1)
+    assert not closing.done()
+    go.set()
+    await closing
+    asked.cancel()
+
+
+async def test_a_fetch_that_is_cancelled_twice_leaves_its_threads_the_memory_that_they_write_into(
+    tmp_path: Path,
+) -> None:
+    member = Member(tmp_path)
+    record, _ = member.world.store.read_commit(ref(1, 1))
+    begun, go = hold_chunks(member)
+    fetching = asyncio.ensure_future(
+        restore.fetch(
+            record, range(1), store=member.world.store, node=None, arena=member.shared.arena, threads=member.shared.threads,
+            tally=restore.Tally(lambda *_: None), stop=restoring.Stop(),
+        )
+    )  # fmt: skip
+    await until(lambda: len(begun) == 4)
+    for _ in range(2):
+        fetching.cancel()
+        await asyncio.sleep(0.05)
+    assert fetching.done()
+    go.set()
+    await until(lambda: member.image() == IMAGE)
 
 
 async def test_a_prefetch_that_fails_says_nothing_rejects_nothing_and_is_tried_again(tmp_path: Path) -> None:
@@ -206,10 +286,10 @@ async def test_nothing_is_fetched_ahead_when_it_would_be_in_the_way(tmp_path: Pa
 
 
 async def test_after_close_no_thread_writes_into_a_slot(tmp_path: Path) -> None:
-    member, go = Member(tmp_path), threading.Event()
-    member.bucket.before_call = lambda operation, key: (go.wait(30), None)[1] if "/chunks/" in key else None
+    member = Member(tmp_path)
+    begun, go = hold_chunks(member)
     member.prefetch()
-    await asyncio.sleep(0.05)
+    await until(lambda: len(begun) == 4)
     closing = asyncio.ensure_future(member.restoring.close())
     await asyncio.sleep(0.05)
     assert not closing.done()
