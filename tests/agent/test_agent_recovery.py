@@ -237,6 +237,7 @@ def test_ranks_get_what_torchrun_sets_and_nothing_of_the_agents_own(gang, tmp_pa
     assert (values["WORLD_SIZE"], values["MASTER_ADDR"], values["MASTER_PORT"]) == ("2", "127.0.0.1", "29501")
     assert values["RANK"] in "01"
     assert values["LOCAL_RANK"] == "0"
+    assert "glibc.cpu.x86_non_temporal_threshold=" in values["GLIBC_TUNABLES"]
 
 
 def test_reports_are_in_the_store_and_the_termination_message_is_short_json(gang):

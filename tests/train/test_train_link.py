@@ -303,3 +303,45 @@ def test_a_process_may_end_without_finish_and_leaves_nothing_running(tmp_path: P
     )
     with FakeAgent(tmp_path) as agent, agent.as_environment():
         assert subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode == 5
+
+
+def test_with_one_slot_the_next_capture_waits_and_says_at_once_where_the_rank_stands(tmp_path: Path) -> None:
+    """J6: the agent gives the only slot to a round once it knows that the rank has arrived."""
+    with FakeAgent(tmp_path / "agent", every_steps=1, slots=1) as agent, agent.as_environment():
+        agent.keep_slots = True
+        loop = Loop()
+        loop.ckpt.restore()
+        loop.step()
+        second = threading.Thread(target=loop.step)
+        second.start()
+        agent.wait(lambda: agent.heard(ranks.Passed)[-1].boundary == 2, "where it stands")
+        second.join(0.3)
+        assert second.is_alive()
+        assert [c.boundary for _, c in agent.captured] == [1]
+        agent.free(0, 0)
+        agent.wait(lambda: len(agent.captured) == 2, "the second capture")
+        second.join(30)
+        assert [(c.boundary, c.slot) for _, c in agent.captured] == [(1, 0), (2, 0)]
+
+
+def test_with_one_slot_a_round_captures_into_it_when_it_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_MID_STEP", "off")  # the target is the next boundary
+    with FakeAgent(tmp_path / "agent", every_steps=3, slots=1) as agent, agent.as_environment():
+        agent.keep_slots = True
+        loop = Loop()
+        loop.ckpt.restore()
+        for _ in range(3):
+            loop.step()
+        agent.wait(lambda: len(agent.captured) == 1, "the periodic capture")
+        training = threading.Thread(target=lambda: [loop.step() for _ in range(2)])
+        target = agent.start_round(1, world=1)
+        training.start()
+        agent.wait(lambda: agent.heard(ranks.Passed)[-1].boundary >= target, "it stands at the target")
+        assert len(agent.captured) == 1
+        agent.free(0, 0)
+        assert agent.await_round(1, world=1) == {0: target}
+        agent.open_gates(1)
+        training.join(60)
+        assert not training.is_alive()
