@@ -115,7 +115,8 @@ class Arena:
         for path in self.folder.glob("rank-*-slot-*"):
             _, rank, _, slot = path.name.split("-")
             if rank.isdigit() and slot.isdigit():
-                found[int(rank), int(slot)] = path.stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # given back by another thread just now
+                    found[int(rank), int(slot)] = path.stat().st_size
         return found
 
     def _size(self, rank: int, slot: int) -> int:

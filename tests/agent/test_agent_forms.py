@@ -102,3 +102,17 @@ def test_nothing_is_allocated_where_nothing_fits(tmp_path, monkeypatch):
 
 def test_sizes_are_rounded_so_that_a_plan_that_grows_a_little_keeps_its_files():
     assert forms.rounded(1) == forms.rounded(2 * MIB) == 2 * MIB
+
+
+def test_a_slot_that_is_given_back_while_sizes_are_read_is_passed_over(tmp_path, monkeypatch):
+    arena = Arena(tmp_path / "arena")
+    monkeypatch.setattr(memory, "read", lambda folder: room(limit=1000, used=0))
+    arena.make(0, {0: MIB}, 1)
+    real = type(arena.folder).glob
+
+    def glob(folder, pattern):
+        yield from real(folder, pattern)
+        yield folder / "rank-0-slot-7"
+
+    monkeypatch.setattr(type(arena.folder), "glob", glob)
+    assert arena.bytes == 2 * 2 * MIB
