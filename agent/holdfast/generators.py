@@ -9,8 +9,7 @@ import ctypes
 import random
 import struct
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,8 +20,7 @@ WORDS = 624
 """32-bit words of a Mersenne Twister."""
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(NamedTuple):
     """What is no plain memory."""
 
     gauss: float | None

@@ -9,8 +9,8 @@ import mmap
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,8 +30,7 @@ BOUNDARY_PATH_BYTES = 16 << 20
 """More than this is not copied at every boundary."""
 
 
-@dataclass(frozen=True, slots=True)
-class Noting:
+class Noting(NamedTuple):
     """The small state of one boundary, with what was collected as memory beside it."""
 
     small: Small

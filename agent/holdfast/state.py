@@ -6,7 +6,7 @@ slots or agents.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,8 +30,7 @@ class Captured:
     leaves: Leaves
 
 
-@dataclass(frozen=True, slots=True)
-class Small:
+class Small(NamedTuple):
     """What belongs to one boundary and is small: copied there, so that the rest can be copied later (I2, I6)."""
 
     progress: Progress
