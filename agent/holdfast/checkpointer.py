@@ -270,6 +270,7 @@ class Checkpointer:
             live = self._mid is not None and self._mid.ready()
             answer = self._gate.close(message.round, message.lease_seconds, live=live)
             if answer is not None and self._link is not None:
+                self._link.flush_passed()  # a vote for the boundary passed last: nobody has to wait for the end of a step
                 self._link.send(ranks.Vote(round=message.round, boundary=answer[0], done=answer[1]))
         elif isinstance(message, ranks.ReleaseGate):
             self._gate.release(message.round, message.target)

@@ -258,7 +258,10 @@ class MidStep:
         live, noting = self._live, self._noting
         if live is None or noting is None or self.judgement.loop is not LoopClass.MID_STEP:
             return False
-        problem = self._obstacle(live)
+        try:
+            problem = self._obstacle(live)
+        except Exception as e:  # the reader must live, and a round must have its vote
+            problem = f"{type(e).__name__}: {e}"
         if problem:
             log.info("holdfast: a round is left for the next boundary: %s", problem)
         return not problem
@@ -272,7 +275,7 @@ class MidStep:
             moved = live.moved_since_note()
             evaluation = self._evaluation or Audit(live.blocks(0, FIRST_BYTES))
             changed = evaluation.changed()
-        except OSError:
+        except (OSError, RuntimeError):  # the reader must live; without an audit nothing is copied during evaluations
             return
         if self._noting is not noting or self._gate.in_window or self._in_training():
             return  # it was over before it was looked at

@@ -193,6 +193,19 @@ def test_a_copy_in_the_middle_of_a_step_is_bit_by_bit_the_boundary(agent: FakeAg
     assert image.path.read_bytes() == want.path.read_bytes()
 
 
+def test_the_agent_knows_of_the_boundary_before_it_hears_the_vote_for_it(agent: FakeAgent) -> None:
+    """E3: what it plans with must not be a whole step where none has to end."""
+    loop = Loop().audited(agent)
+    for number in range(1, 6):
+        loop.iterate()
+        agent.connections[0].send(ranks.CloseGate(round=number, lease_seconds=60))
+        agent.wait(lambda n=number: (0, n) in agent.votes, "the vote")  # type: ignore[misc]
+        heard = [m for m in agent.connections[0].messages if isinstance(m, ranks.Passed | ranks.Vote)]
+        assert heard[-1] == ranks.Vote(round=number, boundary=loop.ckpt.boundary)
+        assert [m.boundary for m in heard if isinstance(m, ranks.Passed)][-1] == loop.ckpt.boundary
+        agent.open_gates(number)
+
+
 def test_both_slots_are_used_and_many_rounds_give_whole_states(agent: FakeAgent) -> None:
     loop = Loop().audited(agent)
     for number in range(1, 9):
