@@ -55,7 +55,6 @@ def main() -> None:
 def ours(mebibytes: int, disk: Path) -> Contender:
     def rounds() -> Rounds:
         from benchmarks.harness.agent import Local
-        from benchmarks.harness.usage import cpu_seconds
 
         local = Local(
             disk / "background", "--every-steps", str(EVERY), rank={"model": "products", "mebibytes": mebibytes}
@@ -70,7 +69,7 @@ def ours(mebibytes: int, disk: Path) -> Contender:
                 quiet = local.tell("steps", count=QUIET_STEPS, work=PRODUCTS)
                 local.tell("steps", count=1)  # the save itself: its stall is another question's
                 saved += 1
-                cpu, began = cpu_seconds(), time.perf_counter()
+                began = time.perf_counter()
                 busy = local.tell(
                     "until",
                     folder=str(local.job),
@@ -79,9 +78,10 @@ def ours(mebibytes: int, disk: Path) -> Contender:
                     work=PRODUCTS,
                     most=EVERY // 2,
                 )
-                lasted, spent = time.perf_counter() - began, cpu_seconds() - cpu
+                lasted = time.perf_counter() - began
+                local.check_sent(count)
                 at = int(busy["boundary"])
-                yield _sample(count, quiet["steps"], busy["steps"], lasted, spent - sum(busy["steps"]))
+                yield _sample(count, quiet["steps"], busy["steps"], lasted)
                 yield None
         finally:
             local.close()
@@ -95,20 +95,11 @@ def ours(mebibytes: int, disk: Path) -> Contender:
     )
 
 
-def _sample(count: int, quiet: list[float], busy: list[float], lasted: float, cpu: float) -> Sample:
+def _sample(count: int, quiet: list[float], busy: list[float], lasted: float) -> Sample:
     """`seconds` is the mean step while the save was written."""
-    growth = statistics.fmean(busy) / statistics.median(quiet)
-    return Sample(
-        statistics.fmean(busy),
-        count,
-        max(cpu, 0.0),
-        {
-            "growth": growth,
-            "quiet step ms": statistics.median(quiet) * 1e3,
-            "written in, s": lasted,
-            "steps": len(busy),
-        },
-    )
+    step, before = statistics.fmean(busy), statistics.fmean(quiet)
+    extra = {"growth": step / before, "quiet step ms": before * 1e3, "written in, s": lasted, "steps": float(len(busy))}
+    return Sample(step, count, 0.0, extra)
 
 
 def _steps_while(running: Callable[[], bool]) -> list[float]:
@@ -133,18 +124,16 @@ def _unless(done: Callable[[], bool]) -> Callable[[], bool]:
 
 def _peer(count: int, save: Callable[[], Any], tidy: Callable[[], None]) -> Rounds:
     """`save` returns a future that ends when the files are written."""
-    from benchmarks.harness.usage import cpu_seconds
-
     torch.set_num_threads(1)
     yield None
     while True:
         quiet = _steps_while(_times(QUIET_STEPS))
         future = save()
-        cpu, began = cpu_seconds(), time.perf_counter()
+        began = time.perf_counter()
         busy = _steps_while(_unless(future.done))
         lasted = time.perf_counter() - began
         future.result()
-        yield _sample(count, quiet, busy, lasted, cpu_seconds() - cpu - sum(busy))
+        yield _sample(count, quiet, busy, lasted)
         tidy()
         yield None
 
@@ -214,7 +203,6 @@ def report(outcomes: list[Outcome], scale: settings.Scale) -> None:
             ("step while writing, ms", lambda s: s.seconds * 1e3, ".1f"),
             ("quiet step, ms", lambda s: s.extra["quiet step ms"], ".1f"),
             ("written in, s", lambda s: s.extra["written in, s"], ".2f"),
-            ("CPU s/GB beside training", figures.cpu, ".2f"),
         ),
     )
     page.bars("growth.svg", growth, "step time while a save is written / without (less is better)")

@@ -131,6 +131,15 @@ class Local(Measured):
     def wait_for_commits(self, count: int) -> None:
         self.wait(lambda: len(self.commits()) >= count, f"{count} commits")
 
+    def last_commit(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.commits()[-1].read_text())
+        return found
+
+    def check_sent(self, count: int) -> None:
+        """A save that leaves out what was there already would be compared with others that write everything."""
+        sent = self.last_commit()["bytes_sent"]
+        assert sent >= count, f"the last save has sent {sent} of {count} bytes"
+
     @property
     def arena(self) -> Path:
         """A folder in shared memory named after the job's uid."""

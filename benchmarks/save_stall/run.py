@@ -52,6 +52,7 @@ def ours(mebibytes: int, disk: Path) -> Contender:
                 copies = [local.tell("copy", threads=n)["seconds"] for n in THREADS]
                 found = local.tell("steps", count=1, change=True)
                 local.wait_for_commits(done)
+                local.check_sent(count)
                 yield Sample(found["stalls"][0], count, 0.0, {"memcpy, s": min(copies)})
                 done += 1
                 local.tell("steps", count=EVERY - 1, work=0.02)
