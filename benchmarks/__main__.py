@@ -90,6 +90,7 @@ def beside_peers(name: str) -> None:
     python, reason = peers.ensure()
     paths = [str(TOP / part) for part in ("api", "operator", "agent", "cli", ".")]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BENCH_NO_PEERS": reason, "OMP_NUM_THREADS": "1"}
+    environ["PYTHONWARNINGS"] = "ignore::FutureWarning"  # torch's about a package that a peer brings
     subprocess.run([str(python or sys.executable), "-m", "benchmarks.harness", name], cwd=TOP, env=environ, check=True)
 
 

@@ -44,7 +44,7 @@ def skip(reason: str, scale: settings.Scale) -> None:
     print(f"   skipped: {reason}", flush=True)
     page = Report("gpu_save", HERE, [], scale)
     for id, (what, goal) in WHAT.items():
-        page.add(figures.measure(id, what, "s", None, goal=goal, skipped=reason))
+        page.add(figures.measure(id, what, "s", None, goal=goal, skipped=reason, of_ratio=True))
     page.text(f"Not run: {reason}.")
     page.size = ""
     page.write()

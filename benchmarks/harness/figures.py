@@ -71,15 +71,17 @@ def measure(
     floor_name: str = "",
     peers: dict[str, dict[str, Any]] | None = None,
     skipped: str = "",
+    of_ratio: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """An entry of summary.json. With `ratios` the goal is about their median, else about `ours`. `skipped`: why there is no figure."""
+    """An entry of summary.json. With `ratios` the goal is about their median, else about `ours`. `skipped`: why there is no figure,
+    `of_ratio`: which would be a ratio."""
     ratio = statistics.median(ratios) if ratios else None
     judged = ratio if ratios else ours
     entry: dict[str, Any] = {
         "id": id, "what": what, "unit": unit, "ours": _short(ours), "floor": _short(floor), "floor_name": floor_name,
         "peers": peers or {}, "ratio": _short(ratio), "goal": goal.limit if goal else None,
-        "at_least": bool(goal and goal.at_least), "goal_on": "ratio" if ratios else "ours",
+        "at_least": bool(goal and goal.at_least), "goal_on": "ratio" if ratios or of_ratio else "ours",
         "met": goal.met(round(judged, 3)) if goal and judged is not None else None,
         "spread": spread(list(ratios or values)) if ratios or values else {},
     }  # fmt: skip

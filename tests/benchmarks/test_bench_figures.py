@@ -102,6 +102,8 @@ def test_what_could_not_be_measured_is_neither_met_nor_missed() -> None:
     assert measure["met"] is None
     assert results.measured(measure) == "not measured: no CUDA device"
     assert results.goal(measure) == "≤ 1.08 GB/s: not measured"
+    ratio = figures.measure("q.m", "what", "GB/s", None, goal=Goal(1.08), skipped="no CUDA device", of_ratio=True)
+    assert results.goal(ratio) == "≤ 1.08 ×: not measured"
 
 
 def test_the_words_of_a_goal_and_of_a_figure() -> None:
