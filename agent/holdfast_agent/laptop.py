@@ -49,7 +49,7 @@ def take(directory: Path) -> Laptop:
     """Raises ConfigurationWrong if the directory cannot be used or another agent holds it."""
     folder = directory / ".holdfast"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make(folder)
         lock = (folder / "lock").open("a+")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -162,8 +162,21 @@ def _write(path: Path, value: dict[str, object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _flush(path.parent)
+
+
+def _make(folder: Path) -> None:
+    """The folder with its name and those above it durable (B9): a number that was given out must not be given again after the power has failed (A1)."""
+    above = folder.parent
+    fresh = [folder, *(p for p in (above, *above.parents) if not p.exists())]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for made in fresh:
+        _flush(made.parent)
+
+
+def _flush(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(fd)
     finally:
-        os.close(folder)
+        os.close(fd)

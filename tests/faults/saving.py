@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from holdfast_agent import flush, restore
+from holdfast_agent import flush, laptop, restore
 from holdfast_agent.arena import Arena
 from holdfast_agent.errors import CheckpointBad
 from holdfast_agent.threads import Stop, Threads
@@ -151,6 +151,11 @@ def next_life(root: str) -> None:
     attempt = next_start(place, claim=False).attempt
     place.store().claim(Claim(UID, attempt, f"life-{attempt}", (), None, datetime.now(UTC)))
     save(place, attempt, 1, NEXT)
+
+
+def laptop_begins(directory: str) -> None:
+    """An agent outside of Kubernetes takes a directory that does not exist yet and begins an attempt (A10)."""
+    assert laptop.take(Path(directory)).next_attempt() == 1
 
 
 def create_object(root: str) -> str:

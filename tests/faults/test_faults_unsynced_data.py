@@ -5,6 +5,7 @@ The checker is checked: recordings of programs that flush too little or too late
 """
 
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -158,3 +159,19 @@ def test_who_hears_that_a_name_is_taken_may_build_on_it(tmp_path: Path) -> None:
     recording = Recording(before, [*first, *second])
     for state in recording.states(points.seed(), [recording.moments]):
         assert dict(state.files).get("store/ns/a/b") == b"whole" * 1000
+
+
+def test_the_attempt_number_of_a_laptop_is_not_given_again_after_the_power_failed(tmp_path: Path) -> None:
+    """A1, A10: once it has been given out it is on the disk, and the job's uid with it."""
+    interception.needed()
+    place = Place(tmp_path / "job").make()
+    before = place.copy(tmp_path / "before")
+    directory = "store/runs/first"
+    calls, outcome = crash_states.record(place, saving.laptop_begins, str(place.root / directory))
+    assert outcome.error == "", outcome.words
+    recording = Recording(before, calls)
+    file = f"{directory}/.holdfast/job.json"
+    for state in recording.states(points.seed()):
+        assert json.loads(dict(state.files).get(file, b'{"attempt":0}'))["attempt"] in (0, 1)
+    for state in recording.states(points.seed(), [recording.moments]):
+        assert json.loads(dict(state.files)[file])["attempt"] == 1
