@@ -49,7 +49,7 @@ class Attempt:
         self.writing = Writing(shared, lambda message: self.evacuation.sealed(message))
         self.gates = Gates(shared, self.writing)
         self.saves = Saves(shared)
-        self.periodic = Periodic(shared, self.saves)
+        self.periodic = Periodic(shared, self.saves, lambda: self.saves.failing or self.writing.failing)
         self.rounds = Rounds(shared, self.gates, self.saves, self.periodic)
         self.evacuation = Evacuation(shared, self.gates, self.rounds, self.periodic, watchdog)
         self.finish = Finish(shared, self.writing, self.saves, self.periodic, self.rounds)

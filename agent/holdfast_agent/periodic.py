@@ -15,6 +15,7 @@ from holdfast_agent.shared import Shared
 from holdfast_agent.writing import PERIODIC_SECONDS
 from holdfast_api import peers
 from holdfast_api.messages import Cause, CheckpointInfo
+from holdfast_store.errors import StoreError
 
 log = logging.getLogger(__name__)
 OFFERS_KEPT = 64
@@ -22,14 +23,20 @@ FINAL_TRIES = 5
 """Of a last state that fails for a reason that lies neither in the store nor in a peer; those are tried without end."""
 FINAL_PAUSE_SECONDS = 1.0
 LONGEST_FINAL_PAUSE_SECONDS = 15.0
+REFUSING_SECONDS = 5.0
+"""A store that has taken nothing for so long is not slow, it is away."""
+LOOK_SECONDS = 0.5
 
 
 class Periodic:
     """One attempt's. Called on the event loop's thread."""
 
-    def __init__(self, shared: Shared, saves: Saves) -> None:
+    def __init__(self, shared: Shared, saves: Saves, failing: Callable[[], StoreError | None] = lambda: None) -> None:
+        """`failing`: why what is saved does not get on, as far as it is the store."""
         self._shared = shared
         self._saves = saves
+        self._failing = failing
+        self._refuses_since: float | None = None
         self._offers: dict[int, set[int]] = {}
         self._periodic: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[CheckpointInfo]] = set()
@@ -76,13 +83,7 @@ class Periodic:
             self._at = boundary
             cause = Cause.FINAL if self._is_final(boundary) else Cause.PERIODIC
             try:
-                await self._saves.make(
-                    boundary,
-                    cause,
-                    deadline=Deadline.after(PERIODIC_SECONDS),
-                    for_good=self._is_replaced(boundary),
-                    full_speed=self._shared.experience.speed_is_unknown,
-                )
+                await self._make(boundary, cause)
             except SaveGivenUp as e:
                 if e.storage is None or not self._is_final(boundary):
                     self._offers.pop(boundary, None)  # a last boundary is offered again by whoever holds it (finish.py)
@@ -90,6 +91,43 @@ class Periodic:
                     await self._after_failed_final(boundary, e)
             for old in [b for b in self._offers if b <= self._shared.last_boundary]:
                 del self._offers[old]
+
+    async def _make(self, boundary: int, cause: Cause) -> None:
+        """The save, unless a newer boundary is worth more: while the store is away each save would hold its slot until it is back, and the ranks would
+        stand still for want of one. So the newest boundary that everybody holds takes the place of the older one (A8)."""
+        saving = self._saves.make(
+            boundary,
+            cause,
+            deadline=Deadline.after(PERIODIC_SECONDS),
+            for_good=self._is_replaced(boundary),
+            full_speed=self._shared.experience.speed_is_unknown,
+        )
+        task = asyncio.ensure_future(saving)
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=LOOK_SECONDS)
+                if not task.done() and self._store_is_away() and self._gives_way(boundary):
+                    log.warning(
+                        "the save of boundary %d gives way to %s: the store takes neither", boundary, self._next_offer()
+                    )
+                    return
+        finally:
+            if not task.done():
+                task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await task
+
+    def _gives_way(self, boundary: int) -> bool:
+        newest = self._next_offer()
+        return newest is not None and newest > boundary and not self._is_final(boundary)
+
+    def _store_is_away(self) -> bool:
+        """It has taken nothing for a while. A look soon after a save has begun says nothing yet, neither way."""
+        if self._failing() is not None:
+            self._refuses_since = self._refuses_since or monotonic()
+        elif self.under_way_seconds(self._at) > REFUSING_SECONDS:
+            self._refuses_since = None
+        return self._refuses_since is not None and monotonic() - self._refuses_since >= REFUSING_SECONDS
 
     async def _after_failed_final(self, boundary: int, e: SaveGivenUp) -> None:
         self._saves.refused_by = e.storage

@@ -389,10 +389,13 @@ class Writing:
             self._node_fails(e if isinstance(e, StoreError) else Unavailable(str(e)))
 
     def _give_back_late(self, save: int) -> None:
-        """The node has read the slot longer than the store: if the save is over, nobody else will give it back."""
+        """The slot was read for longer than the save counted, by the node or by a flush that a newer one has stopped (A8): nobody else will give it back."""
         ended = self._flushes.get(save)
         if ended is not None and ended.over:
             self._give_back(lambda r: slots.freed_by_end(r.book, ended.order.boundary) if r.book else [])
+        newest = self._flushes[max(self._flushes)].order if self._flushes else None
+        if newest is not None and newest.save > save:
+            self._give_back(lambda r: slots.freed_by_newer(r.book, newest.boundary) if r.book else [])
 
     def _give_back(self, which: Callable[[Rank], list[int]]) -> None:
         for rank in self._shared.crew:
