@@ -204,6 +204,8 @@ async def _handed_on(
         for piece in range(len(image.views)):
             hashing.add(partial(one, number, piece))
     hashing.end()
+    await asyncio.wait([hashing.over], timeout=pace.patience_seconds if pace.background else None)
+    hashing.move(threads.hashing, pace.hashers)
     await asyncio.wait([hashing.over])
     lane.end()
     if to_node is not None:

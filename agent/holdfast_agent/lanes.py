@@ -42,6 +42,12 @@ class Lane:
             self._width = max(1, width)
             self._start()
 
+    def move(self, pool: Executor, width: int) -> None:
+        """What waits is done on another pool; what runs is finished where it is."""
+        with self._lock:
+            self._pool, self._width = pool, max(1, width)
+            self._start()
+
     def end(self) -> None:
         """Nothing more will be added. Twice is fine."""
         with self._lock:
@@ -60,7 +66,7 @@ class Lane:
         while self._running < min(self._width, self._running + len(self._waiting)):
             self._running += 1
             try:
-                self._pool.submit(self._work, self._waiting.popleft())
+                self._pool.submit(self._work, self._waiting.popleft(), self._pool)
             except RuntimeError as e:  # the pool is closed: the agent ends
                 self._running -= 1
                 self._fail(e)
@@ -76,7 +82,7 @@ class Lane:
 
     # ---- on the pool's threads, and on the loop
 
-    def _work(self, work: Work) -> None:
+    def _work(self, work: Work, pool: Executor) -> None:
         while True:
             failure = None
             try:
@@ -86,7 +92,7 @@ class Lane:
             with self._lock:
                 if failure is not None:
                     self._fail(failure)
-                if not self._waiting or self._running > self._width:
+                if not self._waiting or self._running > self._width or pool is not self._pool:
                     self._running -= 1
                     self._start()
                     self._finish()

@@ -16,6 +16,7 @@ MOST_REQUESTS = 128
 BACKGROUND_NODE_WRITES = 2
 BACKGROUND_FIRST_REQUESTS = 2
 BACKGROUND_MOST_REQUESTS = 16
+BACKGROUND_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,19 @@ class Pace:
     first_requests: int
     """Where nothing is known of the store yet."""
     most_requests: int
+    patience_seconds: float
+    """After so long hashing yields no more: where training wants every processor all the time, what it has reached must become durable all the same."""
 
 
 def pace_of(*, emergency: bool, cpus: int) -> Pace:
     """`cpus`: of this container."""
     if emergency:
-        return Pace(False, min(MOST_HASHERS, max(1, cpus)), NODE_WRITES, FIRST_REQUESTS, MOST_REQUESTS)
-    return Pace(True, 1, BACKGROUND_NODE_WRITES, BACKGROUND_FIRST_REQUESTS, BACKGROUND_MOST_REQUESTS)
+        return Pace(False, min(MOST_HASHERS, max(1, cpus)), NODE_WRITES, FIRST_REQUESTS, MOST_REQUESTS, 0.0)
+    return Pace(
+        True,
+        1,
+        BACKGROUND_NODE_WRITES,
+        BACKGROUND_FIRST_REQUESTS,
+        BACKGROUND_MOST_REQUESTS,
+        BACKGROUND_PATIENCE_SECONDS,
+    )

@@ -21,7 +21,7 @@ METADATA_THREADS = 8
 NODE_THREADS = 16
 SENDING_THREADS = 160
 """Of one emergency and of what is left of the save that steps aside for it. A thread that waits for an answer costs a few KiB."""
-LOWER_PRIORITY = 10
+LOWEST_PRIORITY = 19
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 
@@ -60,7 +60,7 @@ def cpus() -> int:
 def _yield_to_training() -> None:
     """The calling thread gets what is left of the processors. It cannot be taken back without privileges: so background work has threads of its own."""
     with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWER_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 class Stop:

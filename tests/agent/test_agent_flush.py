@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast_agent import flush
+from holdfast_agent import flush, pace
 from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.threads import Stop, Threads
 from holdfast_api.layout import CheckpointRef
@@ -317,3 +317,50 @@ def test_a_disk_that_fills_up_in_the_middle_is_no_torn_image(tmp_path: Path, mon
     assert [type(e) for e in place.trouble] == [Full]
     assert (place.on_node(0), place.on_node(1)) == (None, None)
     assert not place.leftovers()
+
+
+# ---- beside training
+
+
+def hashers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The thread of each hash, and how it yields."""
+    seen: list[tuple[str, int]] = []
+
+    def watched(view: memoryview) -> str:
+        nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        seen.append((threading.current_thread().name.partition("_")[0], nice))
+        return digest(view)
+
+    monkeypatch.setattr(flush, "digest", watched)
+    return seen
+
+
+def test_hashing_beside_training_has_the_last_claim_on_processors_and_an_emergency_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, seen = Place(tmp_path), hashers(monkeypatch)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    asyncio.run(place.write(emergency=False))
+    assert set(seen) == {("background", 19)}
+    seen.clear()
+    asyncio.run(place.write(emergency=True))
+    assert set(seen) == {("hash", own)}
+
+
+def test_a_save_beside_training_that_gets_no_processor_yields_no_more_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, seen = Place(tmp_path), hashers(monkeypatch)
+    monkeypatch.setattr(pace, "BACKGROUND_PATIENCE_SECONDS", 0.0)
+    go = threading.Event()
+    place.threads.background.submit(go.wait, 60)  # it never gets its turn
+
+    async def run() -> None:
+        save = asyncio.ensure_future(place.write(emergency=False))
+        while len(seen) < 7:
+            await asyncio.sleep(0.01)
+        go.set()
+        await save
+
+    asyncio.run(run())
+    assert sum(name == "hash" for name, _ in seen) == 7

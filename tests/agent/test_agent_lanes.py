@@ -123,3 +123,25 @@ def test_a_pool_that_is_closed_fails_the_lane_and_hangs_nothing() -> None:
             await lane.over
 
     asyncio.run(run())
+
+
+def test_what_waits_moves_to_another_pool_and_what_runs_is_finished() -> None:
+    async def run() -> None:
+        here, there = (
+            ThreadPoolExecutor(1, thread_name_prefix="here"),
+            ThreadPoolExecutor(2, thread_name_prefix="there"),
+        )
+        held, names = Held(), []
+        lane = Lane(here, 1)
+        lane.add(lambda: (held.piece(0), names.append(threading.current_thread().name))[1])
+        for number in range(1, 6):
+            lane.add(lambda n=number: names.append(threading.current_thread().name))
+        lane.end()
+        await asyncio.to_thread(held.began.acquire)
+        lane.move(there, 2)
+        held.go.set()
+        await lane.over
+        assert sum(n.startswith("here") for n in names) == 1
+        assert sum(n.startswith("there") for n in names) == 5
+
+    asyncio.run(run())
