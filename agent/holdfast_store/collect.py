@@ -62,8 +62,8 @@ def expire(
     state = inventory.state(records, ref)
     if why := deletion.why_kept(facts_about(records, state, lineage, in_use)):
         return _kept(why)
-    _bury(records, ref, by_attempt, reason)
-    if state.committed and (branch := _branch_or_exhumed(records, ref)):
+    ours = _bury(records, ref, by_attempt, reason)
+    if state.committed and (branch := _branch_or_exhumed(records, ref, ours=ours)):
         return _kept(deletion.kept_for(branch))
     chunks = referred_chunks(records, ref, state)
     records.bucket.delete([records.prefix + layout.commit_key(ref)])
@@ -135,12 +135,15 @@ def _newest_usable(records: Records, lineage: Iterable[Span]) -> list[tuple[Chec
     return usable
 
 
-def _bury(records: Records, ref: CheckpointRef, by_attempt: int, reason: str) -> None:
+def _bury(records: Records, ref: CheckpointRef, by_attempt: int, reason: str) -> bool:
+    """True if the tombstone is ours, False if it was there already."""
     stone = Tombstone(records.job_uid, ref.attempt, ref.save, by_attempt, reason[:500], datetime.now(UTC))
     try:
         records.create(layout.tombstone_key(ref), codec.to_json(stone))
     except AlreadyExists:
         log.debug("checkpoint %s has its tombstone already", ref)
+        return False
+    return True
 
 
 def branch_on(records: Records, ref: CheckpointRef) -> str:
@@ -148,16 +151,30 @@ def branch_on(records: Records, ref: CheckpointRef) -> str:
     return next((b.branch_uid for b in records.branches().values() if b.checkpoint == ref), "")
 
 
-def _branch_or_exhumed(records: Records, ref: CheckpointRef) -> str:
-    """As `_branch_on`, after the tombstone: if there is one, and if that cannot be learnt, the tombstone is taken back."""
+def _branch_or_exhumed(records: Records, ref: CheckpointRef, *, ours: bool) -> str:
+    """As `branch_on`, after the tombstone: if there is one, and if that cannot be learnt, the tombstone is taken back.
+
+    One that was there already may be that of a deletion that has been carried out, whose commit record has arrived once more: it is taken back only if
+    nothing is missing.
+    """
     branch, known = "", False
     try:
         branch = branch_on(records, ref)
         known = True
     finally:
-        if branch or not known:
+        if (branch or not known) and (ours or (known and _is_whole(records, ref))):
             records.bucket.delete([records.prefix + layout.tombstone_key(ref)])
     return branch
+
+
+def _is_whole(records: Records, ref: CheckpointRef) -> bool:
+    """Whether all that the checkpoint refers to lies there, by a listing."""
+    found = inventory.scan(records)
+    try:
+        manifests = read_manifests(records, records.commit(ref)[0])
+    except (Corrupt, Absent):
+        return False
+    return all(found.get(c.at, Lying()).chunks.get(c.digest) == c.length for m in manifests for c in m.chunks)
 
 
 def referred_chunks(records: Records, ref: CheckpointRef, state: inventory.SaveState) -> set[Place]:

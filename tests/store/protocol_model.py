@@ -78,6 +78,7 @@ RULES = {
     "name-first": "a branch is named in the source before it is claimed (D6)",
     "look-again": "a branch looks for the commit and its tombstone after it has been named (D6)",
     "stone-then-refs": "the deleter reads the references after it has written the tombstone (D2)",
+    "only-whole": "a tombstone is taken back only of what has all its chunks (D2): the commit of a deleted one may have arrived once more",
     "leave-open": "what a running attempt has not committed yet is not swept (D4)",
 }
 
@@ -298,8 +299,12 @@ class Model:
             elif kind == "order" and self.scope.branches:
                 told = (*rest, ("look", doomed, detail))
                 yield f"stone{doomed}", self.put(s, i, orders=told)._replace(stones=s.stones | {doomed})
+            elif any(o[0] == "sweep" and o[2] == doomed for o in gang.orders):
+                continue  # one deletion after the other
             elif kind == "look" and doomed in s.refs:
-                yield f"take-back{doomed}", self.put(s, i, orders=rest)._replace(stones=s.stones - {doomed})
+                whole = refs_of[doomed] <= s.chunks or "only-whole" in self.off
+                stones = s.stones - {doomed} if whole else s.stones
+                yield f"take-back{doomed}", self.put(s, i, orders=rest)._replace(stones=stones)
             else:
                 seen = detail if "list-store" in self.off else refs_of
                 held = frozenset(key for c in seen if c != doomed for key in refs_of.get(c, ()))
@@ -425,7 +430,9 @@ def wander(model: Model, seed: int, steps: int) -> str | None:
     """The first violation on one random way: for scopes that are too wide to be explored."""
     chance, state, way = random.Random(seed), model.start(), []
     for _ in range(steps):
-        moves = [*model.moves(state)]
+        moves = sorted(
+            model.moves(state), key=lambda move: move[0]
+        )  # sets have no order of their own, and a seed is to mean one way
         if not moves:
             return None
         name, state = chance.choice(moves)

@@ -7,7 +7,7 @@ from worlds import NOW, World, ref
 
 from holdfast_api import codec, layout
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import BranchRef
+from holdfast_api.manifest import BranchRef, Tombstone
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
 from holdfast_store.collect import Expiry, SweepResult
@@ -303,3 +303,26 @@ class TestSweeping:
         world.store.sweep(attempt=2)
         assert world.stored("checkpoints/") == []
         assert not world.store.ever_committed()
+
+
+def test_a_tombstone_is_not_taken_back_from_what_has_lost_its_chunks(bucket: Bucket) -> None:
+    """D2: deleted; the commit record arrives once more; a branch that came too late has left its name. Found by the model."""
+    world = four_saves(bucket)
+    key = world.store.prefix + layout.commit_key(ref(1, 1))
+    record = bucket.get(key, max_bytes=1 << 20)
+    assert expire(world, ref(1, 1)).deleted
+    bucket.create(key, record)
+    world.store.write_branch(BranchRef("uid-1", "uid-2", ref(1, 1), NOW))
+    world.store.sweep(attempt=1)
+    assert world.stored("0000000001/0000000001/expired.json") != []
+    assert "1/1" not in world.candidates(2)
+
+
+def test_a_tombstone_is_taken_back_for_a_branch_while_nothing_is_missing(bucket: Bucket) -> None:
+    """D2, D6: a deleter was stopped after its tombstone, and the branch had looked before it."""
+    world = four_saves(bucket)
+    world.store.write_branch(BranchRef("uid-1", "uid-2", ref(1, 1), NOW))
+    stone = Tombstone("uid-1", 1, 1, 1, "order", NOW)
+    bucket.create(world.store.prefix + layout.tombstone_key(ref(1, 1)), codec.to_json(stone))
+    world.store.sweep(attempt=1)
+    assert world.image(ref(1, 1)) == b"aaaabbbb"

@@ -17,6 +17,8 @@ TWO_OPEN = Scope(steps=3, orders=2, open=2)
 TWO_LIVES = Scope(steps=2, lives=2, late=False)
 FORGETTING = Scope(forgets=True, resends=1, late=False)
 BRANCHED = Scope(steps=2, branches=1)
+AGAIN = Scope(attempts=1, steps=2, orders=2, branches=1, resends=1, forgets=True, late=False)
+"""An operator that forgets orders the same deletion twice."""
 TIDY = Scope(steps=2, tidy=True)
 UNCONDITIONAL = Scope(steps=2, exact=False)
 
@@ -28,6 +30,7 @@ EXPLORED = {
     "an operator that forgets, commits that arrive again": FORGETTING,
     "a branch": BRANCHED,
     "a branch, and commits that arrive again": Scope(steps=2, branches=1, resends=1),
+    "the same deletion twice, a branch, commits that arrive again": AGAIN,
     "sweeping": TIDY,
     "no conditional writes": UNCONDITIONAL,
 }
@@ -65,6 +68,7 @@ MISSED = {
     "name-first": (BRANCHED, "BRANCH"),
     "look-again": (BRANCHED, "BRANCH"),
     "stone-then-refs": (BRANCHED, "BRANCH"),
+    "only-whole": (AGAIN, "SAFE"),
     "leave-open": (TIDY, "SAFE"),
 }
 
