@@ -28,6 +28,8 @@ NODE_MAY_COST = 0.05
 
 
 SHORTEST_WAIT_SECONDS = 0.05
+TURN_SECONDS = 1.0
+"""From giving up the wait for the ranks to writing the clean slot: they are asked once more, and a busy machine is late for everything."""
 CONFIDENT = 0.8
 """A state that is at most one step old is what is promised; with this chance it is not given up for an older one that is surer still."""
 
@@ -183,7 +185,8 @@ def _patience(s: Situation, live: Option, clean: Option | None, commit_at: float
     if clean is None:
         return last, live.promise
     writing = spans.then(s.store, s.commit)
-    moments = (0.0, commit_at - writing.sure, commit_at - writing.likely, last)
+    turn = commit_at - TURN_SECONDS
+    moments = (0.0, turn - writing.sure, turn - writing.likely, last)
     tries = [(_promise(s, live, clean, commit_at, m), -m) for m in moments if m >= 0]
     promise, moment = max(tries)
     return -moment, promise
@@ -194,7 +197,7 @@ def _promise(s: Situation, live: Option, clean: Option, commit_at: float, moment
     there = spans.chance(s.arrival, moment)
     # A save of the clean slot that is under way goes on while the ranks are waited for.
     waits = spans.less(clean.seconds, moment) if clean.joins else clean.seconds
-    older = _counted(spans.chance(waits, commit_at - moment))
+    older = _counted(spans.chance(waits, commit_at - moment - (TURN_SECONDS if moment else 0.0)))
     return _counted(min(there, live.chance)) * live.gain + (1 - _counted(there)) * older * clean.gain
 
 

@@ -254,6 +254,7 @@ class Rounds:
         while True:
             chosen = await self._worth_it(planning)
             if chosen.choice is Choice.NOTHING and (running.info is not None or planning.holds_everything):
+                planning.ended("late")  # of what was still waited for
                 return running.info or self._shared.last
             planning.begins(chosen)
             try:

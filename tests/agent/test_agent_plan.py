@@ -98,7 +98,7 @@ def test_a_clean_slot_that_is_being_written_already_needs_the_rest_of_its_time_o
 
 def test_the_ranks_are_waited_for_as_long_as_the_clean_slot_can_still_be_written():
     found = choose(a_situation(clean_boundary=119, arrival=about(2)))
-    assert found.arrive_seconds == pytest.approx(found.commit_seconds - 10.1)
+    assert found.arrive_seconds == pytest.approx(found.commit_seconds - 10.1 - plan.TURN_SECONDS)
 
 
 def test_without_a_clean_slot_the_ranks_are_waited_for_as_long_as_anything_can_be_written():
