@@ -439,6 +439,10 @@ class _Process:
     def read(self, pieces: list[tuple[int, int]]) -> bytes:
         return b"".join(os.pread(self._memory, length, address) for address, length in pieces if length)
 
+    def open_anew(self, descriptor: int) -> int:
+        """A buffered descriptor of the same file, for writing at a place."""
+        return os.open(f"/proc/{self._pid}/fd/{descriptor}", os.O_WRONLY | os.O_CLOEXEC)
+
     def take(self, descriptor: int) -> int:
         """The same open file in this process."""
         pidfd = os.pidfd_open(self._pid)
