@@ -173,6 +173,9 @@ class Estimates:
     def beside_span(self, size: int, now: float, *, based: bool) -> Span:
         """The same beside training."""
         sent = size * (max(self.new_share, NEW_SHARE_FLOOR) if based else 1.0)
+        if self.hurried.count and not self.beside.count:
+            sending = self.hurried.seconds_for(sent, now, times=1 / HURRY, doubt=HURRY_DOUBT)
+            return spans.then(sending, self.reading.seconds_for(size - sent, now), self.request_span(now))
         return spans.then(
             self.beside.seconds_for(sent, now), self.reading.seconds_for(size - sent, now), self.request_span(now)
         )
