@@ -1,6 +1,6 @@
 """GET over plain HTTP/1.1 straight into the caller's memory: one system call from the socket to the arena, no copy in between.
 
-On an endpoint without TLS this is two to three times as fast as a general client and costs a third of the CPU (docs/decisions/0011). It is kept small by
+On an endpoint without TLS this is two to three times as fast as a general client and costs a third of the CPU (docs/decisions/0006). It is kept small by
 knowing one answer: status 200 with one Content-Length that is what was asked for. A refusal (4xx, 5xx) is handed back with its body. Everything else is
 `Unusual`: the caller asks again through the general client, which says what it means.
 """
