@@ -46,11 +46,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--processes", type=int, default=1, help="training processes to start (default 1)")
     run.add_argument("--workers", type=int, default=1, help="machines; only 1 is possible without Kubernetes")
     often = run.add_mutually_exclusive_group()
-    often.add_argument("--every-steps", type=int, default=0, metavar="N", help="take a checkpoint every N steps")
+    often.add_argument("--every-steps", type=int, metavar="N", help="take a checkpoint every N steps")
     often.add_argument(
         "--every-seconds",
         type=int,
-        default=0,
         metavar="N",
         help=f"take one every N seconds (default {DEFAULT_EVERY_SECONDS})",
     )
@@ -89,7 +88,11 @@ def _doctor(options: argparse.Namespace) -> int:
     environ = settings.process_environment()
     try:
         config = laptop.examined(options.local, options.processes) if options.local else settings.config_from(environ)
-        answers = doctor.examine(config, environ, options.image_mib << 20)
+        if options.image_mib < 0:
+            raise ConfigurationWrong(
+                f"--image-mib is {options.image_mib}; write the size of one process's state in MiB"
+            )
+        answers = doctor.examine(config, environ, options.image_mib << 20, options.local)
     except (ConfigurationWrong, ContractError) as e:
         print(f"holdfast-agent: {e}", file=sys.stderr)
         return EXIT_CODES[Exit.CONFIGURATION_WRONG]
@@ -107,15 +110,18 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[]
         raise ConfigurationWrong(
             f"--workers is {options.workers}: without Kubernetes one machine is used; use --processes for several processes"
         )
-    held = laptop.take(options.local)
+    for name, value in (("--every-steps", options.every_steps), ("--every-seconds", options.every_seconds)):
+        if value is not None and value < 1:
+            raise ConfigurationWrong(f"{name} is {value}; write 1 or more")
     chosen = options.every_steps or options.every_auto
     every_seconds = options.every_seconds or (0 if chosen else DEFAULT_EVERY_SECONDS)
+    held = laptop.take(options.local)
     ready = laptop.settings(
         held,
         options.local,
         command,
         processes=options.processes,
-        every_steps=options.every_steps,
+        every_steps=options.every_steps or 0,
         every_seconds=every_seconds,
         every_auto=options.every_auto,
         chunk_bytes=options.chunk_mib << 20,

@@ -4,6 +4,7 @@ Each question is one function that returns an `Answer`; nothing is left behind a
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,12 +32,14 @@ class Answer:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def examine(config: AgentConfig, environ: Mapping[str, str], image_bytes: int) -> list[Answer]:
-    """`image_bytes` of one rank, 0 where it is not known."""
+def examine(
+    config: AgentConfig, environ: Mapping[str, str], image_bytes: int, local: Path | None = None
+) -> list[Answer]:
+    """`image_bytes` of one rank, 0 where it is not known. `local`: the directory of `run --local`, which that makes where it is missing."""
     return [
         _memory(Path(config.memory_dir), config.processes_per_worker, image_bytes, config.slots),
         _node(config.local_dir),
-        store(config.storage, environ),
+        to_be_made(local) if local is not None and not os.path.lexists(local) else store(config.storage, environ),
     ]
 
 
@@ -79,6 +82,16 @@ def store(config: StorageConfig, environ: Mapping[str, str]) -> Answer:
     except StoreError as e:
         return Answer("store", False, f"{config.uri}: {e}", facts)
     return Answer("store", True, f"{config.uri} answers", facts)
+
+
+def to_be_made(folder: Path) -> Answer:
+    """A directory that is not there yet."""
+    above = next((p for p in folder.absolute().parents if os.path.lexists(p)), Path("/"))
+    if not above.is_dir():
+        return Answer("store", False, f"{folder} cannot be made: {above} is no directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        return Answer("store", False, f"{folder} cannot be made: {above} cannot be written by this user")
+    return Answer("store", True, f"{folder} is not there yet: `run --local` makes it")
 
 
 def render(answers: list[Answer], output: str) -> str:

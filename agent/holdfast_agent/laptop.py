@@ -18,6 +18,8 @@ from typing import IO
 from holdfast_agent.errors import ConfigurationWrong
 from holdfast_agent.settings import Settings, check
 from holdfast_api.config import AgentConfig, StorageConfig
+from holdfast_api.errors import BadName
+from holdfast_api.layout import checked_uid
 from holdfast_api.messages import AttemptOrder, Member, RestoreOrder
 from holdfast_api.names import uid8
 from holdfast_api.signing import Role
@@ -62,8 +64,11 @@ def take(directory: Path) -> Laptop:
     try:
         if path.exists():
             state = json.loads(path.read_text())
-            return Laptop(folder, str(state["uid"]), int(state["attempt"]), lock)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+            attempt = int(state["attempt"])
+            if attempt < 0:
+                raise ValueError(f"attempt is {attempt}")
+            return Laptop(folder, checked_uid(state["uid"]), attempt, lock)
+    except (OSError, ValueError, KeyError, TypeError, BadName) as e:
         # Guessing a number could give one a second life (A4); a person has to look.
         raise ConfigurationWrong(f"{path} cannot be read ({e}); restore it or use another directory") from e
     laptop = Laptop(folder, str(uuid.uuid4()), 0, lock)
@@ -121,7 +126,8 @@ def settings(
 def examined(directory: Path, processes: int) -> AgentConfig:
     """What `run --local` would use, without taking or making anything (doctor.py)."""
     storage = StorageConfig(uri=directory.resolve().as_uri())
-    config = AgentConfig(NAMESPACE, JOB, "", 0, 1, 1, processes, storage, local_dir="")
+    nobody = str(uuid.UUID(int=0))
+    config = AgentConfig(NAMESPACE, JOB, nobody, 0, 1, 1, processes, storage, local_dir="")
     check(config)
     return dataclasses.replace(config, memory_dir=str(_memory_volume() or directory))
 

@@ -47,7 +47,8 @@ def missing(room: Room, new_bytes: int, total_bytes: int, *, spare: int = 0) -> 
         lacks = new_bytes - room.free_on_volume
         return (
             f"the slots of this worker need {_mib(total_bytes)} MiB, and the memory volume lacks {_mib(lacks)} MiB: "
-            f"set spec.checkpoint.memoryMiB to at least {_mib(total_bytes) + 64} (0 lets the pod's memory limit bound it)"
+            f"set spec.checkpoint.memoryMiB to at least {_mib(total_bytes) + 64} (0 lets the pod's memory limit bound it); "
+            "outside Kubernetes the file system of the slots, /dev/shm as a rule, has to be larger"
         )
     if room.limit is not None and room.in_memory and room.used + new_bytes + spare > room.limit:
         # A twentieth of the limit to be set, not of the one that is too small, has to stay free: it is asked for again next time.

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast_agent.errors import ConfigurationWrong
-from holdfast_api import codec, names
+from holdfast_agent.tiers import LOCAL_VOLUMES
+from holdfast_api import codec, layout, names
 from holdfast_api.config import AgentConfig
-from holdfast_api.errors import ContractError
+from holdfast_api.errors import BadName, ContractError
 from holdfast_api.manifest import MAX_CHUNK_BYTES
 from holdfast_api.signing import Role
 
@@ -17,10 +18,9 @@ ENV_LISTEN = "HOLDFAST_AGENT_LISTEN"
 ENV_KEYS_DIR = "HOLDFAST_KEYS_DIR"
 ENV_TOKEN_PATH = "HOLDFAST_TOKEN_PATH"  # noqa: S105  the name of a variable
 ENV_TERMINATION_PATH = "HOLDFAST_TERMINATION_PATH"
-KEPT_FOR_RANKS = (names.ENV_SOCKET, names.ENV_ATTEMPT)
-"""Of all HOLDFAST_ variables only these reach the training processes (H3),"""
 SETTINGS_OF_RANKS = (names.ENV_MID_STEP, names.ENV_SIDE_STREAM)
-"""and these, if a person has set them in the container."""
+"""Of a container's HOLDFAST_ variables only these reach the training processes (H3), beside those that the agent sets itself."""
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +90,40 @@ def check(config: AgentConfig) -> None:
         raise ConfigurationWrong(f"worker {config.worker} is not one of {config.workers} workers")
     if not 1 <= config.processes_per_worker <= 1024:
         raise ConfigurationWrong(f"processes_per_worker is {config.processes_per_worker}; 1 to 1024 are possible")
-    if not 4096 <= config.chunk_bytes <= MAX_CHUNK_BYTES:
-        raise ConfigurationWrong(f"chunk_bytes is {config.chunk_bytes}; 4 KiB to 1 GiB are possible")
+    if not PAGE_BYTES <= config.chunk_bytes <= MAX_CHUNK_BYTES or config.chunk_bytes % PAGE_BYTES:
+        raise ConfigurationWrong(f"chunk_bytes is {config.chunk_bytes}; multiples of 4 KiB up to 1 GiB are possible")
     if config.slots not in (1, 2):
         raise ConfigurationWrong(f"slots is {config.slots}; 1 and 2 are possible")
-    if config.every_steps < 0 or config.every_seconds < 0:
-        raise ConfigurationWrong("every_steps and every_seconds cannot be negative")
+    for name in ("every_steps", "every_seconds", "grace_seconds", "sigterm_floor_seconds"):
+        if getattr(config, name) < 0:
+            raise ConfigurationWrong(f"{name} is {getattr(config, name)}; it cannot be negative")
+    if config.notice_seconds < 1:
+        raise ConfigurationWrong(f"notice_seconds is {config.notice_seconds}; it must be at least 1")
     if config.every_auto and (config.every_steps or config.every_seconds):
-        raise ConfigurationWrong("every_auto chooses the interval, so every_steps and every_seconds must be 0")
+        raise ConfigurationWrong(
+            f"every_auto chooses the interval, so every_steps ({config.every_steps}) and every_seconds ({config.every_seconds}) must be 0"
+        )
     if config.every_auto and (config.max_loss_seconds < 1 or not 0 < config.max_overhead_percent <= 100):
         raise ConfigurationWrong(
             f"max_loss_seconds is {config.max_loss_seconds} and max_overhead_percent {config.max_overhead_percent}; "
             "the first must be at least 1, the second from 1 to 100"
         )
+    _check_places(config)
+
+
+def _check_places(config: AgentConfig) -> None:
+    try:
+        layout.segment(config.namespace)
+        layout.segment(config.job)
+        layout.checked_uid(config.job_uid)
+    except BadName as e:
+        raise ConfigurationWrong(f"namespace, job and job_uid must be those of the TrainingJob: {e}") from None
+    for name in ("memory_dir", "local_dir"):
+        folder = getattr(config, name)
+        if not Path(folder).is_absolute() and (folder or name == "memory_dir"):
+            raise ConfigurationWrong(f"{name} is {folder!r}; write an absolute path")
+    if config.local_volume not in LOCAL_VOLUMES:
+        raise ConfigurationWrong(f"local_volume is {config.local_volume!r}; write one of {', '.join(LOCAL_VOLUMES)}")
 
 
 def read_keys(folder: Path) -> dict[Role, bytes]:

@@ -33,6 +33,8 @@ class Tier(StrEnum):
     STORE = "store"
 
 
+LOCAL_VOLUMES = (Tier.POD, Tier.NODE, Tier.NETWORK)
+"""What `AgentConfig.local_volume` may be."""
 _LASTS_THROUGH = {
     Tier.ARENA: Loss.CONTAINER,
     Tier.POD: Loss.CONTAINER,
@@ -75,4 +77,4 @@ def survives(tier: Tier, loss: Loss) -> bool:
 
 def tier_of(volume: str) -> Tier:
     """`AgentConfig.local_volume`. A word that is not known promises nothing."""
-    return Tier(volume) if volume in (Tier.POD, Tier.NODE, Tier.NETWORK) else Tier.POD
+    return Tier(volume) if volume in LOCAL_VOLUMES else Tier.POD

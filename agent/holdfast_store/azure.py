@@ -20,6 +20,7 @@ from holdfast_store.places import bucket_and_prefix, ca_from
 from holdfast_store.s3_border import checked_endpoint
 
 _CONTAINER = re.compile(r"[a-z0-9](-?[a-z0-9]){2,62}\Z")
+_NAMES = "a container (3 to 63 lower-case letters, digits and single dashes)"
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}\Z")
 _KNOWN = {
     "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
@@ -37,7 +38,7 @@ _KNOWN = {
 
 def open_azure(storage: StorageConfig, environ: Mapping[str, str]) -> CloudBucket:
     """Touches no network. Misconfigured for a URI, an account or an endpoint that cannot be."""
-    container, prefix = bucket_and_prefix(storage.uri, "az", _CONTAINER)
+    container, prefix = bucket_and_prefix(storage.uri, "az", _CONTAINER, _NAMES)
     endpoint = checked_endpoint(storage.endpoint, "spec.checkpoint.storage.endpoint") if storage.endpoint else ""
     account = environ.get("AZURE_STORAGE_ACCOUNT_NAME") or account_in(endpoint)
     if not _ACCOUNT.match(account):

@@ -19,6 +19,7 @@ from holdfast_store.places import bucket_and_prefix, ca_from
 from holdfast_store.s3_border import checked_endpoint
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]\Z")
+_NAMES = "a bucket (3 or more lower-case letters, digits, dots, dashes and underscores)"
 _KNOWN = {
     "GOOGLE_SERVICE_ACCOUNT_KEY": "service_account_key",
     "GOOGLE_SERVICE_ACCOUNT": "service_account",
@@ -29,7 +30,7 @@ _KNOWN = {
 
 def open_gcs(storage: StorageConfig, environ: Mapping[str, str]) -> CloudBucket:
     """Touches no network. Misconfigured for a URI, an endpoint or a file of credentials that cannot be."""
-    bucket, prefix = bucket_and_prefix(storage.uri, "gs", _BUCKET)
+    bucket, prefix = bucket_and_prefix(storage.uri, "gs", _BUCKET, _NAMES)
     endpoint = checked_endpoint(storage.endpoint, "spec.checkpoint.storage.endpoint") if storage.endpoint else ""
     where = f"gs://{bucket}/{prefix} ({endpoint or 'Google'})"
     http = endpoint.startswith("http://")

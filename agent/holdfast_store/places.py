@@ -10,12 +10,16 @@ _PREFIX = re.compile(r"([A-Za-z0-9_=][A-Za-z0-9._=-]*/)*\Z")
 MAX_CERTIFICATES_BYTES = 4 << 20
 
 
-def bucket_and_prefix(uri: str, scheme: str, bucket: re.Pattern[str]) -> tuple[str, str]:
-    """The prefix is empty or ends in "/". Misconfigured says what to write."""
+def bucket_and_prefix(uri: str, scheme: str, bucket: re.Pattern[str], names: str) -> tuple[str, str]:
+    """The prefix is empty or ends in "/". Misconfigured says what to write; `names` says what `bucket` takes."""
     parts = urlsplit(uri)
     prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
-    if not bucket.match(parts.netloc) or not _PREFIX.match(prefix) or ".." in prefix or parts.query or parts.fragment:
-        raise Misconfigured(f"storage uri {uri!r}: write {scheme}://bucket/prefix with letters, digits and ._=- only")
+    if not bucket.match(parts.netloc):
+        raise Misconfigured(
+            f"storage uri {uri!r}: {parts.netloc!r} is no name of {names}; write {scheme}://NAME/PREFIX"
+        )
+    if not _PREFIX.match(prefix) or ".." in prefix or parts.query or parts.fragment:
+        raise Misconfigured(f"storage uri {uri!r}: write the prefix with letters, digits and ._=- only")
     return parts.netloc, prefix
 
 

@@ -33,6 +33,7 @@ from holdfast_store.s3_get import Signed, download
 
 CHECKSUM = "CRC64NVME"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
+_NAMES = "a bucket (3 to 63 lower-case letters, digits, dots and dashes)"
 _DELETE_AT_ONCE = 1000
 _CONNECTIONS = 32
 """As many threads ask at once at most: the agent's for metadata, and the readers of manifests."""
@@ -64,7 +65,7 @@ class S3Settings:
 
 def settings_from(storage: StorageConfig, environ: Mapping[str, str]) -> S3Settings:
     """Reads the URI and, where the configuration is silent, the usual variables. Misconfigured names what to correct."""
-    bucket, prefix = bucket_and_prefix(storage.uri, "s3", _BUCKET)
+    bucket, prefix = bucket_and_prefix(storage.uri, "s3", _BUCKET, _NAMES)
     given = {
         "spec.checkpoint.storage.endpoint": storage.endpoint,
         "AWS_ENDPOINT_URL_S3": environ.get("AWS_ENDPOINT_URL_S3"),

@@ -46,9 +46,9 @@ def expire(
         list[str] | None, typer.Option("--checkpoint", "-c", help="ATTEMPT/SAVE; may be given several times.")
     ] = None,
     keep_last: Annotated[
-        int,
-        typer.Option("--keep-last", min=0, help="Every usable checkpoint but the newest so many. 0: only those named."),
-    ] = 0,
+        int | None,
+        typer.Option("--keep-last", min=1, help="Every usable checkpoint but the newest so many."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Required: this program deletes nothing by itself.")
     ] = False,
@@ -64,6 +64,8 @@ def expire(
             "add --dry-run: checkpoints are deleted by the job's lead when the operator gives them up, never from here",
             EXIT_USAGE,
         )
+    if not checkpoint and keep_last is None:
+        fail("say which: --checkpoint ATTEMPT/SAVE, or --keep-last N for all but the newest N", EXIT_USAGE)
     named = [_ref(name) for name in checkpoint or ()]
     with errors_end_the_program():
         store = the_only(stores_of(open_checked(uri, endpoint, region, retry_seconds), namespace, job, uid))
@@ -81,9 +83,9 @@ def _ref(name: str) -> CheckpointRef:
     return CheckpointRef(int(attempt), int(save))
 
 
-def _beyond(store: JobStore, keep_last: int) -> list[CheckpointRef]:
+def _beyond(store: JobStore, keep_last: int | None) -> list[CheckpointRef]:
     """Oldest first, as they would be given up."""
-    if not keep_last:
+    if keep_last is None:
         return []
     usable = [view.ref for view in overview(store) if view.standing is Standing.USABLE]
     return sorted(usable[keep_last:])

@@ -63,19 +63,33 @@ def test_a_directory_is_examined_as_run_would_use_it_and_nothing_is_left_behind(
 
 
 def test_what_has_to_be_changed_is_said_and_ends_with_1(tmp_path):
-    done = run("--local", str(tmp_path / "absent"), "--image-mib", str(1 << 24))
+    (tmp_path / "file").write_text("")
+    done = run("--local", str(tmp_path / "file/absent"), "--image-mib", str(1 << 24))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     lines = done.stdout.splitlines()
     assert lines[0].startswith("BAD  arena  not even one slot for each rank fits")
     assert lines[2].startswith("BAD  store")
-    assert "absent" in lines[2]
+    assert lines[2].endswith(f"absent cannot be made: {tmp_path / 'file'} is no directory")
+
+
+def test_a_directory_that_run_would_make_is_nothing_to_change(tmp_path):
+    done = run("--local", str(tmp_path / "a/b"))
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[2] == f"ok   store  {tmp_path / 'a/b'} is not there yet: `run --local` makes it"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_outside_a_pod_it_says_what_is_missing():
     done = run()
     assert (done.returncode, done.stdout) == (71, "")
     assert "HOLDFAST_AGENT_CONFIG is not set" in done.stderr
+
+
+def test_an_absurd_size_is_refused_by_name(tmp_path):
+    done = run("--local", str(tmp_path), "--image-mib", "-1")
+    assert (done.returncode, done.stdout) == (71, "")
+    assert "--image-mib is -1" in done.stderr
 
 
 def test_how_the_node_is_written_is_said_and_nothing_is_left_behind(tmp_path, monkeypatch):

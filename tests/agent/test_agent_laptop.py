@@ -118,6 +118,9 @@ def test_a_second_agent_on_the_directory_is_refused(run, tmp_path):
         (["run", "--local", "{dir}/file/x", "--", "true"], "--local"),
         (["run", "--", "true"], "HOLDFAST_AGENT_CONFIG is not set"),
         (["run", "--local", "{dir}", "--processes", "0", "--", "true"], "processes_per_worker is 0"),
+        (["run", "--local", "{dir}", "--every-steps", "0", "--", "true"], "--every-steps is 0; write 1 or more"),
+        (["run", "--local", "{dir}", "--every-seconds", "-5", "--", "true"], "--every-seconds is -5"),
+        (["run", "--local", "{dir}", "--chunk-mib", "0", "--", "true"], "chunk_bytes is 0"),
     ],
 )
 def test_a_wrong_command_line_or_environment_ends_with_71_and_words_without_a_traceback(tmp_path, arguments, words):

@@ -176,4 +176,8 @@ def test_nothing_is_ever_deleted_from_here(world: World, tmp_path: Path) -> None
     assert refused.exit_code == 2
     assert "--dry-run" in refused.stderr
     assert call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "-c", "../1").exit_code == 2
+    assert call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "--keep-last", "0").exit_code == 2
+    nothing_named = call("expire", tmp_path.as_uri(), *JOB, "--dry-run")
+    assert (nothing_named.exit_code, nothing_named.stdout) == (2, "")
+    assert "--keep-last N" in nothing_named.stderr
     assert world.stored() == before
