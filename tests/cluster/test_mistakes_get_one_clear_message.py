@@ -23,7 +23,7 @@ def test_a_missing_command_is_refused_at_once(lab: Any) -> None:
 
 def test_an_unknown_storage_scheme_is_refused_at_once(lab: Any) -> None:
     message = refused(lab, lab.manifest(uri="ftp://somewhere/x"))
-    assert "spec.checkpoint.storage.uri must start with s3:// or file:///" in message
+    assert "spec.checkpoint.storage.uri must start with s3://, gs://, az:// or file:///" in message
 
 
 def test_worker_counts_that_cannot_be_are_refused_at_once(lab: Any) -> None:
