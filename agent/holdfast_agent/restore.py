@@ -262,7 +262,7 @@ def _fetch_or_end(piece: Piece, sources: list[Source], tally: Tally, stop: Stop)
 
 @dataclass(slots=True)
 class _Opened:
-    """The slots of all ranks in this process's memory, cut into pieces; `busy` once threads may still write after `fetch` was given up."""
+    """The slots of all ranks in this process's memory, cut into pieces; `busy` while threads may write into them."""
 
     pieces: list[Piece] = field(default_factory=list)
     busy: bool = False
@@ -315,16 +315,20 @@ async def _in_threads(
     if not jobs:
         return []
     opened.busy = True
-    # Shielded: a future of a thread that is cancelled counts as done at once, while the thread goes on writing into the slot.
-    every = asyncio.gather(*jobs, return_exceptions=True)
+    cancelled: asyncio.CancelledError | None = None
     try:
-        results = await asyncio.shield(every)
-    except asyncio.CancelledError:
-        stop.set("the restore was given up")
-        await asyncio.shield(every)
-        raise
+        while not all(j.done() for j in jobs):
+            try:
+                # However often it is given up: what ends before its threads lets them write into a slot that somebody else has by then.
+                await asyncio.wait(jobs)
+            except asyncio.CancelledError as e:
+                stop.set("the restore was given up")
+                cancelled = e
     finally:
         opened.busy = not all(j.done() for j in jobs)
+    if cancelled is not None:
+        raise cancelled
+    results = await asyncio.gather(*jobs, return_exceptions=True)
     return [r for r in results if isinstance(r, BaseException)]
 
 

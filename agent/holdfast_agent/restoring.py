@@ -17,7 +17,7 @@ from holdfast_agent import restore, storage
 from holdfast_agent.clock import Deadline, now
 from holdfast_agent.contents import Contents
 from holdfast_agent.crew import Rank
-from holdfast_agent.errors import AgentError, CheckpointBad, MemoryTooSmall
+from holdfast_agent.errors import AgentError, CheckpointBad, MemoryTooSmall, PeerRefused
 from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.saves import info_of
 from holdfast_agent.shared import Shared
@@ -58,6 +58,8 @@ class Restoring:
         """What was fetched ahead is whole."""
         self._closed = False
         """No prefetch begins any more."""
+        self._over = False
+        """Nor anything else: the slots may be another attempt's."""
         self._beginning = asyncio.Lock()
         self._contents = Contents()
         self._resolved: peers.Resolved | None = None
@@ -140,7 +142,8 @@ class Restoring:
         return None
 
     async def close(self) -> None:
-        self._closed = True
+        """No thread writes into a slot afterwards, nor will."""
+        self._closed = self._over = True
         await self._end_fetches()
 
     async def _end_fetches(self) -> None:
@@ -156,6 +159,8 @@ class Restoring:
     async def _begin(self, message: peers.Resolved) -> None:
         self._closed = True
         await self._end_fetches()
+        if self._over:
+            raise PeerRefused("the attempt is over")
         s = self._shared
         self._resolved, self._may_load, self._images, self._stop = message, False, {}, Stop()
         s.record.resolved = True

@@ -13,6 +13,7 @@ import pytest
 
 from holdfast_agent import restore, restoring
 from holdfast_agent.clock import now
+from holdfast_agent.errors import PeerRefused
 from holdfast_api import layout
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim
@@ -185,9 +186,7 @@ async def test_a_fetch_that_is_cancelled_ends_when_its_threads_have(tmp_path: Pa
     asked.cancel()
 
 
-async def test_a_fetch_that_is_cancelled_twice_leaves_its_threads_the_memory_that_they_write_into(
-    tmp_path: Path,
-) -> None:
+async def test_however_often_a_fetch_is_cancelled_it_ends_after_its_threads(tmp_path: Path) -> None:
     member = Member(tmp_path)
     record, _ = member.world.store.read_commit(ref(1, 1))
     begun, go = hold_chunks(member)
@@ -198,12 +197,37 @@ async def test_a_fetch_that_is_cancelled_twice_leaves_its_threads_the_memory_tha
         )
     )  # fmt: skip
     await until(lambda: len(begun) == 4)
-    for _ in range(2):
+    for _ in range(3):
         fetching.cancel()
         await asyncio.sleep(0.05)
-    assert fetching.done()
+    assert not fetching.done()
     go.set()
-    await until(lambda: member.image() == IMAGE)
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert member.image() == IMAGE
+
+
+async def test_an_attempt_that_ends_while_another_choice_begins_leaves_no_thread_behind_and_begins_nothing(
+    tmp_path: Path,
+) -> None:
+    """The next attempt of this pod has the slots then, and what it has verified must not change."""
+    member = Member(tmp_path)
+    member.world.saved(1, 2, NEWER)
+    begun, go = hold_chunks(member)
+    asked = [asyncio.ensure_future(member.fetched(1, save=1))]
+    await until(lambda: len(begun) == 4)
+    asked.append(asyncio.ensure_future(member.fetched(2, save=2)))
+    await asyncio.sleep(0.1)
+    closing = asyncio.ensure_future(member.restoring.close())
+    await asyncio.sleep(0.1)
+    assert not closing.done()
+    go.set()
+    await closing
+    with pytest.raises(PeerRefused):
+        await asked[1]
+    await asyncio.sleep(0.1)
+    assert len(begun) == 4
+    asked[0].cancel()
 
 
 async def test_a_prefetch_that_fails_says_nothing_rejects_nothing_and_is_tried_again(tmp_path: Path) -> None:
