@@ -20,7 +20,7 @@ async def make_slots(shared: Shared, writing: Writing, rank: Rank, message: wire
     s = shared
     if rank.book is not None:
         for slot, held in list(rank.book.held.items()):
-            if (task := writing.abandon(held.captured.boundary)) is not None:
+            while (task := writing.abandon(held.captured.boundary)) is not None:  # another one may have begun meanwhile
                 await asyncio.wait([task])
             rank.book.held.pop(slot, None)
     images = {r.number: r.plan.image_bytes for r in s.crew if r.plan is not None} | {rank.number: message.image_bytes}
