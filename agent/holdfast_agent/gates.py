@@ -180,9 +180,8 @@ class Gates:
 
     async def _sacrifice(self, rank: Rank, boundary: int) -> None:
         """A8: the older save gives its slot to the newer one."""
-        task = self._writing.abandon(boundary)
-        if task is not None:
-            await asyncio.wait([task], timeout=5)
+        if reading := self._writing.abandon(boundary):
+            await asyncio.wait(reading, timeout=5)
         if rank.book is not None and (found := rank.book.at(boundary)) and not found[1].readers:
             self._writing.free(rank, found[0])
 

@@ -20,8 +20,8 @@ async def make_slots(shared: Shared, writing: Writing, rank: Rank, message: wire
     s = shared
     if rank.book is not None:
         for slot, held in list(rank.book.held.items()):
-            while (task := writing.abandon(held.captured.boundary)) is not None:  # another one may have begun meanwhile
-                await asyncio.wait([task])
+            while reading := writing.abandon(held.captured.boundary):  # another one may have begun meanwhile
+                await asyncio.wait(reading)
             rank.book.held.pop(slot, None)
     images = {r.number: r.plan.image_bytes for r in s.crew if r.plan is not None} | {rank.number: message.image_bytes}
     try:

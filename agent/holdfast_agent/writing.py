@@ -111,13 +111,13 @@ class Writing:
         s = self._shared
         self._warming.begin(s.store, s.attempt, s.threads.sending, requests=s.threads.link.requests)
 
-    def abandon(self, boundary: int) -> asyncio.Future[object] | None:
-        """Stops every flush of a boundary whose slot is needed (an emergency's, and the one that stepped aside for it); done when none of them reads it
-        any more."""
+    def abandon(self, boundary: int) -> list[asyncio.Future[None]]:
+        """Stops every flush of a boundary whose slot is needed: an emergency's, and the one that stepped aside for it. Done, each of what is returned,
+        when that flush does not read the slot any more."""
         reading = [f for f in self._flushes.values() if f.order.boundary == boundary and not f.unread.done()]
         for running in reading:
             running.stop.set("a newer boundary needs the slot")
-        return asyncio.ensure_future(asyncio.wait([f.unread for f in reading])) if reading else None
+        return [f.unread for f in reading]
 
     def release_round(self, keep: int = 0) -> None:
         """A round is over and training goes on: what it captured and no save wants is given back. `keep` is wanted by a save that is about to begin."""

@@ -132,12 +132,12 @@ async def test_a_slot_that_a_round_needs_is_free_when_the_disk_has_let_go(tmp_pa
     one.capture(0, 10)
     await one.saves.make(10, Cause.PERIODIC, deadline=soon())
     await in_thread(disk.reached)
-    unread = one.writing.abandon(10)
+    [unread] = one.writing.abandon(10)
     await asyncio.sleep(0.05)
     assert not unread.done()
     disk.open.set()
     await asyncio.wait_for(unread, 30)
-    assert one.writing.abandon(10) is None
+    assert one.writing.abandon(10) == []
     await one.close()
 
 
