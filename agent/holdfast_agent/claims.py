@@ -93,7 +93,6 @@ class Claims:
                 self._shared.supersede(e.newest.attempt)
                 return
             except StoreError as e:
-                log.warning("the attempt waits for the store: %s", e)
                 if self._shared.record.claim is None:
                     self._choice = None  # chosen from answers of a store that fails: look again (C1)
                 self._shared.record.block(storage.blocked(e, self._shared.settings.config.storage))
@@ -209,12 +208,13 @@ class Claims:
         return None
 
     def _nothing_usable(self) -> NeedsPerson:
-        reasons = [f"{r.attempt}/{r.save}: {r.reason}" for r in self._shared.record.rejections]
+        reasons = [f"{r.attempt}/{r.save}: {r.reason}" for r in self._shared.record.rejections if r.reason != self._why]
         return NeedsPerson(
             BlockedReason.NO_USABLE_CHECKPOINT,
             "checkpoints exist and none can be used, so nothing is started from zero: "
             + "; ".join([*([self._why] if self._why else []), *reasons])
-            + "; mend the store, name one with spec.resumeFrom.checkpoint, or set spec.fresh: true to start from nothing",
+            + "; mend the store, name one with spec.resumeFrom.checkpoint, or set spec.fresh: true to start from nothing"
+            + (" (here: the options --processes and --fresh)" if self._shared.settings.laptop else ""),
         )
 
     async def _claim(self, choice: Choice) -> None:

@@ -224,7 +224,11 @@ class Evacuation:
 
     def _end(self) -> None:
         s = self._shared
-        last = f"checkpoint {s.last.ref} at boundary {s.last.boundary}" if s.last is not None else "no checkpoint"
+        last = (
+            f"checkpoint {s.last.ref} at boundary {s.last.boundary}"
+            if s.last is not None
+            else "no checkpoint of this attempt"
+        )
         if s.sealed_new:
             s.end(Exit.PREEMPTED_SEALED, f"sealed: {last}")
         else:

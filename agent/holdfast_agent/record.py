@@ -1,5 +1,6 @@
 """What an agent has to say about itself: the mutable state behind `AgentReport`, in one place, written by the event loop's thread only."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from holdfast_api.messages import (
     Stage,
 )
 
+log = logging.getLogger(__name__)
 KEPT = 20
 """Checkpoints, requests and deletions named in a report."""
 KEPT_PLANS = 5
@@ -96,7 +98,10 @@ class Record:
             self.changed()
 
     def block(self, blocked: Blocked | None) -> None:
+        """Each reason is logged once, also for those who have no operator that shows it."""
         if blocked != self.blocked:
+            if blocked is not None:
+                log.warning("blocked (%s): %s", blocked.reason.value, blocked.message)
             same = blocked is not None and self.blocked is not None and blocked.reason is self.blocked.reason
             self.blocked_since = self.blocked_since if same else now() if blocked is not None else None
             self.blocked = blocked

@@ -292,7 +292,6 @@ class Agent:
                 )
                 self._store = JobStore(bucket, config.namespace, config.job, config.job_uid)
             except StoreError as e:
-                log.warning("the store cannot be opened: %s", e)
                 said = storage.blocked(e, config.storage)
             except BaseException as e:  # nobody awaits this task: it must not end without a word
                 said = unexpected(e, "opening the store")

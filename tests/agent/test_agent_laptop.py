@@ -142,6 +142,20 @@ def test_a_command_that_cannot_be_run_is_a_failure_of_the_trainer_with_the_reaso
     assert "cannot start 'no-such-program'" in done.stderr
 
 
+def test_another_number_of_processes_is_said_on_the_terminal_and_nothing_is_lost(run, tmp_path):
+    """C1: there is no operator here that would show why the agent waits."""
+    assert run(3).wait(WAIT_SECONDS) == 0
+    other = run(5, "--processes", "2")
+    wait_for_line(tmp_path, "agent.log", "blocked (NoUsableCheckpoint): ")
+    other.send_signal(signal.SIGTERM)
+    assert other.wait(WAIT_SECONDS) == 73
+    text = (tmp_path / "agent.log").read_text()
+    assert text.count("was made by 1 ranks, this attempt has 2") == 1
+    assert "(here: the options --processes and --fresh)" in text
+    assert run(5).wait(WAIT_SECONDS) == 0
+    assert "3 0 restored 3" in (tmp_path / "log").read_text()
+
+
 def test_an_attempt_file_that_cannot_be_read_is_not_guessed(tmp_path):
     laptop.take(tmp_path).lock.close()
     (tmp_path / ".holdfast" / "job.json").write_text("{")
