@@ -18,7 +18,6 @@ class Facts:
     """Why copies between windows are not wanted."""
     optimizers: tuple[str, ...] = ()
     """Class names."""
-    devices: frozenset[str] = frozenset({"cpu"})
     closures: bool = False
     """`step` was given a closure: forward and backward run inside it."""
     in_backward: bool = False

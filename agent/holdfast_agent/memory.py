@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast_agent.errors import MemoryTooSmall
+from holdfast_store import mounts
 
 CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
@@ -30,7 +31,7 @@ def read(folder: Path, cgroup: Path = CGROUP) -> Room:
     stat = os.statvfs(folder)
     limit, used = _cgroup_v2(cgroup) or _cgroup_v1(cgroup) or (None, 0)
     available = _statistic(Path("/proc/meminfo"), "MemAvailable:")
-    in_memory = file_system(folder) in ("tmpfs", "ramfs")
+    in_memory = mounts.kind_of(folder) in ("tmpfs", "ramfs")
     return Room(limit, used, stat.f_bavail * stat.f_frsize, in_memory, available << 10 or None)
 
 
@@ -63,22 +64,6 @@ def missing(room: Room, new_bytes: int, total_bytes: int, *, spare: int = 0) -> 
             f"{_mib(room.available)} MiB available: it takes {_mib(new_bytes + spare - room.available)} MiB more memory, or a smaller state"
         )
     return ""
-
-
-def file_system(folder: Path) -> str:
-    """Type of the file system that holds `folder`, "" where the kernel does not say."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    best, found = -1, ""
-    target = os.path.realpath(folder)
-    for line in lines:
-        head, _, tail = line.partition(" - ")
-        mount = head.split(" ")[4].replace("\\040", " ")
-        if (target == mount or target.startswith(mount.rstrip("/") + "/")) and len(mount) >= best:
-            best, found = len(mount), tail.split(" ")[0]
-    return found
 
 
 def _cgroup_v2(root: Path) -> tuple[int | None, int] | None:

@@ -15,12 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast_store import mounts
+
 ALIGN = 4096
 """Address, offset and length of a direct write are multiples of this: whole pages, and whole blocks of every disk."""
 SMALLEST_BYTES = 1 << 20
 """Smaller files are written buffered: opening a second time costs more than it saves."""
 _PIECE_BYTES = 32 << 20
-_REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that knows no direct reads or writes, at once or only at the first block."""
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "lustre", "glusterfs")
 
@@ -48,26 +51,9 @@ def choose(file_system: str, refusal: str) -> Mode:
     return Mode(not refusal, file_system, refusal and f"O_DIRECT is refused ({refusal})")
 
 
-def type_of(path: str, mounts: str) -> str:
-    """Pure. The type of the file system that holds the absolute `path`, from the text of /proc/self/mountinfo; empty if it does not say."""
-    best, found = -1, ""
-    for line in mounts.splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split()
-        if len(fields) < 5 or not after:
-            continue
-        point = fields[4].replace("\\040", " ").rstrip("/")
-        if (path == point or path.startswith(point + "/")) and len(point) >= best:
-            best, found = len(point), after.split()[0]  # a later line lies over an earlier one
-    return found
-
-
 def probe(folder: Path) -> Mode:
     """Tries one block in a file without a name that anybody looks for. Raises OSError where nothing can be written at all."""
-    mounts = ""
-    with contextlib.suppress(OSError):
-        mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
-    return choose(type_of(str(folder.resolve()), mounts), _refusal(folder))
+    return choose(mounts.kind_of(folder), _refusal(folder))
 
 
 def _refusal(folder: Path) -> str:
@@ -79,7 +65,7 @@ def _refusal(folder: Path) -> str:
         with mmap.mmap(-1, ALIGN) as block:
             os.pwrite(fd, block, 0)
     except OSError as e:
-        if e.errno not in _REFUSED:
+        if e.errno not in REFUSED:
             raise
         return e.strerror or str(e)
     finally:
@@ -121,7 +107,7 @@ class PieceWriter:
             try:
                 done += os.pwrite(fd, view[done : done + _PIECE_BYTES], offset + done)
             except OSError as e:
-                if e.errno not in _REFUSED:
+                if e.errno not in REFUSED:
                     raise
                 break  # memory that does not begin on a page, or a file system that changed its mind
         return done
@@ -132,6 +118,6 @@ def opened_directly(open_again: Callable[[int], int]) -> int | None:
     try:
         return open_again(os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as e:
-        if e.errno not in _REFUSED:
+        if e.errno not in REFUSED:
             raise
         return None

@@ -7,15 +7,13 @@ as usual. The page cache is not asked whether it has the range: the question (RW
 """
 
 import ctypes
-import errno
 import fcntl
 import os
 
-ALIGN_BYTES = 4096
-"""Of address, offset and length: no disk in use has larger logical blocks."""
+from holdfast_store.direct import ALIGN, REFUSED
+
 WORTH_BYTES = 256 << 10
 _PIECE_BYTES = 32 << 20
-_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 """0 where there is none (macOS)."""
 
@@ -30,11 +28,11 @@ class DirectReader:
         """Reads from `offset` of `fd`, opened without O_DIRECT, until `view` is full or the file ends; how many bytes. Raises OSError."""
         done = 0
         if self._is_worth_it(view, offset):
-            done = self._fill_directly(fd, view[: view.nbytes - view.nbytes % ALIGN_BYTES], offset)
+            done = self._fill_directly(fd, view[: view.nbytes - view.nbytes % ALIGN], offset)
         return done + _read(fd, view[done:], offset + done)
 
     def _is_worth_it(self, view: memoryview, offset: int) -> bool:
-        aligned = offset % ALIGN_BYTES == 0 and view.nbytes > 0 and _address(view) % ALIGN_BYTES == 0
+        aligned = offset % ALIGN == 0 and view.nbytes > 0 and _address(view) % ALIGN == 0
         return not self.refused and view.nbytes >= WORTH_BYTES and aligned
 
     def _fill_directly(self, fd: int, view: memoryview, offset: int) -> int:
@@ -43,14 +41,14 @@ class DirectReader:
         try:
             fcntl.fcntl(fd, fcntl.F_SETFL, flags | _DIRECT)
         except OSError as e:
-            if e.errno not in _REFUSED:
+            if e.errno not in REFUSED:
                 raise
             self.refused = True
             return 0
         try:
             return _read(fd, view, offset, aligned=True)
         except OSError as e:
-            if e.errno not in _REFUSED:
+            if e.errno not in REFUSED:
                 raise
             self.refused = True  # some say so only now
             return 0
@@ -64,7 +62,7 @@ def _read(fd: int, view: memoryview, offset: int, *, aligned: bool = False) -> i
     while done < view.nbytes:
         got = os.preadv(fd, [view[done : done + _PIECE_BYTES]], offset + done)
         done += got
-        if not got or (aligned and done % ALIGN_BYTES):
+        if not got or (aligned and done % ALIGN):
             break
     return done
 

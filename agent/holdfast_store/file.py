@@ -1,6 +1,5 @@
 """`file:///directory`: a bucket on a directory that several processes, or several machines through a shared file system, use at the same time."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -33,12 +32,7 @@ class FileBucket:
 
     def caveat(self) -> str:
         """What this file system may get wrong, in words; for the probe (B8)."""
-        try:
-            return mounts.caveat(
-                mounts.mount_of(os.path.realpath(self._folder.root), Path("/proc/self/mountinfo").read_text())
-            )
-        except OSError:
-            return ""
+        return mounts.caveat(mounts.here(self._folder.root))
 
     def check(self) -> None:
         self._folder.check()

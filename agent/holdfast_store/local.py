@@ -128,9 +128,6 @@ class LocalTier:
         self._folder.discard_spares(self._prefix, keep={self._spare(rank) for rank in spares_of})
         self._folder.discard_unfinished(self._prefix)
 
-    def bytes_used(self) -> int:
-        return sum(size for _, size in self._folder.walk(self._prefix))
-
     def _image(self, ref: CheckpointRef, rank: int) -> LocalImage | None:
         key = self._image_key(ref, rank)
         try:

@@ -1,11 +1,14 @@
-"""What the kind of file system under a storage directory may get wrong, in words: pure, over the text of /proc/self/mountinfo.
+"""Which kind of file system a directory lies on, and what a storage directory's kind may get wrong, in words. Pure, over the text of /proc/self/mountinfo,
+but for `here` and `kind_of`, which read it.
 
 NFS keeps exclusive creation exact, since link(2) is one request to the server. But a client may answer look-ups from what it remembers for up to a minute,
 so that a checkpoint which another node has just committed is not seen: the job would then resume from an older one.
 """
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 _NFS = ("nfs", "nfs4")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -35,6 +38,20 @@ def mount_of(path: str, mountinfo: str) -> Mount | None:
         if (path == point or path.startswith(below)) and (found is None or len(point) >= len(found.point)):
             found = Mount(point, after[0], frozenset(after[2].split(",")))
     return found
+
+
+def here(folder: Path) -> Mount | None:
+    """The mount that `folder` lies on; None where the kernel does not say."""
+    try:
+        return mount_of(os.path.realpath(folder), Path("/proc/self/mountinfo").read_text(errors="replace"))
+    except OSError:
+        return None
+
+
+def kind_of(folder: Path) -> str:
+    """The type of the file system that holds `folder`, as the kernel names it; "" where it does not say."""
+    mount = here(folder)
+    return mount.kind if mount is not None else ""
 
 
 def caveat(mount: Mount | None) -> str:

@@ -18,8 +18,6 @@ MAX_IMAGE_BYTES = 1 << 44
 MAX_CHUNK_BYTES = 1 << 30
 """Bounds of what a manifest may ask a reader to allocate. A chunk is read as a whole."""
 
-MAX_RANKS = 1 << 20
-
 
 class CheckpointKind(StrEnum):
     """What a checkpoint holds."""

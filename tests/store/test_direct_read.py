@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from holdfast_store import direct_read
-from holdfast_store.direct_read import ALIGN_BYTES, WORTH_BYTES, DirectReader
+from holdfast_store.direct import ALIGN
+from holdfast_store.direct_read import WORTH_BYTES, DirectReader
 from holdfast_store.errors import Corrupt
 from holdfast_store.folders import Folder
 
-SIZE = 4 * WORTH_BYTES + ALIGN_BYTES + 77
+SIZE = 4 * WORTH_BYTES + ALIGN + 77
 CONTENT = secrets.token_bytes(SIZE)
 
 
@@ -56,7 +57,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
     return seen
 
 
-@pytest.mark.parametrize("offset", [0, ALIGN_BYTES, 512, 1, WORTH_BYTES])
+@pytest.mark.parametrize("offset", [0, ALIGN, 512, 1, WORTH_BYTES])
 @pytest.mark.parametrize("length", [0, 1, 4095, WORTH_BYTES, WORTH_BYTES + 1, 3 * WORTH_BYTES])
 @pytest.mark.parametrize("shift", [0, 1])
 def test_every_range_is_what_the_file_holds(fd: int, memory: memoryview, offset: int, length: int, shift: int) -> None:
@@ -123,6 +124,6 @@ def test_a_file_that_is_shorter_than_it_should_be_is_corrupt_and_says_where_it_e
     (tmp_path / "a").write_bytes(CONTENT)
     folder = Folder(tmp_path)
     with pytest.raises(Corrupt, match=f"ends after {SIZE}"):
-        folder.read_range_into("a", memory[: SIZE + ALIGN_BYTES], offset=0, whole_bytes=SIZE)
+        folder.read_range_into("a", memory[: SIZE + ALIGN], offset=0, whole_bytes=SIZE)
     with pytest.raises(Corrupt, match="were written"):
         folder.read_range_into("a", memory[:SIZE], offset=0, whole_bytes=SIZE + 1)

@@ -13,34 +13,6 @@ from holdfast_store.errors import Full, Unavailable
 from holdfast_store.folders import SPARE, TEMPORARY, Folder
 
 MIB = 1 << 20
-MOUNTS = """\
-22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
-31 22 0:27 / /dev/shm rw,nosuid - tmpfs tmpfs rw
-40 22 0:44 / /data rw - nfs4 server:/x rw
-41 40 0:45 / /data/my\\040disk rw - xfs /dev/nvme0n1 rw
-50 22 0:60 / /mnt rw - overlay overlay rw
-51 22 0:61 / /mnt rw - tmpfs tmpfs rw
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/var/lib/holdfast", "ext4"),
-        ("/dev/shm/x", "tmpfs"),
-        ("/dev/shm", "tmpfs"),
-        ("/dev/shmother", "ext4"),
-        ("/data/x", "nfs4"),
-        ("/data/my disk/x", "xfs"),
-        ("/mnt/x", "tmpfs"),
-    ],
-)
-def test_the_file_system_of_a_directory_is_the_last_one_mounted_over_it(path: str, kind: str) -> None:
-    assert direct.type_of(path, MOUNTS) == kind
-
-
-def test_an_unreadable_list_of_mounts_says_nothing() -> None:
-    assert direct.type_of("/x", "nonsense\n1 2 3 - \n") == ""
 
 
 @pytest.mark.parametrize(

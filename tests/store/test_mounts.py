@@ -15,7 +15,10 @@ MOUNTINFO = r"""
 32 22 0:52 / /mnt/with\040blank rw - nfs4 nas:/e3 rw,noac
 33 22 0:53 / /mnt/hidden rw - ext4 /dev/sdb rw
 34 22 0:54 / /mnt/hidden rw - nfs4 nas:/e4 rw
+35 22 0:27 / /dev/shm rw,nosuid - tmpfs tmpfs rw
+36 30 0:45 / /mnt/shared/my\040disk rw - xfs /dev/nvme0n1 rw
 nonsense
+1 2 3 -
 """
 
 
@@ -28,6 +31,10 @@ nonsense
         ("/mnt/shared/fresh", "nfs", ""),
         ("/mnt/with blank/x", "nfs4", ""),
         ("/mnt/hidden/x", "nfs4", CACHED),
+        ("/dev/shm", "tmpfs", ""),
+        ("/dev/shm/x", "tmpfs", ""),
+        ("/dev/shmother", "ext4", ""),
+        ("/mnt/shared/my disk/x", "xfs", ""),
     ],
 )
 def test_the_mount_under_a_directory_and_what_is_said_of_it(path: str, kind: str, said: str) -> None:
@@ -38,6 +45,7 @@ def test_the_mount_under_a_directory_and_what_is_said_of_it(path: str, kind: str
 
 def test_where_nothing_is_known_nothing_is_said() -> None:
     assert mount_of("/x", "") is None
+    assert mount_of("/x", "nonsense\n1 2 3 - \n") is None
     assert caveat(None) == ""
 
 

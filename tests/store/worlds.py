@@ -15,7 +15,7 @@ from holdfast_api.manifest import (
 )
 from holdfast_api.messages import Cause, RestoreOrder
 from holdfast_store.bucket import Bucket
-from holdfast_store.chunks import hash_chunks, ranges
+from holdfast_store.chunks import digest, ranges
 from holdfast_store.job import JobStore
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -76,14 +76,14 @@ class World:
         self, attempt: int, save: int, rank: int, ranks: int, content: bytes, reuse: dict[str, CheckpointRef]
     ) -> RankManifest:
         view, chunks = memoryview(content), []
-        for (digest, length), (start, _) in zip(
-            hash_chunks(view, CHUNK, threads=1), ranges(len(content), CHUNK), strict=True
-        ):
-            at = reuse.get(digest)
+        for start, length in ranges(len(content), CHUNK):
+            piece = view[start : start + length]
+            name = digest(piece)
+            at = reuse.get(name)
             if at is None:
                 at = ref(attempt, save)
-                self.store.put_chunk(at, digest, view[start : start + length])
-            chunks.append(Chunk(digest, length, at))
+                self.store.put_chunk(at, name, piece)
+            chunks.append(Chunk(name, length, at))
         return RankManifest(self.uid, attempt, save, rank, ranks, save, len(content), CHUNK, tuple(chunks))
 
     def candidates(self, attempt: int, order: RestoreOrder | None = None, *, world_size: int = 1) -> list[str]:

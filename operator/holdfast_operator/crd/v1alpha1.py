@@ -154,11 +154,6 @@ class Keep(Model):
     """The newest so many are kept."""
 
 
-class ReclaimPolicy(StrEnum):
-    RETAIN = "Retain"
-    DELETE = "Delete"
-
-
 class LocalHostPath(Model):
     """A directory of the node (opt-in: refused by the baseline and restricted pod security levels)."""
 
