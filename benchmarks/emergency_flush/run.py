@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import figures, floors, servers, settings, states
+from benchmarks.harness.agent import Pod
 from benchmarks.harness.contender import Contender, Kind, Rounds, Sample
 from benchmarks.harness.crew import Outcome, compete
 from benchmarks.harness.figures import Goal
@@ -51,7 +52,6 @@ def ours(step_seconds: float, mebibytes: int, disk: Path, memory: Path, sink: se
     """Every round is a pod of its own: it ends with its node."""
 
     def rounds() -> Rounds:
-        from benchmarks.harness.agent import Pod
         from benchmarks.harness.usage import cpu_seconds
 
         chance = random.Random(1)
@@ -105,7 +105,7 @@ def ours(step_seconds: float, mebibytes: int, disk: Path, memory: Path, sink: se
     )
 
 
-def _commit_at(pod: object, sink: servers.SinkServer) -> float:
+def _commit_at(pod: Pod, sink: servers.SinkServer) -> float:
     """When the commit record was complete in the store."""
     until = time.monotonic() + BUDGET_SECONDS
     while time.monotonic() < until:
@@ -113,7 +113,7 @@ def _commit_at(pod: object, sink: servers.SinkServer) -> float:
         if found:
             return float(max(found))
         time.sleep(0.05)
-    raise TimeoutError(f"no commit within {BUDGET_SECONDS} s: {pod.words()}")  # type: ignore[attr-defined]
+    raise TimeoutError(f"no commit within {BUDGET_SECONDS} s: {pod.words()}")
 
 
 def report(outcomes: list[Outcome], scale: settings.Scale) -> None:

@@ -6,7 +6,6 @@ import mmap
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -123,6 +122,3 @@ def fio_version() -> str:
 
 def cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-Make = Callable[[], Rounds]

@@ -375,7 +375,7 @@ class Connection:
 
 def _decoded(data: bytes) -> bytes:
     """The content of an aws-chunked body: pieces with their sizes in front, trailers behind."""
-    found = []
+    found: list[bytes] = []
     at = 0
     while True:
         end = data.index(b"\r\n", at)

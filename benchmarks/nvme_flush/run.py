@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from benchmarks.harness import figures, floors, settings, states
-from benchmarks.harness.contender import Contender, Kind, Rounds
-from benchmarks.harness.crew import compete
+from benchmarks.harness.contender import Contender, Kind, Rounds, Sample
+from benchmarks.harness.crew import Outcome, compete
 from benchmarks.harness.figures import Goal
 from benchmarks.harness.report import Report
 from benchmarks.nvme_flush.peers import peers
@@ -68,14 +68,14 @@ def ours(state: states.State, disk: Path, memory: Path) -> Contender:
     )
 
 
-def report(outcomes: list, scale: settings.Scale) -> None:
+def report(outcomes: list[Outcome], scale: settings.Scale) -> None:
     page = Report("nvme_flush", HERE, outcomes, scale)
     me = figures.named(outcomes, NAME)
     raw = figures.best([o for o in outcomes if o.contender.kind is Kind.FLOOR], figures.rate, larger=True)
     peer = figures.best(figures.running(outcomes, Kind.PEER), figures.rate, larger=True)
     cheapest = figures.best(figures.running(outcomes, Kind.PEER), figures.cpu, larger=False)
 
-    def flush_rate(sample):  # type: ignore[no-untyped-def]
+    def flush_rate(sample: Sample) -> float:
         return sample.bytes / 1e9 / sample.extra["flush s"]
 
     rates, costs = figures.table_of_peers(outcomes, figures.rate), figures.table_of_peers(outcomes, figures.cpu)

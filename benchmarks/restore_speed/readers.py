@@ -3,14 +3,16 @@
 import mmap
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.harness.contender import Contender, Kind, Rounds
 from benchmarks.harness.servers import BUCKET, CREDENTIALS
+from benchmarks.harness.states import State
 from benchmarks.harness.usage import Metered, metered
 from benchmarks.nvme_flush.peers import version_of
 from benchmarks.restore_speed.sources import Sources, forget
@@ -42,11 +44,11 @@ def holdfast(sources: Sources, memory: Path, *, store: bool, load: bool) -> Cont
         hashed = [0]
         plain = blake3.blake3
 
-        def counting(data: bytes | memoryview = b"", **options: object) -> object:
+        def counting(data: bytes | memoryview = b"", **options: Any) -> Any:
             hashed[0] += len(data)
             return plain(data, **options)
 
-        blake3.blake3 = counting
+        blake3.blake3 = counting  # type: ignore[misc,assignment]  # whoever hashes while restoring is counted
         folder = memory / f"arena-{store}-{load}"
         folder.mkdir()
         job, node, threads = sources.store(), None if store else sources.node(), Threads()
@@ -132,7 +134,7 @@ def plain_get(sources: Sources, threads: int) -> Contender:
             lines.append(line)
 
         yield None
-        yield from _rounds(sources, lambda work: list(pool.map(get, range(0, count, CHUNK_BYTES))) and None, None)
+        yield from _rounds(sources, lambda work: _all(pool.map(get, range(0, count, CHUNK_BYTES))), None)
 
     return Contender(
         f"plain ranged GET, {threads} connections",
@@ -151,6 +153,12 @@ def _rounds(sources: Sources, one: Callable[[Metered], None], files: Path | None
             one(work)
         yield work.sample()
         yield None
+
+
+def _all(results: Iterable[object]) -> None:
+    """Waits for each; the first failure is raised."""
+    for _ in results:
+        pass
 
 
 Prepare = Callable[[], Callable[[], dict[str, torch.Tensor]]]
@@ -185,9 +193,7 @@ def touch(tensors: dict[str, torch.Tensor]) -> None:
         tensor.view(-1)[::1024].sum()
 
 
-def _empty(sources: Sources) -> "object":
-    from benchmarks.harness.states import State
-
+def _empty(sources: Sources) -> State:
     copies = {name: torch.zeros_like(tensor) for name, tensor in sources.state.tensors.items()}
     return State(copies, sources.state.memory, sources.state.bytes)
 

@@ -12,6 +12,7 @@ from benchmarks.harness.crew import Outcome, compete
 from benchmarks.harness.figures import Goal
 from benchmarks.harness.report import Report
 from benchmarks.restore_speed.sources import forget
+from holdfast_agent.restore import Image
 from holdfast_api import __version__
 
 HERE = Path(__file__).resolve().parent
@@ -140,7 +141,7 @@ def _load(disk: Path, memory: Path) -> Contender:
     return Contender("load", Kind.FLOOR, rounds, "", "load_image into tensors that nobody has touched")
 
 
-def fetched(job: Path, folder: Path):  # type: ignore[no-untyped-def]
+def fetched(job: Path, folder: Path) -> Image:
     """The newest image of rank 0, in a slot below `folder`."""
     import asyncio
     import json
