@@ -79,20 +79,13 @@ def clients(server: Server, view: memoryview, path: Path, *, signed: bool) -> li
         contender(name, Kind.PEER, package, settings, count, prepare) for name, package, settings, prepare in peers
     ]
     if not signed:
-        for threads in (IN_FLIGHT, 2 * IN_FLIGHT):
-            settings = f"stdlib sockets, {threads} connections, CRC64NVME of every chunk before it is sent"
-            found.insert(
-                0,
-                contender(
-                    f"plain PUT, {threads} connections",
-                    Kind.FLOOR,
-                    "",
-                    settings,
-                    count,
-                    lambda n=threads: _plain(server, view, n),
-                ),
-            )  # type: ignore[misc]
+        found = [*(_floor(server, view, threads) for threads in (IN_FLIGHT, 2 * IN_FLIGHT)), *found]
     return found
+
+
+def _floor(server: Server, view: memoryview, threads: int) -> Contender:
+    name, settings = f"plain PUT, {threads} connections", "stdlib sockets, CRC64NVME of every chunk before it is sent"
+    return contender(name, Kind.FLOOR, "", settings, len(view), lambda: _plain(server, view, threads))
 
 
 def _plain(server: Server, view: memoryview, threads: int) -> Send:
