@@ -14,6 +14,7 @@ from benchmarks.harness.usage import anonymous_bytes
 
 HERE = Path(__file__).resolve().parent
 LIMIT, FLAT = Goal(150), Goal(5)
+KEPT = 20
 PARTS = 50
 """Times that the memory is looked at."""
 WARM_UP = 0.1
@@ -69,12 +70,19 @@ def over_many(count: int, memory: Path) -> tuple[list[int], list[float]]:
         while saves[-1] < count:
             local.tell("steps", count=max(1, count // PARTS))
             saves.append(committed(local))
+            retire(local)
             held.append(anonymous_bytes(local.process.pid) / 1e6)
             if len(saves) % 10 == 0:
                 print(f"   {saves[-1]} saves: {held[-1]:.1f} MB", flush=True)
     finally:
         local.close()
     return saves, held
+
+
+def retire(local: Local) -> None:
+    """Plays the retention that an operator decides: without it the store grows, and with it every listing that a commit asks for."""
+    for checkpoint in sorted(local.job.glob("local/run-*/checkpoints/*/*"))[:-KEPT]:
+        shutil.rmtree(checkpoint)
 
 
 def committed(local: Local) -> int:
