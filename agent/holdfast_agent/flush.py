@@ -31,6 +31,7 @@ from holdfast_store.local import LocalTier
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +111,17 @@ async def write(
     stop: Stop,
     *,
     node_free: asyncio.Task[None] | None = None,
+    node_yields: Callable[[], bool] = lambda: False,
     on_node_durable: Callable[[datetime], None] = lambda at: None,
     on_node_trouble: Callable[[StoreError], None] = lambda error: None,
 ) -> Written:
     """Returns when the store has the chunks and the manifests. Raises StoreError or SaveGivenUp, when no thread reads the slots any more.
 
-    `node_free`: what still tidies the node's directory; the node's part begins after it. `on_node_durable` is called when all images are on the
-    node, `on_node_trouble` if they cannot be, either perhaps after this has returned.
+    `node_free`: what still tidies the node's directory; the node's part begins after it, or not at all once `node_yields`. `on_node_durable` is called
+    when all images are on the node, `on_node_trouble` if they cannot be, either perhaps after this has returned.
     """
     writing = asyncio.ensure_future(
-        _write(job, store, node, threads, stop, node_free, on_node_durable, on_node_trouble)
+        _write(job, store, node, threads, stop, node_free, node_yields, on_node_durable, on_node_trouble)
     )
     try:
         return await asyncio.shield(writing)
@@ -136,6 +138,7 @@ async def _write(
     threads: Threads,
     stop: Stop,
     node_free: asyncio.Task[None] | None,
+    node_yields: Callable[[], bool],
     on_node_durable: Callable[[datetime], None],
     on_node_trouble: Callable[[StoreError], None],
 ) -> Written:
@@ -149,7 +152,8 @@ async def _write(
         to_node = None
         if node is not None:
             to_node = ToNode(job.ref, job.base, images, node, threads.node, pace.node_writes, stop)
-        on_node = asyncio.ensure_future(_node_part(job, to_node, node_free, on_node_durable, on_node_trouble))
+        its_turn = partial(_turn_of_the_node, node_free, lambda: stop.wanted or node_yields())
+        on_node = asyncio.ensure_future(_node_part(job, to_node, its_turn, on_node_durable, on_node_trouble))
         lane = Lane(threads.sending, threads.link.begin(pace))
         sending = Sending(job.ref, job.base_has, store, stop, threads.link, pace, lane)
         chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop)
@@ -232,18 +236,25 @@ def _manifest(job: Job, part: Part, chunks: Sequence[Chunk]) -> RankManifest:
     )
 
 
+async def _turn_of_the_node(free: asyncio.Task[None] | None, gives_up: Callable[[], bool]) -> bool:
+    """False if it was not worth waiting for: a disk that hangs must not keep every slot."""
+    while free is not None and not free.done():
+        if gives_up():
+            return False
+        await asyncio.wait([free], timeout=LOOK_SECONDS)
+    return True
+
+
 async def _node_part(
     job: Job,
     to_node: ToNode | None,
-    free: asyncio.Task[None] | None,
+    its_turn: Callable[[], Coroutine[Any, Any, bool]],
     on_durable: Callable[[datetime], None],
     on_trouble: Callable[[StoreError], None],
 ) -> datetime | None:
     """When all images are durable on the node; None if there is no node tier or it failed: the store is what counts (fault scenarios 12, 13)."""
-    if to_node is None:
+    if to_node is None or not await its_turn():
         return None
-    if free is not None:
-        await asyncio.wait([free])
     try:
         at = await to_node.run()
     except AgentError as e:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 PERIODIC_SECONDS = 1800
 """A periodic save that takes longer is given up."""
 HISTORY_SECONDS = 10.0
+STANDS_SECONDS, STANDS_STEPS = 2.0, 2.0
+"""A rank without a slot that has passed no boundary for so long, in seconds and in steps of its own, waits for one."""
 REMEMBERED = 32
 """Ended flushes whose answer is kept for a repeated question."""
 
@@ -224,6 +226,7 @@ class Writing:
                 s.threads,
                 stop,
                 node_free=self._node_work,
+                node_yields=lambda: self._node_yields(order.save),
                 on_node_durable=durable,
                 on_node_trouble=self._node_fails,
             )
@@ -290,6 +293,21 @@ class Writing:
             log.warning("%s: %s", trouble.reason, trouble.message)
         s.metrics.local_failures.labels(trouble.reason).inc()
         s.record.keeps_locally(trouble)
+
+    def _node_yields(self, save: int) -> bool:
+        """The copy of a save that has ended has not begun, because the disk is busy with an older one, and a rank stands still for want of a slot."""
+        ended = self._flushes.get(save)
+        return (
+            ended is not None
+            and ended.over
+            and any(
+                r.book is not None
+                and not r.book.has_free
+                and r.passed_at is not None
+                and monotonic() - r.passed_at > STANDS_SECONDS + STANDS_STEPS * r.step_seconds
+                for r in self._shared.crew
+            )
+        )
 
     async def _learn_history(self) -> None:
         """How old the base's chunks are (B5), once in an attempt, not in an emergency. A store that does not say it now is asked at the next save."""

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lone import UID, Lone, image, in_thread
 
-from holdfast_agent.clock import Deadline
+from holdfast_agent import flush, writing
+from holdfast_agent.clock import Deadline, monotonic
 from holdfast_agent.mappings import Mappings
 from holdfast_api.messages import Cause
 from holdfast_store.folders import SPARE, NewFile
@@ -250,3 +251,27 @@ def test_a_slot_that_is_gone_keeps_no_memory(tmp_path: Path) -> None:
     slots.read(other, 4096).close()
     with pytest.raises(ValueError):
         mapped.view[:1].tobytes()
+
+
+async def test_a_disk_that_hangs_keeps_one_slot_and_not_training(tmp_path, monkeypatch):
+    """Fault 13, without an error: the copy that has not begun is given up once a rank stands still for want of a slot."""
+    monkeypatch.setattr(writing, "STANDS_SECONDS", 0.1)
+    monkeypatch.setattr(flush, "LOOK_SECONDS", 0.05)
+    one = with_node(tmp_path)
+    disk = Gate(monkeypatch)
+    one.capture(0, 10)
+    await one.saves.make(10, Cause.PERIODIC, deadline=soon())
+    await in_thread(disk.reached)
+    for boundary in (20, 30, 40):
+        one.capture(1, boundary)
+        one.rank.passed_at = monotonic()
+        await one.saves.make(boundary, Cause.PERIODIC, deadline=soon())
+        await one.until(lambda: one.rank.book.has_free, "the rank can capture again")
+        assert one.rank.book.at(10) is not None, "the disk reads it"
+    disk.open.set()
+    await one.until(lambda: not one.rank.book.held)
+    await one.writing._node_work
+    assert kept(one) == [(1, True)]
+    await saved(one, 0, 50)
+    assert kept(one) == [(5, True)], "the disk is back"
+    await one.close()
