@@ -14,6 +14,7 @@ from holdfast_api import __version__
 from holdfast_api.errors import ContractError
 from holdfast_api.messages import Exit
 from holdfast_api.names import EXIT_CODES
+from holdfast_store import retry
 from holdfast_store.errors import StoreError
 
 DEFAULT_EVERY_SECONDS = 600
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s holdfast-agent %(levelname)s %(message)s", stream=sys.stderr
     )
+    retry.without_a_line_per_try()
     if options.verb == "doctor":
         return _doctor(options)
     command = tuple(options.command[1:] if options.command[:1] == ["--"] else options.command)

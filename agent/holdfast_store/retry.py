@@ -16,6 +16,11 @@ from holdfast_store.errors import Unavailable
 T = TypeVar("T")
 
 
+def without_a_line_per_try() -> None:
+    """For programs of our own: stamina would log a line for each repetition that names neither store nor reason. The end is told in words."""
+    stamina.instrumentation.set_on_retry_hooks(())
+
+
 class Persistent:
     """`inner`, with retries for at most `retry_seconds` per call and never begun after `deadline` (of `time.monotonic`).
 

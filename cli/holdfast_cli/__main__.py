@@ -9,6 +9,7 @@ from holdfast_api import __version__
 from holdfast_cli.checkpoints import checkpoints
 from holdfast_cli.expire import expire
 from holdfast_cli.verify import verify
+from holdfast_store import retry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +31,7 @@ def options(version: bool = typer.Option(False, "--version", help="Print the ver
 
 
 def main() -> None:
+    retry.without_a_line_per_try()
     # kubectl starts plugins as `kubectl-holdfast`; help should show what a person types.
     name = Path(sys.argv[0]).name
     app(prog_name="kubectl holdfast" if name.startswith("kubectl-") else "holdfast")

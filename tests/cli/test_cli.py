@@ -181,3 +181,14 @@ def test_nothing_is_ever_deleted_from_here(world: World, tmp_path: Path) -> None
     assert (nothing_named.exit_code, nothing_named.stdout) == (2, "")
     assert "--keep-last N" in nothing_named.stderr
     assert world.stored() == before
+
+
+def test_a_store_that_does_not_answer_is_one_line_not_one_for_each_try() -> None:
+    arguments = ["verify", "s3://bucket/prefix", *JOB, "--endpoint", "http://127.0.0.1:1", "--retry-seconds", "0.5"]
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast_cli", *arguments], capture_output=True, text=True, env=os.environ | keys
+    )
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "127.0.0.1:1" in line
