@@ -51,6 +51,9 @@ class Live:
         if unknown:
             raise NotLive(f"{unknown[0]} has another name in the image")
         self._objects = [(p.holder, p.key, p.tensor, p.name) for p in places] + _anchors(registry)
+        for place in places:
+            if not _same_memory(captured.leaves.tensors[place.name], place.tensor):
+                raise NotLive(f"state_dict() gives a copy of {place.name}, made at that moment")
         self._lengths = [(h, len(h)) for h in _holders(registry, places)]
         self._seen = [(p.tensor, p.tensor.data_ptr(), p.tensor.shape, p.name) for p in places]
         stored = {e.name for e in plan.layout.entries if e.tied_to is None and e.length_bytes}
@@ -60,16 +63,31 @@ class Live:
         """Tensors of the boundary path."""
         self.live = {n: t for n, t in own.items() if n not in self.noted_names}
         self._check(own)
+        self._referred = {
+            n: t
+            for n, t in captured.leaves.tensors.items()
+            if n in stored and n not in self._places and _size(t) > LARGE_BYTES
+        }
+        """Large tensors in the small state: kept by reference there (parts.freeze), and only audited here."""
+        if changing := sorted(self._referred.keys() & set(moved)):
+            raise NotLive(f"{changing[0]} changes between boundaries, in an object that keeps it by its own ways")
+        loose = {n: t for n, t in self.live.items() if not self._places[n].fixed} | self._referred
+        self._loose, self._fixed = loose, {n: t for n, t in self.live.items() if n not in loose}
+        parameters = {  # a write to a part of a small one is found by looking
+            n: t
+            for n, t in self._fixed.items()
+            if isinstance(self._places[n].tensor, torch.nn.Parameter) and _size(t) > LARGE_BYTES
+        }
+        self._versioned = [(n, t) for n, t in (loose | parameters).items() if not t.is_inference()]
+        self._versions = self._now_versions()
         self._generators = Generators()
-        fixed = {n: t for n, t in self.live.items() if self._places[n].fixed}
-        loose = {n: t for n, t in self.live.items() if not self._places[n].fixed}
-        self._fingerprint = [*fingerprint_blocks(fixed), *fingerprint_blocks(loose)]
+        self._fingerprint = [*fingerprint_blocks(self._fixed), *fingerprint_blocks(loose)]
         noted = [(own[n].data_ptr(), _size(own[n])) for n in self.noted_names]
         points = [b.segment for b in self._fingerprint]
         self._at = (len(self._generators.segments), len(self._generators.segments) + len(noted))
         self._noted = Gather([*self._generators.segments, *noted, *points])
         self._points = Gather(points)
-        self._kept = own
+        self._kept = (own, self._referred)
         """The addresses stay valid."""
         self._tables: dict[int, _Table] = {}
         self._reading = threading.Lock()
@@ -80,27 +98,49 @@ class Live:
         """At the boundary. Raises OSError."""
         with self._reading:
             self._noted.take()
+            self._versions = self._now_versions()
         return Noting(small, self._generators.note())
 
     def moved_since_note(self) -> bool:
-        """The fingerprint is not the one of the last `note`: something has changed. Any thread. Raises OSError."""
+        """The fingerprint is not the one of the last `note`, or torch has counted a write: something has changed. Any thread. Raises OSError."""
         first, last = self._at[1], len(self._noted.segments)
         with self._reading:
+            if self._now_versions() != self._versions:
+                return True
             self._points.take()
             return self._points.pieces(0, last - first) != self._noted.pieces(first, last)
 
+    def written_since_note(self) -> list[str]:
+        """Of what a forward may write, that which torch has counted a write to, by name. A few rows of a large table are hard to find by looking."""
+        now = zip(self._versioned, self._now_versions(), self._versions, strict=True)
+        return [name for (name, _), version, noted in now if version != noted and name in self._loose]
+
+    def _now_versions(self) -> list[int]:
+        return [t._version for _, t in self._versioned]
+
     def updated_since_note(self) -> list[str]:
-        """Of those that `moved_since_note` has just looked at, the parameters and optimizer states that have changed, by name. Main thread."""
+        """Of those that the fingerprint looks at, the parameters and optimizer states that have changed, by name. Main thread. Raises OSError."""
         first = self._at[1]
+        with self._reading:
+            self._points.take()
         return [
             block.name
             for i, block in enumerate(self._fingerprint)
-            if self._places[block.name].fixed and self._points.piece(i) != self._noted.piece(first + i)
+            if block.name in self._fixed and self._points.piece(i) != self._noted.piece(first + i)
         ]
 
     def blocks(self, turn: int, budget_bytes: int) -> list[Block]:
-        """What an audit looks at (audit.py)."""
-        return blocks_of(self.live, turn, budget_bytes)
+        """What an audit looks at (audit.py). Half of it is for what a forward may write."""
+        loose = blocks_of(self._loose, turn, budget_bytes // 2)
+        return loose + blocks_of(self._fixed, turn, budget_bytes - sum(b.length for b in loose))
+
+    def contiguous(self) -> set[str]:
+        """Those whose bytes are in a slot as they are in memory."""
+        return {
+            n
+            for n, t in (self._loose | self._fixed).items()
+            if t.is_contiguous() and not t.is_conj() and not t.is_neg()
+        }
 
     def prepare(self, slots: Sequence[mmap.mmap]) -> None:
         """Tables for all slots; made before a round needs them."""
@@ -134,6 +174,9 @@ class Live:
         planned = {i.name: i for i in self.plan.items if i.name not in self._places}
         if tensors.keys() != planned.keys():
             raise NotLive(f"tensors of the small state have changed: {sorted(tensors.keys() ^ planned.keys())[:3]}")
+        for name, known in self._referred.items():
+            if not _same_memory(tensors[name], known):
+                raise NotLive(f"{name} lies elsewhere than when it was planned")
         for item in items_of(rendered.leaves):
             if replace(item, tied_to=None) != replace(planned[item.name], tied_to=None):
                 raise NotLive(f"{item.name} has another form than when it was planned")
@@ -264,6 +307,10 @@ def _found(holder: Any, key: Any) -> Any:
     if isinstance(holder, dict):
         return holder.get(key)  # a defaultdict would make what is missing
     return holder[key] if key < len(holder) else None
+
+
+def _same_memory(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return (tensor.data_ptr(), tensor.stride(), tensor.dtype) == (other.data_ptr(), other.stride(), other.dtype)
 
 
 def _size(tensor: torch.Tensor) -> int:

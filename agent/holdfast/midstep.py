@@ -100,7 +100,8 @@ class MidStep:
         if self._live is None or addresses is None or self._live.plan is not self._saver.current:
             return
         self._turn += 1
-        blocks = [b for b in self._live.blocks(self._turn, SAVE_BYTES) if b.name in addresses]
+        contiguous = self._live.contiguous()  # the slot holds others in another order
+        blocks = [b for b in self._live.blocks(self._turn, SAVE_BYTES) if b.name in addresses and b.name in contiguous]
         try:
             self._audit = Audit(blocks, addresses)
         except OSError as e:
@@ -199,8 +200,15 @@ class MidStep:
             if audit is None:
                 return
             changed = audit.changed()
+            if self._live is not None:
+                changed = sorted({*changed, *self._live.written_since_note()})
+                if self._facts.clean + 1 == ROUNDS and self._noting is not None and not changed:
+                    self._live.compose(self._noting)
         except (OSError, RuntimeError) as e:
             self._give_up(not_live=f"memory cannot be read for the audit: {e}")
+            return
+        except (NotLive, HoldfastError) as e:  # it fitted when it was listed, and does not some boundaries later
+            self._give_up(not_live=str(e))
             return
         if not changed:
             if self._facts.clean < ROUNDS:

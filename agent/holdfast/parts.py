@@ -53,7 +53,7 @@ class Place:
     key: Any
     tensor: torch.Tensor
     fixed: bool
-    """A parameter or optimizer state, which only an update changes. Not: a buffer, which a forward may change."""
+    """A parameter or optimizer state, which only an update changes. Not: what a forward may change, as a buffer, or an embedding that it normalizes."""
 
 
 class Part(Protocol):
@@ -113,7 +113,8 @@ class ModulePart:
                 for key, tensor in holder.items():
                     name = f"{prefix}.{key}".lstrip(".")
                     if tensor is not None and name in wanted:
-                        found.append(Place(f"{self.name}.{name}", holder, key, tensor, fixed))
+                        still = fixed and getattr(module, "max_norm", None) is None
+                        found.append(Place(f"{self.name}.{name}", holder, key, tensor, still))
         unknown = sorted(wanted - {p.name.removeprefix(f"{self.name}.") for p in found})
         if unknown:
             raise NotLive(f"{self.name}.state_dict() has {_listed(unknown)}, neither parameters nor buffers")
@@ -222,6 +223,9 @@ class OptimizerPart:
         for index, (holder, i) in enumerate(_slots_of(self.optimizer)):
             if id(holder[i]) not in self.held:
                 found.append(Place(f"{self.name}.orphan.{index}", holder, i, holder[i], True))
+        others = [k for k in self.inner.state if not isinstance(k, torch.Tensor)]
+        if others:
+            raise NotLive(f"{self.name} keeps {others[0]!r} in its state, which belongs to no parameter")
         for index, (holder, i) in enumerate(_slots_of(self.inner)):
             state = self.inner.state.get(holder[i], {})
             for key, value in state.items():
@@ -234,6 +238,8 @@ class OptimizerPart:
         return [{k: freeze(v) for k, v in g.items() if k != "params"} for g in self.inner.param_groups]
 
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
+        if more := template["state"].keys() - {"state", "param_groups"}:
+            raise NotLive(f"{self.name}.state_dict() has {_listed(sorted(more))}, which no list can name")
         groups = template["state"]["param_groups"]
         if len(groups) != len(snapshot):
             raise NotLive(f"{self.name} has another number of parameter groups than when it was planned")
