@@ -62,6 +62,9 @@ class Checkpointer:
         self._window_closed = False
         """An optimizer had stepped before the last boundary: gradients since then are no part of its state (I2)."""
         self._generators: dict[str, Any] | None = None
+        self._settings: dict[str, Any] | None = None
+        """The small state as it was restored, until a pass really begins; without what the script itself has set before it called `batches`."""
+        self._asked = False
         self._stepped_at: float | None = None
         self._step_seconds = 0.0
         self._link, self._trouble = self._connect()
@@ -118,6 +121,9 @@ class Checkpointer:
         self._must_be_restored("batches()")
         if epochs is not None and epochs < 0:
             raise ValueError(f"epochs={epochs}; it must not be negative")
+        if self._settings is not None and not self._asked:
+            self._settings = self._registry.unchanged(self._settings)
+        self._asked = True
         return self._registry.position(loader).run(epochs, self._take_generators)
 
     def step(self, **metrics: Any) -> None:
@@ -178,8 +184,16 @@ class Checkpointer:
             position.note_boundary()
 
     def _take_generators(self) -> dict[str, Any] | None:
-        """The checkpoint's, for the first pass that really begins."""
+        """The checkpoint's, for the first pass that really begins. What a loop over epochs has done to schedulers and the like after passes without a
+        batch, in a life before which they had been stepped already, is undone."""
         taken, self._generators = self._generators, None
+        settings, self._settings = self._settings, None
+        skipped = any(p.skipped for p in self._registry.positions.values())
+        if settings is not None and skipped and (changed := self._registry.put_settings_back(settings)):
+            log.warning(
+                "holdfast: %s had been changed after epochs that were over before the restart; put back to what the checkpoint says",
+                ", ".join(changed),
+            )
         return taken
 
     # At a boundary
@@ -237,6 +251,8 @@ class Checkpointer:
     def _restore_from_agent(self, saver: Saver, link: AgentLink) -> None:
         restorer = Restorer(link, self._registry, self._progress)
         welcome, self._generators = restorer.run()
+        if self._generators is not None:
+            self._settings = self._registry.settings()
         self._every, saver.chunk_bytes = welcome.every_steps, welcome.chunk_bytes
         if self.boundary:
             saver.newest = self.boundary

@@ -48,6 +48,8 @@ class Position:
         """Passes asked for by the calls of `run` in this process."""
         self._spent = 0
         """How many of those, counted from the very first start, are over or were given up: who leaves a loop over several leaves all of them."""
+        self.skipped = False
+        """A call of `run` had nothing to hand out, because what it asked for was over before the restart."""
         self._left = False
         """The loop over the pass at hand was left, and no boundary was passed since."""
         self._reader = 0
@@ -99,6 +101,7 @@ class Position:
         if self._inside and not self._resume:
             self._end_pass(left=True)
         self._granted += FOREVER if epochs is None else epochs
+        self.skipped = self.skipped or self._spent >= self._granted
         while self._spent < self._granted:
             iterator = self._begin(generators)
             whole = self.batch == 0

@@ -68,6 +68,9 @@ class Part(Protocol):
     def snapshot(self) -> Any:
         """Main thread, at a boundary: what is not among `places`, copied."""
 
+    def put_back(self, snapshot: Any) -> None:
+        """Main thread: what `snapshot` has copied is again as it was there."""
+
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
         """Any thread. `template` is what `capture` gave when `places` was called. Raises NotLive, UnsupportedState."""
 
@@ -122,6 +125,8 @@ class ModulePart:
 
     def snapshot(self) -> Any:
         return None
+
+    def put_back(self, snapshot: Any) -> None: ...
 
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
         return template
@@ -237,6 +242,9 @@ class OptimizerPart:
     def snapshot(self) -> Any:
         return [{k: freeze(v) for k, v in g.items() if k != "params"} for g in self.inner.param_groups]
 
+    def put_back(self, snapshot: Any) -> None:
+        _update_groups(self.inner.param_groups, snapshot)
+
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
         if more := template["state"].keys() - {"state", "param_groups"}:
             raise NotLive(f"{self.name}.state_dict() has {_listed(sorted(more))}, which no list can name")
@@ -312,6 +320,10 @@ class ZeroPart(OptimizerPart):
     def snapshot(self) -> Any:
         return super().snapshot(), self._settings()
 
+    def put_back(self, snapshot: Any) -> None:
+        _update_groups(self.inner.param_groups, snapshot[0])
+        _update_groups(self.optimizer.param_groups, snapshot[1])
+
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
         inner, settings = snapshot
         body = super().render(inner, template, leaves)
@@ -340,6 +352,15 @@ def _slots_of(optimizer: torch.optim.Optimizer) -> list[tuple[list[torch.Tensor]
     return [(g["params"], i) for g in optimizer.param_groups for i in range(len(g["params"]))]
 
 
+def _update_groups(groups: list[dict[str, Any]], values: list[dict[str, Any]]) -> None:
+    for group, wanted in zip(groups, values, strict=False):
+        for key, value in wanted.items():
+            if isinstance(value, torch.Tensor) and isinstance(group.get(key), torch.Tensor):
+                group[key].copy_(value)  # a compiled step knows the tensor
+            else:
+                group[key] = freeze(value)
+
+
 class StatefulPart:
     """Anything with `state_dict` and `load_state_dict`: schedulers, scalers, loaders that know their position, a `holdfast.Value`."""
 
@@ -354,6 +375,9 @@ class StatefulPart:
 
     def snapshot(self) -> Any:
         return freeze(self.target.state_dict())
+
+    def put_back(self, snapshot: Any) -> None:
+        self.target.load_state_dict(cloned(snapshot))
 
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
         return leaves.put(snapshot, self.name, Tier.OPTIMIZER)
@@ -377,6 +401,14 @@ class GeneratorPart(StatefulPart):
         if isinstance(self.target, random.Random):
             return self.target.getstate()
         return self.target.bit_generator.state
+
+    def put_back(self, snapshot: Any) -> None:
+        if isinstance(self.target, torch.Generator):
+            self.target.set_state(snapshot)
+        elif isinstance(self.target, random.Random):
+            self.target.setstate(snapshot)
+        else:
+            self.target.bit_generator.state = snapshot
 
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
         if isinstance(snapshot, torch.Tensor):

@@ -105,6 +105,22 @@ class Registry:
             {n: p.state() for n, p in self.positions.items()} | self._unclaimed,
         )
 
+    def settings(self) -> dict[str, Any]:
+        """The small state of the parts that are no loaders, copied."""
+        return {name: part.snapshot() for name, part in self.parts.items() if name not in self.positions}
+
+    def unchanged(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Those of `settings` that are what they were."""
+        return {n: s for n, s in settings.items() if _same(s, self.parts[n].snapshot())}
+
+    def put_settings_back(self, settings: dict[str, Any]) -> list[str]:
+        """Returns the names of the parts that had changed."""
+        changed = [n for n in settings if n not in self.unchanged(settings)]
+        with torch.no_grad():
+            for name in changed:
+                self.parts[name].put_back(settings[name])
+        return changed
+
     def render(self, small: Small, template: dict[str, Any], generators: dict[str, Any]) -> Captured:
         """What `capture` would have said at the boundary of `small`; of tensors only those that `small` holds. Any thread: looks at nothing but
         its arguments and the parts' names. `template`: the document of an earlier capture. Raises NotLive, UnsupportedState."""
@@ -170,6 +186,15 @@ class Registry:
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.updated = True
         self._ever_stepped.add(id(optimizer))
+
+
+def _same(one: Any, other: Any) -> bool:
+    first: tree.Tensors = {}
+    second: tree.Tensors = {}
+    return tree.encode(one, "", first) == tree.encode(other, "", second) and all(
+        t.shape == second[n].shape and t.dtype == second[n].dtype and torch.equal(t, second[n])
+        for n, t in first.items()
+    )
 
 
 def read_document(text: bytes) -> dict[str, Any]:
