@@ -55,7 +55,7 @@ def open_image(path: str, image_bytes: int, entries: Sequence[TensorEntry]) -> d
 
 
 def check_finite(document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Parameters, buffers apart, and optimizer state must be finite (C4). Gradients need not: a scaler skips the infinite ones.
+    """Parameters that are trained, and optimizer state, must be finite (C4). Gradients need not: a scaler skips the infinite ones.
 
     A read of its own, by several threads, before anything is touched: what is half loaded could not be told from what is whole afterwards.
     """

@@ -106,7 +106,9 @@ class ModulePart:
             tier = (Tier.FROZEN if frozen else Tier.TRAINABLE) if trains else Tier.OPTIMIZER
             body[key] = leaves.put(value, f"{self.name}.{key}", tier)
         loose = {k: leaves.put(v, f"{self.name}.{k}", Tier.TRAINABLE) for k, v in self._loose_buffers().items()}
-        return {"state": body, "loose": loose, "parameters": [k for k in body if k in parameters]}
+        # Those that must be finite when they are loaded. What is frozen was so from the start, an additive mask of -inf for example.
+        trained = [k for k in body if k in parameters and parameters[k].requires_grad]
+        return {"state": body, "loose": loose, "parameters": trained}
 
     def places(self) -> list[Place]:
         wanted = self.module.state_dict().keys() | self._loose_buffers().keys()

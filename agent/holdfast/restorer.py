@@ -7,8 +7,9 @@ training.
 import logging
 from typing import Any
 
+from holdfast import filling
 from holdfast.agent_link import AgentLink
-from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError
+from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError, UnsupportedState
 from holdfast.load import load_image
 from holdfast.materialise import on_meta
 from holdfast.progress import Progress
@@ -37,12 +38,27 @@ class Restorer:
                 if isinstance(answer, ranks.StartFresh):
                     if empty:
                         raise RestoreError(_nothing_to_start_from(empty))
+                    self._refuse_what_no_start_would_load()
                     return welcome, None
                 generators = self._load(answer)
                 if generators is not None:
                     return welcome, generators
         except LinkLost as e:
             raise RestoreError(f"the agent was lost while restoring: {e}") from e
+
+    def _refuse_what_no_start_would_load(self) -> None:
+        """Now, rather than after a month: a checkpoint with such a parameter is refused by every start (C4)."""
+        trained = [
+            (f"{name}.{key}", parameter.detach())
+            for name, part in self._registry.modules.items()
+            for key, parameter in part.module.named_parameters()
+            if parameter.requires_grad
+        ]
+        if (name := filling.first_not_finite(trained)) is not None:
+            raise UnsupportedState(
+                f"{name} is trained and holds NaN or infinite values before the first step, and no checkpoint with such values is ever loaded: "
+                "initialize it before restore(), or set requires_grad to False if it is meant to be so"
+            )
 
     def _load(self, offer: ranks.RestoreReady) -> dict[str, Any] | None:
         """None when the checkpoint is damaged: an older one will be offered (C4)."""

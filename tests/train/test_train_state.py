@@ -211,6 +211,42 @@ def test_a_checkpoint_with_nan_is_refused_and_the_next_older_one_is_loaded(agent
     assert place in failed.message
 
 
+def test_a_frozen_parameter_may_be_infinite(agent: FakeAgent) -> None:
+    """An additive mask, say. It is saved as it is, so it must be possible to go on with it."""
+
+    def masked() -> nn.Linear:
+        model = nn.Linear(4, 4)
+        model.mask = nn.Parameter(torch.full((4, 4), -torch.inf).triu(1), requires_grad=False)
+        return model
+
+    model = masked()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    ckpt = holdfast.Checkpointer(model=model, optimizer=optimizer)
+    ckpt.restore()
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    ckpt.step()
+    ckpt.finish()
+    agent.restore_from = {0: [agent.newest()]}
+    again = masked()
+    ckpt = holdfast.Checkpointer(
+        model=again, optimizer=torch.optim.SGD([p for p in again.parameters() if p.requires_grad], lr=0.1)
+    )
+    assert ckpt.restore() == 1
+    assert torch.equal(again.weight, model.weight)
+    assert torch.equal(again.mask, model.mask)
+    assert not agent.heard(ranks.LoadFailed)
+
+
+def test_a_trained_parameter_that_no_start_would_load_is_refused_before_training(agent: FakeAgent) -> None:
+    model = nn.Linear(4, 4)
+    with torch.no_grad():
+        model.bias[2] = torch.nan
+    ckpt = holdfast.Checkpointer(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(holdfast.UnsupportedState, match=r"model\.bias is trained and holds NaN or infinite values"):
+        ckpt.restore()
+
+
 def test_infinite_gradients_of_a_skipped_step_do_not_condemn_a_checkpoint(agent: FakeAgent) -> None:
     model = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
