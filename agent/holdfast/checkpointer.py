@@ -144,6 +144,7 @@ class Checkpointer:
         if self._saver is not None:
             self._at_boundary(self._saver, metrics)
         self._window_closed, registry.updated = registry.updated, False
+        registry.open_gradients.passed()
 
     def finish(self) -> None:
         """Training has ended: captures the last boundary if it is not saved yet and waits until the agent lets the process go. After it nothing may
@@ -178,6 +179,7 @@ class Checkpointer:
         """What is captured at the end is the last boundary's state: a batch read since is read again, and its gradients are no state (I1, I2)."""
         if not self._registry.updated:
             self._registry.updated = self._window_closed
+            self._registry.open_gradients.go_back()
             return
         # An update without a boundary: the parameters hold these batches already.
         for position in self._registry.positions.values():

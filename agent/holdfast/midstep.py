@@ -83,7 +83,9 @@ class MidStep:
             self._noting = None
             return
         try:
-            if entered:
+            if entered and self._registry.open_gradients.open():
+                self._noting = self._audit = None  # as at a micro-batch's boundary
+            elif entered:
                 self._note(window_open=False)
             else:
                 self._pass_without_update()

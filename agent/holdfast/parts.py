@@ -141,13 +141,13 @@ class ModulePart:
     def has_gradients(self) -> bool:
         return any(p.grad is not None for p in self.module.parameters())
 
-    def capture_gradients(self, leaves: Leaves) -> Any:
-        """Gradients of an accumulation window that is open at this boundary (I2)."""
+    def capture_gradients(self, leaves: Leaves, only: set[int] | None) -> Any:
+        """Gradients of an accumulation window that is open at this boundary (I2). `only`: of those with these ids."""
         path = f"gradient.{self.name}"
         return {
             key: leaves.put(p.grad, f"{path}.{key}", Tier.OPTIMIZER)
             for key, p in self.module.named_parameters()
-            if p.grad is not None
+            if p.grad is not None and (only is None or id(p.grad) in only)
         }
 
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:

@@ -127,7 +127,9 @@ class Saver:
         began = time.monotonic()
         again = self._arena.holding(self._progress.boundary) if self._arena else None
         if again is None:
-            captured = self._registry.capture(self._progress, window_open=not self._registry.updated)
+            registry = self._registry
+            gradients = registry.open_gradients.open() if registry.updated else []
+            captured = registry.capture(self._progress, window_open=not registry.updated, gradients=gradients)
             document = document_bytes(captured.document)
             if self._plan is None or not self._plan.fits(captured, document):
                 self._send_plan(captured, wait=kind != "round")

@@ -4,7 +4,7 @@
 slots or agents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 
 from holdfast import rng, tree
 from holdfast.errors import CheckpointDamaged, RestoreError
+from holdfast.gradients import OpenGradients
 from holdfast.loader import Position
 from holdfast.parts import Leaves, ModulePart, NotLive, OptimizerPart, Part, is_loader, part_for
 from holdfast.progress import Progress
@@ -59,6 +60,7 @@ class Registry:
                 self._register(name, target)
         self.modules = {n: p for n, p in self.parts.items() if isinstance(p, ModulePart)}
         self.optimizers = {n: p for n, p in self.parts.items() if isinstance(p, OptimizerPart)}
+        self.open_gradients = OpenGradients(o.optimizer for o in self.optimizers.values())
         self._watch_optimizers()
 
     @property
@@ -82,14 +84,18 @@ class Registry:
             position.load(self._unclaimed.pop(name))
         return position
 
-    def capture(self, progress: Progress, *, window_open: bool) -> Captured:
-        """Lists everything; copies nothing but the small state. `window_open`: gradients belong to the state (I2). Raises UnsupportedState."""
+    def capture(self, progress: Progress, *, window_open: bool, gradients: Sequence[torch.Tensor] = ()) -> Captured:
+        """Lists everything; copies nothing but the small state. `window_open`: gradients belong to the state (I2); else only `gradients` do. Raises
+        UnsupportedState."""
         leaves = Leaves()
+        only = None if window_open else {id(g) for g in gradients}
         document: dict[str, Any] = {
             "schema": SCHEMA,
             "progress": {"boundary": progress.boundary, "updates": progress.updates},
             "parts": {name: part.capture(leaves) for name, part in self.parts.items()},
-            "gradients": {n: p.capture_gradients(leaves) for n, p in self.modules.items()} if window_open else {},
+            "gradients": {n: p.capture_gradients(leaves, only) for n, p in self.modules.items()}
+            if window_open or only
+            else {},
             "rng": tree.encode(rng.capture(), "rng", leaves.tensors),
         }
         positions = {n: p.state() for n, p in self.positions.items()} | self._unclaimed
@@ -186,6 +192,7 @@ class Registry:
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.updated = True
         self._ever_stepped.add(id(optimizer))
+        self.open_gradients.stepped(optimizer)
 
 
 def _same(one: Any, other: Any) -> bool:
