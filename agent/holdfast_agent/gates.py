@@ -58,6 +58,8 @@ class Gates:
                 if rank.steps:
                     rank.send(wire.CloseGate(order.round, order.lease_seconds))
             self._writing.warm()
+        else:  # an evacuation has joined a round that had time
+            self._asked_until.tighten(Deadline.after(max(0.0, order.vote_seconds)).at)
         self._lease = Deadline.after(order.lease_seconds)
         self._watch = self._watch or asyncio.ensure_future(self._open_when_forgotten())
         if not await self._shared.changes.until(self._all_voted, self._asked_until):

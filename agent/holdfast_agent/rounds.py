@@ -117,8 +117,9 @@ class Rounds:
             self.wanted_by(worker, deadline)
             if evacuate and not self._running.evacuate:
                 self._running.evacuate, self._running.cause = True, cause
-                if self._running.arrival is not None:
-                    self._running.arrival.at = now()  # it is planned anew
+                for wait in (self._running.votes, self._running.arrival):
+                    if wait is not None:
+                        wait.at = now()  # asked again, for as long as there is time now, and planned anew
             return self._running
         seconds = self._shared.settings.config.notice_seconds if evacuate else ROUND_SECONDS
         running = Round(
@@ -216,6 +217,8 @@ class Rounds:
         asked for before everything is captured."""
         self._check_something_to_save()
         votes = await self._close(running)
+        if running.evacuate:
+            return await self._evacuate(running)
         running.arrival = running.deadline.copy()
         try:
             boundary = await self._arrive(running, votes, running.arrival)
