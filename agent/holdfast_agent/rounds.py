@@ -216,17 +216,16 @@ class Rounds:
         """A round that training survives: the commit that holds everything, made now or earlier. Raises AgentError. It becomes an evacuation if one is
         asked for before everything is captured."""
         self._check_something_to_save()
-        votes = await self._close(running)
-        if running.evacuate:
-            return await self._evacuate(running)
-        running.arrival = running.deadline.copy()
-        try:
-            boundary = await self._arrive(running, votes, running.arrival)
-        except RoundLost:
-            raise
-        except (AgentError, ValueError):
-            if not running.evacuate:
+        votes, boundary = await self._close(running), 0
+        if not running.evacuate:  # else it has been joined
+            running.arrival = running.deadline.copy()
+            try:
+                boundary = await self._arrive(running, votes, running.arrival)
+            except RoundLost:
                 raise
+            except (AgentError, ValueError):
+                if not running.evacuate:
+                    raise
         if running.evacuate:
             return await self._evacuate(running)
         if all(v.keeps for v in votes):
