@@ -28,7 +28,9 @@ class OpenGradients:
         self._pending: set[int] = set()
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """After its step."""
+        """After its step. One that is compiled cannot be followed into here, and counts as one that has not stepped."""
+        if len(self._optimizers) < 2 or torch.compiler.is_compiling():
+            return
         self._recent.add(id(optimizer))
         if id(optimizer) in self._pending:
             self._pending.discard(id(optimizer))
@@ -40,7 +42,7 @@ class OpenGradients:
 
     def open(self) -> list[torch.Tensor]:
         """At a boundary before which an optimizer has stepped. Almost always empty, and quick then."""
-        if len(self._recent) == len(self._optimizers):
+        if len(self._optimizers) < 2 or len(self._recent) == len(self._optimizers):
             return []
         return [g for o in self._waiting() if self._kept.get(id(o), True) for g in _unused(o)]
 
