@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
@@ -84,6 +85,9 @@ def _rank_main(job: Job, rank: int) -> None:
 def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
     torch.manual_seed(11)
     random.seed(11 + rank)
+    numpy.random.seed(
+        11 + rank
+    )  # it is part of the state; what a server was started with is not the same in every run of the tests
     layers = [
         nn.Linear(64, 256),
         nn.BatchNorm1d(256),
