@@ -60,6 +60,9 @@ class Bucket(Protocol):
     def get_into(self, key: str, view: memoryview) -> None:
         """Fills `view` with the object, which must have exactly this length, else Corrupt. After an error `view` may hold anything."""
 
+    def doubt(self) -> None:
+        """What this thread has just read was not what it asked for: it reads nothing more from a connection that it keeps. Never raises."""
+
     def head(self, key: str) -> ObjectInfo:
         """Size of an object, or Absent."""
 

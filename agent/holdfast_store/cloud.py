@@ -113,6 +113,9 @@ class CloudBucket:
         self._download(check_key(key), room)
 
     @bordered
+    def doubt(self) -> None:
+        """Nothing is kept."""
+
     def head(self, key: str) -> ObjectInfo:
         check_key(key)
         try:

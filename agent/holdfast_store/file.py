@@ -52,6 +52,9 @@ class FileBucket:
             raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
         self._folder.read_range_into(key, view, offset=0, whole_bytes=view.nbytes)
 
+    def doubt(self) -> None:
+        """Nothing is kept."""
+
     def head(self, key: str) -> ObjectInfo:
         return ObjectInfo(key, self._folder.size(check_key(key)))
 

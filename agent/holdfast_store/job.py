@@ -165,6 +165,7 @@ class JobStore:
         key = self.prefix + layout.chunk_key(chunk.at, chunk.digest)
         self.bucket.get_into(key, view)
         if digest(view) != chunk.digest:
+            self.bucket.doubt()  # the next try must not end in the same way because of how the bytes came
             raise Corrupt(key, "the content does not fit the digest that names it")
 
     def create_manifest(self, manifest: RankManifest) -> RankEntry:

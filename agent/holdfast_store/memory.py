@@ -111,6 +111,9 @@ class MemoryBucket:
             raise Corrupt(key, f"{len(data)} bytes where {view.nbytes} were written")
         view[:] = data
 
+    def doubt(self) -> None:
+        """Nothing is kept."""
+
     def head(self, key: str) -> ObjectInfo:
         with self._call("head", check_key(key)) as effects:
             return ObjectInfo(key, len(self._read(key, effects)))

@@ -103,6 +103,14 @@ class PlainGet:
             connection.close()
         return refusal
 
+    def forget(self) -> None:
+        """Closes the connection that this thread keeps. One that was answered once too often gives every later request the answer of the one before, and
+        where all objects have one length nothing but their content shows it."""
+        kept: _Connection | None = getattr(self._own, "connection", None)
+        self._own.connection = None
+        if kept is not None:
+            kept.close()
+
     def _take(self, limits: Limits) -> _Connection:
         kept: _Connection | None = getattr(self._own, "connection", None)
         self._own.connection = None

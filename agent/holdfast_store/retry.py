@@ -60,6 +60,9 @@ class Persistent:
     def get_into(self, key: str, view: memoryview) -> None:
         self._try(lambda: self.inner.get_into(key, view))
 
+    def doubt(self) -> None:
+        self.inner.doubt()
+
     def head(self, key: str) -> ObjectInfo:
         return self._try(lambda: self.inner.head(key))
 

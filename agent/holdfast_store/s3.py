@@ -189,6 +189,10 @@ class S3Bucket:
 
         self._download(check_key(key), room)
 
+    def doubt(self) -> None:
+        if self._short_way is not None:
+            self._short_way.forget()
+
     @bordered
     def head(self, key: str) -> ObjectInfo:
         check_key(key)

@@ -130,6 +130,10 @@ class Signed:
             pace.passed(view.nbytes, time.monotonic() - started)
         return refusal
 
+    def forget(self) -> None:
+        """The connection that this thread keeps."""
+        self._plain.forget()
+
     def _headers(self, target: str) -> dict[str, str]:
         request = AWSRequest(method="GET", url=self._origin + target, headers={"Host": self._host})
         S3SigV4Auth(self._frozen(), "s3", self._region).add_auth(request)

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from holdfast_api.config import StorageConfig
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import Chunk
+from holdfast_store.chunks import digest
+from holdfast_store.errors import Corrupt
+from holdfast_store.job import JobStore
 from holdfast_store.patience import Limits
 from holdfast_store.plain_get import Broken, PlainGet, Refusal, Stalled, Unusual
+from holdfast_store.s3 import S3Bucket
 
 BODY = bytes(range(256)) * 1024
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY)
@@ -254,3 +261,33 @@ def test_an_empty_object(serve: Serve) -> None:
 def test_the_module_knows_nothing_of_s3() -> None:
     source = Path("agent/holdfast_store/plain_get.py").read_text()
     assert not re.search(r"^(import|from) (boto|obstore)", source, re.MULTILINE)
+
+
+def test_a_connection_that_was_answered_once_too_often_is_given_up_when_a_chunk_does_not_fit(serve: Serve) -> None:
+    """A proxy that repeats one answer: all chunks have one length, so every later one would be the chunk before, and a good checkpoint be refused (C3)."""
+    chunks = {digest(data): data for data in (bytes([n]) * 4096 for n in range(6))}
+
+    def script(client: socket.socket, number: int) -> None:
+        name = server.requests[-1].split()[1].decode().rpartition("/")[2]
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4096\r\n\r\n" + chunks[name]
+        client.sendall(answer)
+        if number == 2:
+            client.sendall(answer)
+            time.sleep(0.05)
+
+    server = serve(script)
+    config = StorageConfig("s3://bucket/x", f"http://127.0.0.1:{server.port}")
+    bucket = S3Bucket.from_config(config, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"})
+    store = JobStore(bucket, "ns", "job", "5f0c9d9e-0000-4000-8000-000000000001")
+    wrong = 0
+    for name, data in chunks.items():
+        view = memoryview(bytearray(4096))
+        for left in (1, 0):
+            try:
+                store.get_chunk_into(Chunk(name, 4096, CheckpointRef(1, 1)), view)
+                break
+            except Corrupt:
+                wrong += 1
+                assert left, "the second try met the same connection"
+        assert bytes(view) == data
+    assert wrong <= 1
