@@ -25,7 +25,7 @@ SETUP_SECONDS = 120.0
 ROUND_SECONDS = 240.0
 END_SECONDS = 20.0
 """For tidying at the end, before it is killed."""
-SETTLE_SECONDS = 0.1
+SETTLE_SECONDS = 0.05
 """Between two contenders, for what the one has left to the kernel."""
 _SAMPLING_SECONDS = 0.05
 
