@@ -158,7 +158,7 @@ async def _write(
         sending = Sending(job.ref, job.base_has, store, stop, threads.link, pace, lane)
         chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop)
         manifests = [_manifest(job, p, c) for p, c in zip(job.parts, chunks, strict=True)]
-        entries = await _gather([threads.call(persist, stop, _creating(store, m)) for m in manifests], stop)
+        entries = await _gather([threads.send(persist, stop, _creating(store, m)) for m in manifests], stop)
         if job.wait_for_node:
             await asyncio.wait([on_node])
     except BaseException:

@@ -12,7 +12,7 @@ import pytest
 
 from holdfast_agent import flush, pace
 from holdfast_agent.errors import SaveGivenUp
-from holdfast_agent.threads import Stop, Threads
+from holdfast_agent.threads import METADATA_THREADS, Stop, Threads
 from holdfast_api.layout import CheckpointRef
 from holdfast_store.chunks import digest
 from holdfast_store.errors import Denied, Full, Misconfigured, StoreError, Unavailable
@@ -46,7 +46,7 @@ class Place:
 
     def job(self, **fields: object) -> flush.Job:
         parts = tuple(flush.Part(r, self.root / f"slot-{r}", len(i), 7, ()) for r, i in self.images.items())
-        return flush.Job("uid", REF, 2, CHUNK, parts, **({"base": BASE} | fields))  # type: ignore[arg-type]
+        return flush.Job("uid", REF, len(parts), CHUNK, parts, **({"base": BASE} | fields))  # type: ignore[arg-type]
 
     async def write(self, **fields: object) -> flush.Written:
         return await flush.write(
@@ -364,3 +364,25 @@ def test_a_save_beside_training_that_gets_no_processor_yields_no_more_after_a_wh
 
     asyncio.run(run())
     assert sum(name == "hash" for name, _ in seen) == 7
+
+
+def test_manifests_that_the_store_does_not_take_keep_no_claim_and_no_new_slot_waiting(tmp_path: Path) -> None:
+    """More ranks than there are threads for metadata, and a store that fails just then."""
+    place = Place(tmp_path, faults=(Fault(Effect.UNAVAILABLE, "create", "rank-", times=0),))
+    place.images = {rank: os.urandom(CHUNK) for rank in range(METADATA_THREADS + 1)}
+    for rank, image in place.images.items():
+        (tmp_path / f"slot-{rank}").write_bytes(image)
+
+    async def run() -> None:
+        writing = asyncio.ensure_future(place.write())
+        while place.stop.failing is None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)  # all of them are at it
+        try:
+            assert await asyncio.wait_for(place.threads.call(lambda: "short work"), 10) == "short work"
+        finally:
+            place.stop.set("enough")
+            with pytest.raises(Unavailable):
+                await writing
+
+    asyncio.run(run())
