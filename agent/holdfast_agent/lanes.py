@@ -22,6 +22,11 @@ class Lane:
         self._lock = threading.Lock()
         self._waiting: deque[Work] = deque()
         self._running = 0
+        """Threads that were asked for and have not gone."""
+        self._asked = 0
+        """Of them, those that have not begun: a piece is taken by a thread, not handed to a queue in front of one."""
+        self._turn = 0
+        """Threads that were asked for in an earlier turn do nothing when they begin."""
         self._ended = False
         self._failure: BaseException | None = None
         self._loop = asyncio.get_running_loop()
@@ -43,9 +48,10 @@ class Lane:
             self._start()
 
     def move(self, pool: Executor, width: int) -> None:
-        """What waits is done on another pool; what runs is finished where it is."""
+        """What waits is done on another pool, also what waits for a thread of this one; what runs is finished where it is."""
         with self._lock:
             self._pool, self._width = pool, max(1, width)
+            self._call_off()
             self._start()
 
     def end(self) -> None:
@@ -63,18 +69,26 @@ class Lane:
     # ---- with the lock held
 
     def _start(self) -> None:
-        while self._running < min(self._width, self._running + len(self._waiting)):
+        while self._running < self._width and self._asked < len(self._waiting):
             self._running += 1
+            self._asked += 1
             try:
-                self._pool.submit(self._work, self._waiting.popleft(), self._pool)
+                self._pool.submit(self._work, self._turn)
             except RuntimeError as e:  # the pool is closed: the agent ends
                 self._running -= 1
+                self._asked -= 1
                 self._fail(e)
                 self._finish()
+
+    def _call_off(self) -> None:
+        self._turn += 1
+        self._running -= self._asked
+        self._asked = 0
 
     def _fail(self, failure: BaseException) -> None:
         self._failure = self._failure or failure
         self._waiting.clear()
+        self._call_off()
 
     def _finish(self) -> None:
         if (self._ended or self._failure is not None) and not self._running and not self._waiting:
@@ -82,8 +96,13 @@ class Lane:
 
     # ---- on the pool's threads, and on the loop
 
-    def _work(self, work: Work, pool: Executor) -> None:
-        while True:
+    def _work(self, turn: int) -> None:
+        with self._lock:
+            if turn != self._turn:
+                return
+            self._asked -= 1
+            work = self._next(turn)
+        while work is not None:
             failure = None
             try:
                 work()
@@ -92,12 +111,16 @@ class Lane:
             with self._lock:
                 if failure is not None:
                     self._fail(failure)
-                if not self._waiting or self._running > self._width or pool is not self._pool:
-                    self._running -= 1
-                    self._start()
-                    self._finish()
-                    return
-                work = self._waiting.popleft()
+                work = self._next(turn)
+
+    def _next(self, turn: int) -> Work | None:
+        """With the lock held. None: this thread is no longer wanted."""
+        if self._waiting and self._running <= self._width and turn == self._turn:
+            return self._waiting.popleft()
+        self._running -= 1
+        self._start()
+        self._finish()
+        return None
 
     def _tell(self) -> None:
         if self.over.done():

@@ -145,3 +145,40 @@ def test_what_waits_moves_to_another_pool_and_what_runs_is_finished() -> None:
         assert sum(n.startswith("there") for n in names) == 5
 
     asyncio.run(run())
+
+
+def test_what_waits_for_a_thread_that_never_comes_is_moved_too() -> None:
+    async def run() -> None:
+        full, held, done = ThreadPoolExecutor(1), Held(), []
+        full.submit(held.piece, 0)
+        lane = Lane(full, 1)
+        for number in range(5):
+            lane.add(lambda n=number: done.append(n))
+        lane.end()
+        lane.move(POOL, 2)
+        await asyncio.wait_for(lane.over, 30)
+        assert sorted(done) == list(range(5))
+        held.go.set()
+        full.shutdown()
+        assert len(done) == 5, "a thread that comes too late does nothing"
+
+    asyncio.run(run())
+
+
+def test_a_lane_that_fails_is_over_although_a_thread_that_it_asked_for_never_comes() -> None:
+    async def run() -> None:
+        full, held = ThreadPoolExecutor(2), Held()
+        full.submit(held.piece, 0)
+
+        def broken() -> None:
+            raise ValueError("broken")
+
+        lane = Lane(full, 2)
+        lane.add(broken)
+        lane.add(lambda: held.piece(1))
+        with pytest.raises(ValueError):
+            await asyncio.wait_for(lane.over, 30)
+        held.go.set()
+        full.shutdown()
+
+    asyncio.run(run())
