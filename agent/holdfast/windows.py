@@ -2,9 +2,13 @@
 
 The first optimizer of an iteration opens the window; the boundary ends it. The hook is global and looks for optimizers that update what is
 registered, so that one that was not registered is seen as well. It runs before hooks of single optimizers.
+
+torch iterates over its global hooks while an optimizer steps, so the process has one hook, registered at import and never removed: a Checkpointer
+may be made, closed or collected as garbage at any moment, on any thread, also in the middle of somebody's step.
 """
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +23,32 @@ ENDLESS_STEPS = 1000
 """Steps of one optimizer without a boundary."""
 
 
+_changing = threading.Lock()
+_live: "tuple[weakref.ref[Windows], ...]" = ()
+"""Who looks at steps. Replaced whole, under the lock, so that a step in another thread reads one or the other."""
+
+
+def _before_any_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    if torch.compiler.is_compiling():
+        return  # a lock cannot be traced; such steps are found out by what they change
+    for ref in _live:
+        windows = ref()
+        if windows is not None:
+            windows._before_step(optimizer, args, kwargs)
+
+
+def _look(windows: "Windows", add: bool) -> None:
+    global _live
+    with _changing:
+        kept = tuple(ref for ref in _live if ref() not in (None, windows))
+        _live = (*kept, weakref.ref(windows)) if add else kept
+
+
+register_optimizer_step_pre_hook(_before_any_step)
+
+
 class Windows:
-    """The hooks of one Checkpointer. They go when `close` is called or nobody holds it any more."""
+    """What one Checkpointer knows of steps. It looks at them until `close` is called or nobody holds it any more."""
 
     def __init__(self, registry: Registry, enter: Callable[[], None]) -> None:
         """`enter` runs at the first update of each iteration, before it, on whichever thread steps."""
@@ -35,17 +63,7 @@ class Windows:
         self.count = 0
         self._steps: dict[int, int] = {}
         self._told = False
-        me = weakref.ref(self)
-
-        def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-            if torch.compiler.is_compiling():
-                return  # a lock cannot be traced; such steps are found out by what they change
-            windows = me()
-            if windows is not None:
-                windows._before_step(optimizer, args, kwargs)
-
-        handle = register_optimizer_step_pre_hook(before_step)
-        self._remove = weakref.finalize(self, handle.remove)
+        _look(self, add=True)
 
     def boundary(self) -> bool:
         """A boundary is passed; returns whether a window was entered since the one before."""
@@ -55,7 +73,7 @@ class Windows:
         return entered
 
     def close(self) -> None:
-        self._remove()
+        _look(self, add=False)
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if id(optimizer) not in self._registered and not self._updates_ours(optimizer):
