@@ -16,7 +16,6 @@ import torch
 from torch.utils.data import DataLoader
 
 import holdfast_api
-from holdfast.agent_link import AgentLink
 from holdfast.conditions import exactness
 from holdfast.ddp import settle_buckets
 from holdfast.errors import LinkLost, RestoreError
@@ -27,6 +26,7 @@ from holdfast.restorer import Restorer
 from holdfast.saver import Saver
 from holdfast.state import ALLOWANCES, Registry
 from holdfast_api import names, ranks
+from holdfast_rank.agent_link import AgentLink
 
 log = logging.getLogger("holdfast")
 T = TypeVar("T")

@@ -7,9 +7,9 @@ HoldfastError
 └── LinkLost            the agent is gone; never leaves the library except out of `restore`, as RestoreError
 """
 
+from holdfast_rank.errors import HoldfastError, LinkLost
 
-class HoldfastError(Exception):
-    """Base of everything this package raises for reasons outside the caller's code; wrong arguments raise ValueError or TypeError."""
+__all__ = ["CheckpointDamaged", "HoldfastError", "LinkLost", "RestoreError", "UnsupportedState"]
 
 
 class RestoreError(HoldfastError):
@@ -22,7 +22,3 @@ class CheckpointDamaged(RestoreError):
 
 class UnsupportedState(HoldfastError):
     """A value that cannot be saved. The message names where it lies and what to do."""
-
-
-class LinkLost(HoldfastError):
-    """The connection to the agent broke while an answer was awaited."""

@@ -18,10 +18,10 @@ from holdfast.audit import Block, blocks_of, fingerprint_blocks
 from holdfast.bits import copy_bits, copyable
 from holdfast.gather import Gather
 from holdfast.generators import Generators, Noted
-from holdfast.image import STATE_NAME
 from holdfast.parts import LARGE_BYTES, NotLive, Place
 from holdfast.snapshot import SnapshotPlan, document_bytes, items_of
 from holdfast.state import Captured, Registry, Small
+from holdfast_rank.image import STATE_NAME
 
 LANE_BYTES = 64 << 20
 """A tensor is split into pieces of this size, so that all lanes have the same to do."""

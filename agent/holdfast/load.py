@@ -14,10 +14,10 @@ import torch
 
 from holdfast import filling, rng
 from holdfast.errors import CheckpointDamaged
-from holdfast.image import STATE_NAME
 from holdfast.progress import Progress
 from holdfast.state import Registry, read_document
 from holdfast_api.manifest import TensorEntry
+from holdfast_rank.image import STATE_NAME
 
 
 def load_image(

@@ -11,7 +11,6 @@ import threading
 import time
 from dataclasses import replace
 
-from holdfast.agent_link import AgentLink
 from holdfast.audit import FIRST_BYTES, ROUNDS, SAVE_BYTES, Audit
 from holdfast.errors import HoldfastError, LinkLost
 from holdfast.gate import Gate, LoopClass
@@ -24,6 +23,7 @@ from holdfast.snapshot import document_bytes
 from holdfast.state import Registry
 from holdfast.windows import Windows
 from holdfast_api import names, ranks
+from holdfast_rank.agent_link import AgentLink
 
 log = logging.getLogger("holdfast")
 NOTE_SECONDS = 0.002

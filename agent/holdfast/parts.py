@@ -21,7 +21,7 @@ from holdfast import materialise, rng, tree
 from holdfast.bits import clone_bits, copy_bits, copyable, is_expanded
 from holdfast.errors import UnsupportedState
 from holdfast.filling import cloned, fill
-from holdfast.image import Tier
+from holdfast_rank.image import Tier
 
 LARGE_BYTES = 64 << 10
 """A tensor up to this size is copied at each boundary where nothing else is known to keep it still."""

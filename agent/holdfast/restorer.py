@@ -8,13 +8,13 @@ import logging
 from typing import Any
 
 from holdfast import filling
-from holdfast.agent_link import AgentLink
 from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError, UnsupportedState
 from holdfast.load import load_image
 from holdfast.materialise import on_meta
 from holdfast.progress import Progress
 from holdfast.state import Registry
 from holdfast_api import ranks
+from holdfast_rank.agent_link import AgentLink
 
 log = logging.getLogger("holdfast")
 

@@ -8,7 +8,6 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from holdfast.agent_link import AgentLink
 from holdfast.arena import Arena
 from holdfast.copying import copy_pool
 from holdfast.errors import LinkLost, UnsupportedState
@@ -16,6 +15,7 @@ from holdfast.progress import Progress
 from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
 from holdfast.state import Captured, Registry
 from holdfast_api import ranks
+from holdfast_rank.agent_link import AgentLink
 
 log = logging.getLogger("holdfast")
 

@@ -15,9 +15,9 @@ import torch
 
 from holdfast import device
 from holdfast.copying import CopyTable
-from holdfast.image import STATE_NAME, Item, Layout, lay_out, state_capacity
 from holdfast.parts import Leaves
 from holdfast.state import Captured
+from holdfast_rank.image import STATE_NAME, Item, Layout, lay_out, state_capacity
 
 
 @dataclass(frozen=True)

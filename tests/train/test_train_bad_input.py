@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import nn
 
 import holdfast
-from holdfast import image
-from holdfast.image import Item, Tier, lay_out
 from holdfast_api import ranks
+from holdfast_rank import image
+from holdfast_rank.image import Item, Tier, lay_out
 
 MIB = 1 << 20
 

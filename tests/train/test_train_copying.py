@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from holdfast import copying
 from holdfast.copying import CopyTable, shares
-from holdfast.image import Item, Tier, lay_out
+from holdfast_rank.image import Item, Tier, lay_out
 
 MIB = 1 << 20
 spans = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 40 * MIB)), min_size=1, max_size=12)

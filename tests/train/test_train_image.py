@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 import holdfast
-from holdfast.image import FILLER_PREFIX, PAGE, STATE_NAME, Item, Tier, lay_out, state_capacity
+from holdfast_rank.image import FILLER_PREFIX, PAGE, STATE_NAME, Item, Tier, lay_out, state_capacity
 
 items = st.lists(
     st.builds(

@@ -18,8 +18,8 @@ from fake_agent import FakeAgent
 from torch import nn
 
 import holdfast
-from holdfast.agent_link import AgentLink
 from holdfast_api import ranks
+from holdfast_rank.agent_link import AgentLink
 
 
 class Loop:

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.errors import LinkLost
 from holdfast_api import ranks
 from holdfast_api.errors import ContractError
+from holdfast_rank.errors import LinkLost
 
 PASSED_SECONDS = 0.2
 """`Passed` is sent at most this often; the newest value always gets there."""
