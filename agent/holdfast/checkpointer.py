@@ -19,7 +19,6 @@ import holdfast_api
 from holdfast.conditions import exactness
 from holdfast.ddp import settle_buckets
 from holdfast.errors import LinkLost, RestoreError
-from holdfast.gate import Gate
 from holdfast.midstep import MidStep
 from holdfast.progress import Progress
 from holdfast.restorer import Restorer
@@ -27,6 +26,7 @@ from holdfast.saver import Saver
 from holdfast.state import ALLOWANCES, Registry
 from holdfast_api import names, ranks
 from holdfast_rank.agent_link import AgentLink
+from holdfast_rank.gate import Gate
 
 log = logging.getLogger("holdfast")
 T = TypeVar("T")

@@ -7,7 +7,7 @@ the main thread, as every loop can be. `refused` are states that cannot be saved
 from dataclasses import dataclass, field
 
 from holdfast.audit import ROUNDS
-from holdfast.gate import LoopClass
+from holdfast_rank.gate import LoopClass
 
 
 @dataclass(frozen=True, slots=True)

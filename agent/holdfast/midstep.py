@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from holdfast.audit import FIRST_BYTES, ROUNDS, SAVE_BYTES, Audit
 from holdfast.errors import HoldfastError, LinkLost
-from holdfast.gate import Gate, LoopClass
 from holdfast.live import Live, Noting
 from holdfast.loops import SILENT_BOUNDARIES, Facts, Judgement, judge_loop
 from holdfast.parts import NotLive
@@ -24,6 +23,7 @@ from holdfast.state import Registry
 from holdfast.windows import Windows
 from holdfast_api import names, ranks
 from holdfast_rank.agent_link import AgentLink
+from holdfast_rank.gate import Gate, LoopClass
 
 log = logging.getLogger("holdfast")
 NOTE_SECONDS = 0.002

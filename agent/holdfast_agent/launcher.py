@@ -14,14 +14,14 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from holdfast_api import names
+from holdfast_rank import shield
 
 log = logging.getLogger(__name__)
 TAIL_BYTES = 2048
 """Of a rank's stderr, kept for the report of a failure."""
-SHIELD = str(Path(__file__).with_name("shield.py"))
+SHIELD = shield.__file__
 
 
 @dataclass(frozen=True, slots=True)

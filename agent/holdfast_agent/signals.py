@@ -18,7 +18,7 @@ def install(loop: asyncio.AbstractEventLoop, *, on_term: Callable[[], None], lap
         nonlocal asked
         if asked:
             log.warning("interrupted a second time: ending without saving")
-            os._exit(130)  # ranks die with their parent (shield.py)
+            os._exit(130)  # ranks die with their parent (holdfast_rank.shield)
         asked = True
         on_term()
 

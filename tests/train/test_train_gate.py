@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.gate import (
+from holdfast_rank.gate import (
     Gate,
     GateState,
     LoopClass,

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from holdfast.audit import ROUNDS
-from holdfast.gate import LoopClass
 from holdfast.loops import SILENT_BOUNDARIES, Facts, judge_loop
+from holdfast_rank.gate import LoopClass
 
 AUDITED = Facts(optimizers=("AdamW",), windows=9, clean=ROUNDS)
 
