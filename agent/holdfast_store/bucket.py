@@ -5,14 +5,17 @@ are relative to the storage URI; each backend checks them before use (S6).
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from holdfast_api.errors import BadName
+from holdfast_store.errors import Corrupt
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Folders: TypeAlias = list[str]  # spelled so because `list` is a method below
+Room: TypeAlias = Callable[[int], memoryview]
+"""Given the announced size of an object, the memory that takes it; raises what is to be raised before a byte arrives."""
 
 MAX_KEY = 1024
 _KEY_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}\Z")
@@ -96,3 +99,28 @@ def check_prefix(prefix: str) -> str:
             raise ValueError(f"the prefix {prefix!r} must end in '/'")
         check_key(prefix[:-1])
     return prefix
+
+
+def got(key: str, max_bytes: int, download: Callable[[str, Room], None]) -> bytes:
+    """`Bucket.get` by a backend's `download`: nothing is allocated for an object that is announced as longer than `max_bytes` (B10)."""
+    data = bytearray()
+
+    def room(size: int) -> memoryview:
+        if size > max_bytes:
+            raise Corrupt(key, f"{size} bytes where at most {max_bytes} are allowed")
+        data.extend(bytes(size))
+        return memoryview(data)
+
+    download(check_key(key), room)
+    return bytes(data)
+
+
+def got_into(key: str, view: memoryview, download: Callable[[str, Room], None]) -> None:
+    """`Bucket.get_into` by a backend's `download`: an object of another length is refused before a byte arrives."""
+
+    def room(size: int) -> memoryview:
+        if size != view.nbytes:
+            raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
+        return view
+
+    download(check_key(key), room)

@@ -16,7 +16,7 @@ import obstore
 import obstore.exceptions
 
 from holdfast_store import cut
-from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
+from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, Room, check_key, check_prefix, got, got_into
 from holdfast_store.cloud_answers import Words, classify, credential_problem, read
 from holdfast_store.errors import Absent, Corrupt, Misconfigured, StoreError, Unavailable
 from holdfast_store.patience import Pace
@@ -93,24 +93,10 @@ class CloudBucket:
         self._put(check_key(key), memoryview(data).cast("B"), dict(self.settings.no_such_version))
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
-        data = bytearray()
-
-        def room(size: int) -> memoryview:
-            if size > max_bytes:
-                raise Corrupt(key, f"{size} bytes where at most {max_bytes} are allowed")
-            data.extend(bytes(size))
-            return memoryview(data)
-
-        self._download(check_key(key), room)
-        return bytes(data)
+        return got(key, max_bytes, self._download)
 
     def get_into(self, key: str, view: memoryview) -> None:
-        def room(size: int) -> memoryview:
-            if size != view.nbytes:
-                raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
-            return view
-
-        self._download(check_key(key), room)
+        got_into(key, view, self._download)
 
     @bordered
     def doubt(self) -> None:
@@ -194,7 +180,7 @@ class CloudBucket:
         raise Unavailable(f"{key} at {self.settings.where}: what was stored is not what was sent; it has been removed")
 
     @bordered
-    def _download(self, key: str, room: Callable[[int], memoryview]) -> None:
+    def _download(self, key: str, room: Room) -> None:
         try:
             done, size = download(self._store, key, room, self._pace)
         except Stalled as e:

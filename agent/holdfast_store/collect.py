@@ -222,9 +222,9 @@ def _hold(records: Records, record: CommitRecord, touched: set[CheckpointRef], h
         held.saves |= dict.fromkeys(touched, record.ref)
 
 
-def read_manifests(records: Records, record: CommitRecord, ranks: Collection[int] | None = None) -> list[RankManifest]:
-    """Manifests of all ranks, or of some, in order, a few requests at a time."""
-    wanted = [e.rank for e in record.ranks if ranks is None or e.rank in ranks]
+def read_manifests(records: Records, record: CommitRecord) -> list[RankManifest]:
+    """Manifests of all ranks, in order, a few requests at a time."""
+    wanted = [e.rank for e in record.ranks]
     if len(wanted) <= 1:
         return [records.manifest(record, rank) for rank in wanted]
     with ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="manifest") as pool:

@@ -123,16 +123,6 @@ class JobStore:
         """Verified against the digest in `record` (B3). Corrupt, Absent. Also for the record of another job of this name."""
         return self.for_job(record.job_uid)._records.manifest(record, rank)
 
-    def reusable(self, record: CommitRecord, *, ranks: Collection[int] | None = None) -> dict[str, CheckpointRef]:
-        """Digest -> where it lies, for every chunk that a save with base `record` may refer to (B4). Empty for a record of another job.
-
-        What failed verification once must be left out by the caller (B5).
-        """
-        if record.job_uid != self.job_uid:
-            return {}
-        manifests = collect.read_manifests(self._records, record, ranks)
-        return {chunk.digest: chunk.at for manifest in manifests for chunk in manifest.chunks}
-
     # Chunks, manifests, commit
 
     def put_chunk(self, ref: CheckpointRef, digest: str, view: memoryview, *, seconds: float | None = None) -> bool:

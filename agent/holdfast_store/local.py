@@ -11,29 +11,16 @@ emergency needs it. No more than two images of a rank take up room that way, the
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast_api import codec, layout
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord, RankManifest
+from holdfast_api.manifest import RankManifest
 from holdfast_store.bucket import check_key
 from holdfast_store.chunks import digest
 from holdfast_store.direct import Mode
-from holdfast_store.errors import Absent, Corrupt, Misconfigured
+from holdfast_store.errors import Corrupt
 from holdfast_store.folders import SPARE, Folder, NewFile
-from holdfast_store.records import manifest_problem, parse, parse_commit
-
-
-@dataclass(frozen=True, slots=True)
-class LocalImage:
-    """An image with its manifest. `committed`: the commit record's text lies beside it and names this manifest."""
-
-    ref: CheckpointRef
-    rank: int
-    path: Path
-    manifest: RankManifest
-    committed: bool
 
 
 class LocalTier:
@@ -57,10 +44,6 @@ class LocalTier:
         """An image to be filled in pieces, from any threads. Full here, not later, if there is no room for it."""
         return self._folder.begin(self._image_key(ref, rank), image_bytes, spare=self._spare(rank))
 
-    def write_image(self, ref: CheckpointRef, rank: int, view: memoryview) -> None:
-        """Whole and durable when it returns; replaces an earlier one. `view` must not change meanwhile."""
-        self._folder.write(self._image_key(ref, rank), view, create_only=False)
-
     def write_manifest(self, manifest: RankManifest) -> None:
         """After its image."""
         key = layout.manifest_key(CheckpointRef(manifest.attempt, manifest.save), manifest.rank)
@@ -69,28 +52,6 @@ class LocalTier:
     def write_commit(self, ref: CheckpointRef, text: str) -> None:
         """The commit record as the store has it, once it is known there."""
         self._folder.write(self._prefix + layout.commit_key(ref), text.encode(), create_only=False)
-
-    def read_manifest(self, ref: CheckpointRef, rank: int) -> RankManifest:
-        """Consistent with itself and with its name. Whether it is the one of a commit is for the caller to compare (B3)."""
-        key = self._prefix + layout.manifest_key(ref, rank)
-        manifest = parse(
-            RankManifest, key, self._folder.read(key, max_bytes=MAX_MANIFEST_BYTES), max_bytes=MAX_MANIFEST_BYTES
-        )
-        if (manifest.job_uid, manifest.attempt, manifest.save, manifest.rank) != (
-            self.job_uid,
-            ref.attempt,
-            ref.save,
-            rank,
-        ):
-            raise Corrupt(key, "speaks of another checkpoint or rank")
-        if problem := manifest_problem(manifest):
-            raise Corrupt(key, problem)
-        return manifest
-
-    def read_commit(self, ref: CheckpointRef) -> tuple[CommitRecord, str]:
-        key = self._prefix + layout.commit_key(ref)
-        data = self._folder.read(key, max_bytes=MAX_MANIFEST_BYTES)
-        return parse_commit(key, data), data.decode()
 
     def read_chunk_into(self, manifest: RankManifest, index: int, view: memoryview) -> None:
         """Chunk `index` of the image, verified in this thread (C3). `manifest` comes from the store or was verified against a commit record."""
@@ -101,10 +62,6 @@ class LocalTier:
         self._folder.read_range_into(key, view, offset=index * manifest.chunk_bytes, whole_bytes=manifest.image_bytes)
         if digest(view) != chunk.digest:
             raise Corrupt(key, f"chunk {index} does not fit its digest")
-
-    def find_images(self, rank: int) -> list[LocalImage]:
-        """Images of a rank that have a readable manifest, newest first."""
-        return [image for ref in self._refs() if (image := self._image(ref, rank))]
 
     def prune(self, keep: set[CheckpointRef], *, spares_of: Collection[int] = ()) -> None:
         """Removes every checkpoint that is older than the newest of `keep` and not in it, and what writers that died have left of those; with nothing to
@@ -127,24 +84,6 @@ class LocalTier:
                 self._folder.remove_if_empty(folder)
         self._folder.discard_spares(self._prefix, keep={self._spare(rank) for rank in spares_of})
         self._folder.discard_unfinished(self._prefix)
-
-    def _image(self, ref: CheckpointRef, rank: int) -> LocalImage | None:
-        key = self._image_key(ref, rank)
-        try:
-            manifest = self.read_manifest(ref, rank)
-            if self._folder.size(key) != manifest.image_bytes:
-                return None
-        except (Absent, Corrupt, Misconfigured):
-            return None
-        return LocalImage(ref, rank, self.root / key, manifest, self._committed(manifest))
-
-    def _committed(self, manifest: RankManifest) -> bool:
-        try:
-            record, _ = self.read_commit(CheckpointRef(manifest.attempt, manifest.save))
-        except (Absent, Corrupt, Misconfigured):
-            return False
-        proved = digest(codec.to_json(manifest))
-        return any(e.rank == manifest.rank and e.manifest_digest == proved for e in record.ranks)
 
     def _refs(self) -> Iterator[CheckpointRef]:
         base = f"{self._prefix}checkpoints/"

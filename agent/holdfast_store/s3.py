@@ -7,7 +7,7 @@ checksum. Tries once: `retry.Persistent` does the rest.
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,7 @@ import obstore.store
 
 from holdfast_api.config import StorageConfig
 from holdfast_store import cut
-from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
+from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, Room, check_key, check_prefix, got, got_into
 from holdfast_store.errors import Absent, Corrupt, Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.patience import Pace
 from holdfast_store.places import bucket_and_prefix, ca_from
@@ -167,27 +167,13 @@ class S3Bucket:
         self._put(check_key(key), data, {"e_tag": '"00000000000000000000000000000000"'})
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
-        data = bytearray()
-
-        def room(size: int) -> memoryview:
-            if size > max_bytes:
-                raise Corrupt(key, f"{size} bytes where at most {max_bytes} are allowed")
-            data.extend(bytes(size))
-            return memoryview(data)
-
-        self._download(check_key(key), room)
-        return bytes(data)
+        return got(key, max_bytes, self._download)
 
     def get_into(self, key: str, view: memoryview) -> None:
         if self._short_way is not None and self._fill(self._short_way, check_key(key), view):
             return
 
-        def room(size: int) -> memoryview:
-            if size != view.nbytes:
-                raise Corrupt(key, f"{size} bytes where {view.nbytes} were written")
-            return view
-
-        self._download(check_key(key), room)
+        got_into(key, view, self._download)
 
     def doubt(self) -> None:
         if self._short_way is not None:
@@ -322,7 +308,7 @@ class S3Bucket:
             raise self._wrapped(key, e) from e
 
     @bordered
-    def _download(self, key: str, room: Callable[[int], memoryview]) -> None:
+    def _download(self, key: str, room: Room) -> None:
         try:
             done, size = download(self._store, key, room, self._pace)
         except Stalled as e:

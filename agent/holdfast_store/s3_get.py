@@ -16,6 +16,7 @@ import obstore
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 
+from holdfast_store.bucket import Room
 from holdfast_store.patience import Limits, Pace
 from holdfast_store.plain_get import PlainGet, Refusal, Stalled, Unusual
 from holdfast_store.s3_border import endpoint_problem
@@ -26,7 +27,7 @@ _PIECE_BYTES = 4 << 20
 """Of a stream: a piece must arrive within the limit of silence."""
 
 
-def download(store: Any, key: str, room: Callable[[int], memoryview], pace: Pace) -> tuple[int, int]:
+def download(store: Any, key: str, room: Room, pace: Pace) -> tuple[int, int]:
     """The object at `key` by obstore's client, into `room(size)`. How many bytes have come (more or fewer than announced is for the caller to judge; the
     memory holds no more than it has room for) and how many were announced. Raises what obstore and `room` raise, and Stalled.
 
@@ -35,7 +36,7 @@ def download(store: Any, key: str, room: Callable[[int], memoryview], pace: Pace
     return _run(lambda: _download(store, key, room, pace))
 
 
-async def _download(store: Any, key: str, room: Callable[[int], memoryview], pace: Pace) -> tuple[int, int]:
+async def _download(store: Any, key: str, room: Room, pace: Pace) -> tuple[int, int]:
     started = time.monotonic()
     met = pace.limits(0)
     what = "an answer"

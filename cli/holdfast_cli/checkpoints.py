@@ -9,37 +9,25 @@ from rich.table import Table
 
 from holdfast_api.codec import format_time
 from holdfast_cli.shared import (
-    Endpoint,
     Format,
-    Job,
-    Namespace,
     Output,
-    Region,
-    Retry,
-    Uid,
-    Uri,
+    Place,
+    at_a_place,
     errors_end_the_program,
-    open_checked,
     size,
-    stores_of,
 )
 from holdfast_store.overview import SaveView, Standing, overview
 
 
+@at_a_place()
 def checkpoints(
-    uri: Uri,
-    namespace: Namespace,
-    job: Job,
-    uid: Uid = "",
-    endpoint: Endpoint = "",
-    region: Region = "",
-    retry_seconds: Retry = 10.0,
+    place: Place,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Also show expired and unfinished saves.")] = False,
     output: Format = Output.TABLE,
 ) -> None:
     """List the checkpoints of a job, newest first. A checkpoint is named ATTEMPT/SAVE."""
     with errors_end_the_program():
-        stores = stores_of(open_checked(uri, endpoint, region, retry_seconds), namespace, job, uid)
+        stores = place.stores()
         found = [(store.job_uid, view) for store in stores for view in overview(store) if everything or _counts(view)]
     if output is Output.JSON:
         typer.echo(json.dumps([_plain(job_uid, view) for job_uid, view in found], indent=2))

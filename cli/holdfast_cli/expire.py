@@ -4,7 +4,6 @@ Checkpoints are deleted by the job's own lead when the operator gives them up (D
 """
 
 import json
-import re
 from typing import Annotated, Any
 
 import typer
@@ -15,33 +14,23 @@ from holdfast_api import layout
 from holdfast_api.layout import CheckpointRef
 from holdfast_cli.shared import (
     EXIT_USAGE,
-    Endpoint,
     Format,
-    Job,
-    Namespace,
     Output,
-    Region,
-    Retry,
-    Uid,
-    Uri,
+    Place,
+    at_a_place,
     errors_end_the_program,
     fail,
-    open_checked,
+    parse_ref,
     size,
-    stores_of,
-    the_only,
+    usable,
 )
 from holdfast_store.foretell import Fate, foretell
 from holdfast_store.job import JobStore
-from holdfast_store.overview import Standing, overview
-
-_NAME = re.compile(r"[1-9][0-9]{0,9}/[1-9][0-9]{0,9}\Z")
 
 
+@at_a_place()
 def expire(
-    uri: Uri,
-    namespace: Namespace,
-    job: Job,
+    place: Place,
     checkpoint: Annotated[
         list[str] | None, typer.Option("--checkpoint", "-c", help="ATTEMPT/SAVE; may be given several times.")
     ] = None,
@@ -52,10 +41,6 @@ def expire(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Required: this program deletes nothing by itself.")
     ] = False,
-    uid: Uid = "",
-    endpoint: Endpoint = "",
-    region: Region = "",
-    retry_seconds: Retry = 10.0,
     output: Format = Output.TABLE,
 ) -> None:
     """Say what deleting checkpoints, and then sweeping, would remove, and why the rest stays."""
@@ -66,9 +51,9 @@ def expire(
         )
     if not checkpoint and keep_last is None:
         fail("say which: --checkpoint ATTEMPT/SAVE, or --keep-last N for all but the newest N", EXIT_USAGE)
-    named = [_ref(name) for name in checkpoint or ()]
+    named = [parse_ref(name) for name in checkpoint or ()]
     with errors_end_the_program():
-        store = the_only(stores_of(open_checked(uri, endpoint, region, retry_seconds), namespace, job, uid))
+        store = place.store()
         fates = foretell(store, [*named, *_beyond(store, keep_last)])
     if output is Output.JSON:
         typer.echo(json.dumps([_plain(store, fate) for fate in fates], indent=2))
@@ -76,19 +61,9 @@ def expire(
         _show(fates)
 
 
-def _ref(name: str) -> CheckpointRef:
-    if not _NAME.match(name):
-        fail(f"{name!r} names no checkpoint: write ATTEMPT/SAVE, for example 3/12", EXIT_USAGE)
-    attempt, _, save = name.partition("/")
-    return CheckpointRef(int(attempt), int(save))
-
-
 def _beyond(store: JobStore, keep_last: int | None) -> list[CheckpointRef]:
     """Oldest first, as they would be given up."""
-    if keep_last is None:
-        return []
-    usable = [view.ref for view in overview(store) if view.standing is Standing.USABLE]
-    return sorted(usable[keep_last:])
+    return [] if keep_last is None else sorted(usable(store)[keep_last:])
 
 
 def _plain(store: JobStore, fate: Fate) -> dict[str, Any]:

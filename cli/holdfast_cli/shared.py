@@ -1,20 +1,24 @@
 """What verbs share: options, opening a job's store, and how an error ends the program. No traceback ever reaches a person."""
 
 import contextlib
+import functools
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
 from holdfast_api.config import StorageConfig
 from holdfast_api.errors import BadName
+from holdfast_api.layout import CheckpointRef
 from holdfast_store import discover
-from holdfast_store.bucket import Bucket
 from holdfast_store.errors import Absent, Corrupt, StoreError
 from holdfast_store.job import JobStore
 from holdfast_store.opening import open_bucket
+from holdfast_store.overview import Standing, overview
 
 EXIT_DAMAGED = 1
 EXIT_USAGE = 2
@@ -46,6 +50,79 @@ Retry = Annotated[
 Format = Annotated[Output, typer.Option("--output", "-o", help="How to print.")]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job's checkpoints are: the arguments and options that every verb has, in the order of its help."""
+
+    uri: Uri
+    namespace: Namespace
+    job: Job
+    uid: Uid = ""
+    endpoint: Endpoint = ""
+    region: Region = ""
+    retry_seconds: Retry = 10.0
+
+    def stores(self) -> list[JobStore]:
+        """The job's stores, one per uid that has been here, in a bucket that has been seen to exist, so that "no job" means no job (B7). Ends the program
+        if there is none."""
+        storage = StorageConfig(self.uri, self.endpoint, self.region)
+        bucket = open_bucket(storage, os.environ, retry_seconds=self.retry_seconds)
+        bucket.check()
+        uids = [self.uid] if self.uid else discover.uids(bucket, self.namespace, self.job)
+        if not uids:
+            fail(
+                f"{bucket.uri} holds nothing of {self.namespace}/{self.job}: check URI, --namespace and --job",
+                EXIT_DAMAGED,
+            )
+        return [JobStore(bucket, self.namespace, self.job, each) for each in uids]
+
+    def store(self) -> JobStore:
+        """The only one."""
+        stores = self.stores()
+        if len(stores) > 1:
+            fail(
+                f"several jobs of this name have been here; add --uid, one of: {', '.join(s.job_uid for s in stores)}",
+                EXIT_USAGE,
+            )
+        return stores[0]
+
+
+def at_a_place(*, retry_seconds: float = 10.0) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a verb, whose first parameter is a Place, the options of one on the command line."""
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(Place, include_extras=True)
+        _, *own = inspect.signature(verb).parameters.values()
+        defaults = {f.name: f.default for f in inspect.signature(Place).parameters.values()}
+        defaults["retry_seconds"] = retry_seconds
+        named = inspect.Parameter.KEYWORD_ONLY
+        of_place = [inspect.Parameter(n, named, default=defaults[n], annotation=hint) for n, hint in hints.items()]
+
+        @functools.wraps(verb)
+        def run(**options: Any) -> None:
+            verb(Place(**{name: options.pop(name) for name in hints}), **options)
+
+        combined = [*of_place, *(p.replace(kind=named) for p in own)]
+        run.__signature__ = inspect.Signature(combined)  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {p.name: p.annotation for p in combined}
+        return run
+
+    return decorate
+
+
+def parse_ref(text: str) -> CheckpointRef:
+    """What --checkpoint takes."""
+    try:
+        return CheckpointRef.parse(text)
+    except ValueError as e:
+        fail(f"--checkpoint: {e}", EXIT_USAGE)
+
+
+def usable(store: JobStore) -> list[CheckpointRef]:
+    """Newest first."""
+    return [view.ref for view in overview(store) if view.standing is Standing.USABLE]
+
+
 @contextlib.contextmanager
 def errors_end_the_program() -> Iterator[None]:
     """Errors of the store and of names become one line and an exit code."""
@@ -62,30 +139,6 @@ def errors_end_the_program() -> Iterator[None]:
 def fail(message: str, code: int) -> NoReturn:
     typer.echo(f"holdfast: {message}", err=True)
     raise typer.Exit(code)
-
-
-def open_checked(uri: str, endpoint: str, region: str, retry_seconds: float) -> Bucket:
-    """A bucket that has been seen to exist, so that "no job" means no job (B7)."""
-    bucket = open_bucket(StorageConfig(uri, endpoint, region), os.environ, retry_seconds=retry_seconds)
-    bucket.check()
-    return bucket
-
-
-def stores_of(bucket: Bucket, namespace: str, job: str, uid: str) -> list[JobStore]:
-    """The job's stores, one per uid that has been here. Ends the program if there is none."""
-    uids = [uid] if uid else discover.uids(bucket, namespace, job)
-    if not uids:
-        fail(f"{bucket.uri} holds nothing of {namespace}/{job}: check URI, --namespace and --job", EXIT_DAMAGED)
-    return [JobStore(bucket, namespace, job, each) for each in uids]
-
-
-def the_only(stores: list[JobStore]) -> JobStore:
-    if len(stores) > 1:
-        fail(
-            f"several jobs of this name have been here; add --uid, one of: {', '.join(s.job_uid for s in stores)}",
-            EXIT_USAGE,
-        )
-    return stores[0]
 
 
 def size(count: int) -> str:

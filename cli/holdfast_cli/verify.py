@@ -12,48 +12,35 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CommitRecord
 from holdfast_cli.shared import (
     EXIT_DAMAGED,
-    EXIT_USAGE,
-    Endpoint,
     Format,
-    Job,
-    Namespace,
     Output,
-    Region,
-    Retry,
-    Uid,
-    Uri,
+    Place,
+    at_a_place,
     errors_end_the_program,
     fail,
-    open_checked,
+    parse_ref,
     size,
-    stores_of,
-    the_only,
+    usable,
 )
 from holdfast_store.errors import Absent
 from holdfast_store.job import JobStore
-from holdfast_store.overview import Standing, overview
 from holdfast_store.verify import Verification
 from holdfast_store.verify import verify as verify_bytes
 
 
+@at_a_place(retry_seconds=60.0)
 def verify(
-    uri: Uri,
-    namespace: Namespace,
-    job: Job,
+    place: Place,
     checkpoint: Annotated[
         str, typer.Option("--checkpoint", "-c", help="ATTEMPT/SAVE; default: the newest usable one.")
     ] = "",
-    uid: Uid = "",
-    endpoint: Endpoint = "",
-    region: Region = "",
-    retry_seconds: Retry = 60.0,
     threads: Annotated[int, typer.Option("--threads", min=1, max=64, help="Chunks read at a time.")] = 4,
     output: Format = Output.TABLE,
 ) -> None:
     """Verify every byte of a checkpoint. Exit code 1: it is damaged, or does not exist."""
-    wanted = _parse(checkpoint)
+    wanted = parse_ref(checkpoint) if checkpoint else None
     with errors_end_the_program():
-        store = the_only(stores_of(open_checked(uri, endpoint, region, retry_seconds), namespace, job, uid))
+        store = place.store()
         record = _record(store, wanted or _newest(store))
         with _bar() as bar:
             task = bar.add_task(f"checkpoint {record.ref}", total=None)
@@ -68,13 +55,6 @@ def verify(
         raise typer.Exit(EXIT_DAMAGED)
 
 
-def _parse(text: str) -> CheckpointRef | None:
-    try:
-        return CheckpointRef.parse(text) if text else None
-    except ValueError as e:
-        fail(f"--checkpoint: {e}", EXIT_USAGE)
-
-
 def _record(store: JobStore, ref: CheckpointRef) -> CommitRecord:
     try:
         return store.read_commit(ref)[0]
@@ -86,13 +66,13 @@ def _record(store: JobStore, ref: CheckpointRef) -> CommitRecord:
 
 
 def _newest(store: JobStore) -> CheckpointRef:
-    usable = [view.ref for view in overview(store) if view.standing is Standing.USABLE]
-    if not usable:
+    found = usable(store)
+    if not found:
         fail(
             f"{store.namespace}/{store.job} has no usable checkpoint; `holdfast checkpoints --all` shows what there is",
             EXIT_DAMAGED,
         )
-    return usable[0]
+    return found[0]
 
 
 def _bar() -> Progress:

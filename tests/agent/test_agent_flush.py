@@ -20,6 +20,7 @@ from holdfast_store.folders import NewFile
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
 from holdfast_store.memory import Effect, Fault, MemoryBucket
+from tests.store.on_node import put_image
 
 CHUNK = 8192
 REF, BASE = CheckpointRef(1, 3), CheckpointRef(1, 2)
@@ -278,7 +279,7 @@ def test_a_full_disk_is_given_the_room_of_leftovers_then_that_of_the_base(
     place = Place(tmp_path)
     older = CheckpointRef(1, 1)
     for ref in (older, BASE):
-        place.node.write_image(ref, 0, memoryview(b"x" * CHUNK))
+        put_image(place.node, ref, 0, b"x" * CHUNK)
     real = os.posix_fallocate
 
     def full(fd: int, offset: int, size: int) -> None:

@@ -19,6 +19,7 @@ from holdfast_agent.mappings import Mappings
 from holdfast_api.messages import Cause
 from holdfast_store.folders import SPARE, NewFile
 from holdfast_store.local import LocalTier
+from tests.store.on_node import images_on
 
 
 def with_node(folder: Path) -> Lone:
@@ -49,7 +50,7 @@ class Gate:
 
 def kept(one: Lone) -> list[tuple[int, bool]]:
     assert one.shared.node is not None
-    return [(i.ref.save, i.committed) for i in one.shared.node.find_images(0)]
+    return [(i.ref.save, i.committed) for i in images_on(one.shared.node)]
 
 
 async def saved(one: Lone, slot: int, boundary: int, cause: Cause = Cause.PERIODIC) -> None:
@@ -61,13 +62,13 @@ async def saved(one: Lone, slot: int, boundary: int, cause: Cause = Cause.PERIOD
 async def test_the_node_keeps_the_newest_checkpoint_and_the_room_of_the_one_before(tmp_path):
     one = with_node(tmp_path)
     await saved(one, 0, 10)
-    first = one.shared.node.find_images(0)[0].path
+    first = images_on(one.shared.node)[0].path
     inode = first.stat().st_ino
     await saved(one, 1, 20)
     assert kept(one) == [(2, True)]
     assert [p.stat().st_ino for p in tmp_path.rglob(f"{SPARE}*")] == [inode]
     await saved(one, 0, 30)
-    newest = one.shared.node.find_images(0)[0].path
+    newest = images_on(one.shared.node)[0].path
     assert (newest.stat().st_ino, newest.read_bytes()) == (inode, image(30))
     await one.close()
 

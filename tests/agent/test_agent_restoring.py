@@ -14,6 +14,7 @@ from holdfast_store.errors import Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.local import LocalTier
 from holdfast_store.memory import Effect, Fault
 from tests.agent.members import IMAGE, Member, ref, until
+from tests.store.on_node import put_image
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,7 @@ async def test_whatever_the_nodes_disk_says_the_store_is_asked(
 async def test_a_link_where_the_nodes_image_should_be_is_not_followed_and_blocks_nothing(tmp_path: Path) -> None:
     member = Member(tmp_path, node=True)
     assert member.node is not None
-    member.node.write_image(ref(1, 1), 0, memoryview(IMAGE))
+    put_image(member.node, ref(1, 1), 0, IMAGE)
     image = next((tmp_path / "local").rglob("*.safetensors"))
     image.rename(image.with_suffix(".moved"))
     image.symlink_to(image.with_suffix(".moved"))

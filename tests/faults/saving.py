@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from holdfast_agent import flush, laptop, restore
+from holdfast_agent import flush, laptop, restore, reuse
 from holdfast_agent.arena import Arena
 from holdfast_agent.errors import CheckpointBad
 from holdfast_agent.threads import Stop, Threads
@@ -30,6 +30,7 @@ from holdfast_store.folders import TEMPORARY, UNFINISHED_AFTER_SECONDS
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
 from holdfast_store.opening import open_bucket
+from tests.store.on_node import put_image
 
 direct.SMALLEST_BYTES = direct.ALIGN
 """In the processes that save: small images go the way of large ones, past the page cache where the file system allows it."""
@@ -137,7 +138,7 @@ def _leave_spare_room(node: LocalTier) -> None:
     """As it is after a few saves: the next image is written over one that was pruned."""
     pruned = CheckpointRef(1, 9)
     for rank in range(RANKS):
-        node.write_image(pruned, rank, memoryview(b"x" * IMAGE_BYTES[rank]))
+        put_image(node, pruned, rank, b"x" * IMAGE_BYTES[rank])
     node.prune({CheckpointRef(1, 1)}, spares_of=range(RANKS))
 
 
@@ -204,7 +205,9 @@ async def _save(
             )
             for rank in range(RANKS)
         )
-        job = flush.Job(UID, ref, RANKS, CHUNK, parts, store.reusable(base) if base else {}, wait_for_node=True)
+        job = flush.Job(
+            UID, ref, RANKS, CHUNK, parts, _referable(store, base, attempt) if base else {}, wait_for_node=True
+        )
         written = await flush.write(
             job, store.until(stop.at), node, threads, stop, on_node_durable=lambda at: place.mark(f"node-{boundary}")
         )
@@ -239,6 +242,11 @@ def _base(store: JobStore, attempt: int) -> CommitRecord | None:
     if found is None and (claim := store.newest_claim()) is not None and claim.parent is not None:
         found = store.read_commit(claim.parent.ref)[0]
     return found
+
+
+def _referable(store: JobStore, base: CommitRecord, attempt: int) -> dict[str, CheckpointRef]:
+    manifests = [store.read_manifest(base, rank) for rank in range(RANKS)]
+    return reuse.referable(manifests, attempt=attempt, distrusted=(), doubted=False)
 
 
 def _record(ref: CheckpointRef, boundary: int, base: CommitRecord | None, written: flush.Written) -> CommitRecord:

@@ -8,7 +8,6 @@ from worlds import World, ref
 
 from holdfast_api import codec, layout
 from holdfast_api.manifest import Chunk, CommitRecord, Tombstone
-from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt, NotOnRecord, Superseded
 from holdfast_store.memory import Effect, Fault, MemoryBucket
@@ -122,14 +121,6 @@ def test_content_that_comes_back_is_written_anew(world: World) -> None:
         1, 3, b"aaaabbbb", base=ref(1, 2)
     )
     assert len([k for k in world.stored("chunks/") if k.endswith(digest(b"aaaa"))]) == 2
-
-
-def test_what_may_be_shared_is_the_bases_and_nothing_of_another_job(bucket: Bucket) -> None:
-    world = World(bucket).claimed(1).saved(1, 1, [b"aaaa", b"bbbb"])
-    record, _ = world.store.read_commit(ref(1, 1))
-    assert world.store.reusable(record) == {digest(b"aaaa"): ref(1, 1), digest(b"bbbb"): ref(1, 1)}
-    assert world.store.reusable(record, ranks={1}) == {digest(b"bbbb"): ref(1, 1)}
-    assert World(bucket, "uid-2").store.reusable(record) == {}
 
 
 def test_a_save_on_a_base_that_is_gone_or_never_was_is_not_committed(world: World) -> None:

@@ -59,7 +59,7 @@ class World:
         kind: CheckpointKind = CheckpointKind.FULL,
     ) -> CommitRecord:
         """Writes chunks and manifests; returns the record that only has to be committed."""
-        reuse = self.store.reusable(self.store.read_commit(base)[0]) if base else {}
+        reuse = self.referable(base) if base else {}
         images = [image] if isinstance(image, bytes) else image
         entries: list[RankEntry] = []
         places: set[CheckpointRef] = set()
@@ -71,6 +71,12 @@ class World:
             self.uid, "ns", "job", attempt, save, kind, Cause.PERIODIC, NOW, Progress(save), tuple(entries), base,
             tuple(sorted(places - {ref(attempt, save)})),
         )  # fmt: skip
+
+    def referable(self, base: CheckpointRef) -> dict[str, CheckpointRef]:
+        """Digest -> where it lies, of the chunks that a save on `base` may refer to (B4)."""
+        record, _ = self.store.read_commit(base)
+        manifests = [self.store.read_manifest(record, entry.rank) for entry in record.ranks]
+        return {c.digest: c.at for m in manifests for c in m.chunks}
 
     def manifest(
         self, attempt: int, save: int, rank: int, ranks: int, content: bytes, reuse: dict[str, CheckpointRef]
