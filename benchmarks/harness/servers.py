@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,21 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hack import certificates, s3_server
+from hack.s3_server import BUCKET, CREDENTIALS
 from holdfast_api.config import StorageConfig
-
-BUCKET = "bench"
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testsecret"}
-"""Any for the sink; those of the real server's own root on loopback."""
 
 
 @dataclass(frozen=True)
 class Server:
     port: int
     name: str
+    ca: Path | None = None
+    """The authority to trust; with it the server speaks TLS."""
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://localhost:{self.port}" if self.ca else f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What ours and the AWS libraries read. The sink takes any credentials."""
+        return CREDENTIALS | ({"AWS_CA_BUNDLE": str(self.ca)} if self.ca else {})
 
     def config(self, prefix: str) -> StorageConfig:
         return StorageConfig(f"s3://{BUCKET}/{prefix}", self.endpoint, "us-east-1")
@@ -75,47 +77,16 @@ def sink(folder: Path, *, keep: bool = False) -> Iterator[SinkServer]:
         process.wait()
 
 
-def real_server() -> Path | None:
-    """versitygw: named by HOLDFAST_TOOLCHAIN, on PATH, or built by an earlier `make test`."""
-    folder = os.environ.get("HOLDFAST_TOOLCHAIN")
-    if folder and (Path(folder) / "versitygw").exists():
-        return Path(folder) / "versitygw"
-    if found := shutil.which("versitygw"):
-        return Path(found)
-    cache = Path(
-        os.environ.get("HOLDFAST_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "holdfast"
-    ).expanduser()
-    built = sorted(cache.glob("artefacts/*/versitygw"), key=lambda p: p.stat().st_mtime)
-    return built[-1] if built else None
-
-
 @contextlib.contextmanager
-def versitygw(program: Path, data: Path) -> Iterator[Server]:
-    """`data` is a folder with extended attributes: on a disk, not in memory."""
-    (data / BUCKET).mkdir(parents=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
-    environ = {
-        **os.environ,
-        "ROOT_ACCESS_KEY": CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        "ROOT_SECRET_KEY": CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-    }
-    process = subprocess.Popen(
-        [program, "--port", f"127.0.0.1:{port}", "--quiet", "posix", data],
-        env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-
-        def answers() -> bool:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return True
-            return False
-
-        _wait(answers, process)
-        yield Server(port, "versitygw")
-    finally:
-        process.terminate()
-        process.wait(30)
+def versitygw(program: Path, folder: Path, *, tls: bool = False) -> Iterator[Server]:
+    """`folder` is made. Over TLS it has a certificate of an authority of its own."""
+    folder.mkdir()
+    certificate = None
+    if tls:
+        certificates.server_side(folder)
+        certificate = folder / "server.pem", folder / "key.pem"
+    with s3_server.running(program, folder / "data", keep_alive=True, certificate=certificate) as server:
+        yield Server(server.port, "versitygw", folder / "ca.pem" if tls else None)
 
 
 def _wait(condition: Any, process: "subprocess.Popen[bytes]") -> None:

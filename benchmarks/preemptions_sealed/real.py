@@ -5,15 +5,13 @@ budget. The training process is the fake one of the agent's tests: bytes that na
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TOP / "tests/store"))
+from hack import s3_server
 
 BYTES_ON_THE_WIRE = 420_000
 """A state of 300 kB in chunks of 4 KiB, with the heads of the requests."""
@@ -38,24 +36,20 @@ class Real:
 
 def run(seeds: range) -> list[Real] | str:
     """Or why it cannot be done here."""
-    from s3_server import find_binary, running
-
-    binary = find_binary()
+    binary = s3_server.find()
     if binary is None:
         return "the S3 server versitygw is not built (make test builds it)"
     folder = Path(tempfile.mkdtemp(prefix="holdfast-preemptions-"))
     try:
-        with running(binary, folder / "s3") as server:
+        with s3_server.running(binary, folder / "s3") as server:
             return [_one(seed, folder / f"run-{seed}", server) for seed in seeds]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _one(seed: int, folder: Path, server: Any) -> Real:
-    from proxy import Proxy
-    from s3_server import BUCKET
-
     from tests.agent.conftest import Gang
+    from tests.store.proxy import Proxy
 
     r = random.Random(seed)
     budget, step = r.choice((15, 30)), round(r.uniform(0.05, 1.5), 2)
@@ -72,7 +66,7 @@ def _one(seed: int, folder: Path, server: Any) -> Real:
             "chunk_bytes": 4096,
         },
         storage=server.config(f"jobs-{seed}", endpoint=proxy.endpoint),
-        bucket_dir=server.data / BUCKET / f"jobs-{seed}",
+        bucket_dir=server.data / s3_server.BUCKET / f"jobs-{seed}",
         environ=server.environ,
     )
     try:

@@ -9,11 +9,11 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
-from certificates import server_side
 from emulators import ACCOUNT, BUCKET, KEY, Emulator
 from fake_gcs import Answer, FakeGcs
 from proxy import Proxy
 
+from hack.certificates import server_side
 from holdfast_api.config import StorageConfig
 from holdfast_api.layout import CheckpointRef, chunk_key
 from holdfast_api.messages import RestoreOrder

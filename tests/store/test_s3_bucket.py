@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from certificates import server_side
 from proxy import Proxy
 from s3_server import BUCKET, S3Server
 
+from hack.certificates import server_side
 from holdfast_api.config import StorageConfig
 from holdfast_api.messages import RestoreOrder
 from holdfast_store.errors import Absent, AlreadyExists, Denied, Misconfigured, StoreError, Unavailable

@@ -1,4 +1,4 @@
-"""Certificates for servers of tests: made on the spot, by an authority of their own."""
+"""Certificates for servers of tests and benchmarks: made on the spot, by an authority of their own."""
 
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 
 
 def server_side(folder: Path) -> ssl.SSLContext:
-    """For a server on localhost. The authority to trust is `ca.pem` in `folder`."""
+    """For a server that is called localhost. The authority to trust is `ca.pem` in `folder`; `server.pem` and `key.pem` are the server's."""
     authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     (folder / "ca.pem").write_bytes(_certificate("authority", authority, "authority", authority))
     (folder / "server.pem").write_bytes(_certificate("localhost", key, "authority", authority))
