@@ -20,7 +20,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from holdfast import rng
-from holdfast.errors import RestoreError
+from holdfast.errors import RestoreError, UnsupportedState
+from holdfast.ledger import Ledger
 
 log = logging.getLogger("holdfast")
 FOREVER = 1 << 40
@@ -31,6 +32,12 @@ class Position:
     """Where one loader stands. Main thread only."""
 
     def __init__(self, loader: Any) -> None:
+        """Raises UnsupportedState for a loader that hands out batches in the order in which they happen to be ready."""
+        if getattr(loader, "in_order", True) is False and getattr(loader, "num_workers", False):
+            raise UnsupportedState(
+                f"the loader ({type(loader).__name__}) has in_order=False: after so many batches nobody can say which samples they held, and a resumed run "
+                "would lose or repeat some. Leave in_order out"
+            )
         self.loader = loader
         self.epoch = 0
         """Passes that are over, those that were left included; the number of the one that runs."""
@@ -58,6 +65,7 @@ class Position:
         self._check_order = True
         self._indices: _Indices | None = None
         self._crc = 0
+        self._ledger = Ledger(loader)
         self._boundary = self._here()
 
     def state(self) -> dict[str, Any]:
@@ -72,6 +80,7 @@ class Position:
         self._inside, self._start = state["inside"], state["start"]
         self._reused, self._crc, self._resume = state["reused"], state["crc"], True
         self.used = self.samples > 0
+        self._ledger.load(state.get("ledger"))
         self.note_boundary()
         _put_owned_back(self.loader, state["owned"])
 
@@ -108,7 +117,9 @@ class Position:
             try:
                 for batch in iterator:
                     self.batch += 1
-                    self.samples += batch_size(batch)
+                    samples = batch_size(batch)
+                    self.samples += samples
+                    self._ledger.take(self._indices_of(self.batch), samples)
                     yield batch
                     self._must_be_reader(reader)
             except BaseException:  # GeneratorExit too: `break`
@@ -128,9 +139,14 @@ class Position:
             "start": self._start if self._inside else None,
             "reused": self._reused,
             "crc": self._indices.crc_at(self.batch) if self._indices and self._inside else self._crc,
+            "ledger": self._ledger.state(),
         }
 
+    def _indices_of(self, batch: int) -> Any:
+        return self._indices.taken(batch) if self._indices is not None else None
+
     def _end_pass(self, *, left: bool) -> None:
+        self._ledger.end(self.epoch, left=left)
         self._spent = self._granted if left else self._spent + 1
         self.epoch, self.batch, self._inside, self._left = self.epoch + 1, 0, False, False
 
@@ -158,6 +174,7 @@ class Position:
                 set_epoch(self.epoch)  # DistributedSampler: without it the same order in every epoch
         resumed, self._resume = self._resume and self._inside, False
         saved = generators()
+        self._ledger.begin(self.epoch, fresh=self.batch == 0)
         if resumed:
             # Of several loaders the first has put them back already; the walk of the next must not move them.
             after = saved or rng.capture()
@@ -243,6 +260,8 @@ class _Indices:
         self._walk: Iterator[Any] | None = None
         self._given = 0
         self._crcs: deque[int] = deque([0])
+        self._drawn: deque[tuple[int, Any]] = deque()
+        """(number of the batch, its indices) that have not been handed out: what the workers have read ahead."""
         self._first = 0
         """The batch count that `_crcs[0]` belongs to."""
         self.walked = 0
@@ -277,7 +296,17 @@ class _Indices:
         indices = next(self._walk)
         self.walked += 1
         self._crcs.append(zlib.crc32(repr(indices).encode(), self._crcs[-1]))
+        if self.walked > self._skip:
+            self._drawn.append((self.walked, indices))
         return indices
+
+    def taken(self, batch: int) -> Any:
+        """The indices of a batch that is handed out, batches counted from 1; None if the loader has been iterated by somebody else meanwhile."""
+        while self._drawn and self._drawn[0][0] <= batch:
+            number, indices = self._drawn.popleft()
+            if number == batch:
+                return indices
+        return None
 
     def crc_at(self, batch: int) -> int:
         """Checksum after `batch` batches; older ones are forgotten."""

@@ -8,6 +8,7 @@ import typer
 from holdfast_api import __version__
 from holdfast_cli.checkpoints import checkpoints
 from holdfast_cli.expire import expire
+from holdfast_cli.samples import samples
 from holdfast_cli.verify import verify
 from holdfast_store import retry
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(checkpoints)
 app.command()(verify)
 app.command()(expire)
+app.command()(samples)
 
 
 @app.callback(invoke_without_command=True)

@@ -12,6 +12,7 @@ from holdfast_api.manifest import (
     Progress,
     RankEntry,
     RankManifest,
+    TensorEntry,
 )
 from holdfast_api.messages import Cause, RestoreOrder
 from holdfast_store.bucket import Bucket
@@ -32,6 +33,8 @@ class World:
     def __init__(self, bucket: Bucket, uid: str = "uid-1") -> None:
         self.uid = uid
         self.store = JobStore(bucket, "ns", "job", uid)
+        self.tensors: tuple[TensorEntry, ...] = ()
+        """Of the images that are saved from now on."""
 
     def a_claim(
         self, attempt: int, parent: CheckpointRef | None = None, *, incarnation: str = "", parent_uid: str = ""
@@ -90,7 +93,9 @@ class World:
                 at = ref(attempt, save)
                 self.store.put_chunk(at, name, piece)
             chunks.append(Chunk(name, length, at))
-        return RankManifest(self.uid, attempt, save, rank, ranks, save, len(content), CHUNK, tuple(chunks))
+        return RankManifest(
+            self.uid, attempt, save, rank, ranks, save, len(content), CHUNK, tuple(chunks), self.tensors
+        )
 
     def candidates(self, attempt: int, order: RestoreOrder | None = None, *, world_size: int = 1) -> list[str]:
         found = self.store.resolve(order or RestoreOrder(), attempt, world_size=world_size)
