@@ -9,7 +9,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 import holdfast_api
 from holdfast.conditions import exactness
 from holdfast.ddp import settle_buckets
+from holdfast.describe import Dataset, facts, fingerprint, flat, of_loaders
 from holdfast.errors import LinkLost, RestoreError
 from holdfast.midstep import MidStep
 from holdfast.progress import Progress
@@ -57,6 +59,8 @@ class Checkpointer:
         self._progress = Progress()
         self._gate = Gate()
         self._run: dict[str, str] = {}
+        self._config: dict[str, str] = {}
+        self._run_id = ""
         self._every = 0
         self._restored = self._stepped = self._finished = False
         self._window_closed = False
@@ -87,11 +91,39 @@ class Checkpointer:
         self._read_positions()
         return self._progress.epoch
 
+    def describe(
+        self,
+        config: Mapping[str, Any] | None = None,
+        *,
+        run_id: str = "",
+        dataset: str = "",
+        data_files: Iterable[str | os.PathLike[str]] = (),
+    ) -> None:
+        """What people will want to know of every checkpoint of this run; call it before `restore`, if at all. `config`: the hyper-parameters.
+        `run_id`: the run's name elsewhere. `dataset`: a fingerprint of the data, or `data_files`: files and directories of which one is computed;
+        `restore` then refuses a checkpoint that was made with more files. Git commit, packages and machine are found out without being told.
+        Raises ValueError, OSError."""
+        if self._restored:
+            raise RuntimeError("describe() is called before restore(): the first checkpoint should have it already")
+        if config is not None:
+            self._config = flat(config)
+        self._run_id = run_id or self._run_id
+        files = [data_files] if isinstance(data_files, str | os.PathLike) else list(data_files)
+        if dataset and files:
+            raise ValueError(
+                "dataset is a fingerprint that you have, data_files are what one is computed from: give one of them"
+            )
+        if dataset:
+            self._registry.dataset = Dataset(dataset)
+        elif files:
+            self._registry.dataset = fingerprint(files)
+
     def restore(self, *, allow: Collection[str] = ()) -> int:
         """Loads the newest checkpoint that validates and returns its boundary, 0 for a fresh start. Call it once, on every rank, after everything
         has been built (DistributedDataParallel included) and before the first batch. Blocks until the agent knows what to load.
 
-        `allow`: "sample-order" accepts that the order of samples in the epoch at hand differs from the one the checkpoint was made with.
+        `allow`: "sample-order" accepts that the order of samples in the epoch at hand differs from the one the checkpoint was made with; "data-files",
+        that there are fewer data files than then.
         Raises RestoreError; training must not go on then.
         """
         if self._restored:
@@ -101,10 +133,18 @@ class Checkpointer:
             raise ValueError(f"allow={unknown} is unknown; known are {list(ALLOWANCES)}")
         unsettled = settle_buckets(self._targets)
         self._run |= _versions() | {"exact": exactness(self._targets, unsettled)}
+        if "data-files" in allow:
+            self._registry.fewer_files = True
         if self._trouble:
             raise RestoreError(f"the agent cannot be reached, so it is unknown what to restore: {self._trouble}")
         if self._saver is not None and self._link is not None:
-            self._restore_from_agent(self._saver, self._link)
+            self._saver.config = self._config
+            with ThreadPoolExecutor(
+                1, "holdfast-facts"
+            ) as beside:  # `git` may be slow, and the agent is waited for anyway
+                known = beside.submit(self._facts)
+                self._restore_from_agent(self._saver, self._link)
+                self._run |= known.result()
         if "sample-order" in allow:
             for position in self._registry.positions.values():
                 position.allow_other_order()
@@ -139,6 +179,7 @@ class Checkpointer:
             self._warn_of_unread_loaders()
         if metrics:
             progress.note_metrics(metrics)
+            progress.history.note(progress.boundary, progress.metrics)
         for position in registry.positions.values():
             position.at_boundary()
         if self._saver is not None:
@@ -184,6 +225,13 @@ class Checkpointer:
         # An update without a boundary: the parameters hold these batches already.
         for position in self._registry.positions.values():
             position.note_boundary()
+
+    def _facts(self) -> dict[str, str]:
+        """For commit records, which take rank 0's."""
+        if os.environ.get("RANK", "0") != "0":
+            return {}
+        loaders = [p.loader for p in self._registry.positions.values()]
+        return facts(self._registry.dataset or of_loaders(loaders), self._run_id)
 
     def _take_generators(self) -> dict[str, Any] | None:
         """The checkpoint's, for the first pass that really begins. What a loop over epochs has done to schedulers and the like after passes without a

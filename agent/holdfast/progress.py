@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from holdfast.describe import History
+
 DEVICE_METRICS_SECONDS = 1.0
 """Reading a number from a device waits for the device; no more often than this."""
 
@@ -20,6 +22,8 @@ class Progress:
     epoch: int = 0
     samples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    history: History = field(default_factory=History)
+    """Shared by the copies: it is for people, and what is in it is never changed."""
     _device_read_at: float = 0.0
 
     def note_metrics(self, metrics: dict[str, Any], *, now: bool = False) -> None:
@@ -43,7 +47,7 @@ class Progress:
 
     def copy(self) -> "Progress":
         """As it is now."""
-        return Progress(self.boundary, self.updates, self.epoch, self.samples, self.metrics.copy())
+        return Progress(self.boundary, self.updates, self.epoch, self.samples, self.metrics.copy(), self.history)
 
     def _device_due(self) -> bool:
         now = time.monotonic()

@@ -15,6 +15,7 @@ from holdfast.progress import Progress
 from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
 from holdfast.state import Captured, Registry
 from holdfast_api import ranks
+from holdfast_api.manifest import MetricPoint
 from holdfast_rank.agent_link import AgentLink
 
 log = logging.getLogger("holdfast")
@@ -25,6 +26,8 @@ class Saver:
 
     def __init__(self, link: AgentLink, registry: Registry, progress: Progress, run: dict[str, str]) -> None:
         self._link, self._registry, self._progress, self._run = link, registry, progress, run
+        self.config: dict[str, str] = {}
+        """The user's hyper-parameters."""
         self.chunk_bytes = 16 << 20
         self._plan: SnapshotPlan | None = None
         self._arena: Arena | None = None
@@ -161,6 +164,8 @@ class Saver:
                 samples=at.samples,
                 metrics=dict(at.metrics),
                 run=self._run,
+                config=self.config,
+                history=tuple(MetricPoint(b, v) for b, v in at.history.points if b <= at.boundary),
             )
         )
 

@@ -5,12 +5,13 @@ slots or agents.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from holdfast import rng, tree
+from holdfast.describe import Dataset
 from holdfast.errors import CheckpointDamaged, RestoreError
 from holdfast.gradients import OpenGradients
 from holdfast.loader import Position
@@ -20,7 +21,7 @@ from holdfast_api import codec
 from holdfast_api.errors import ContractError
 
 SCHEMA = 1
-ALLOWANCES = ("sample-order",)
+ALLOWANCES = ("sample-order", "data-files")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Registry:
         self.parts: dict[str, Part] = {}
         self.positions: dict[str, Position] = {}
         self._unclaimed: dict[str, Any] = {}
+        self.dataset: Dataset | None = None
+        """As it was described."""
+        self.fewer_files = False
+        """That there are fewer than the checkpoint was made with is allowed."""
         self.updated = False
         """An optimizer has stepped since the last boundary: no accumulation window is open. Without a torch optimizer it stays False, and
         whatever gradients there are at a boundary count as open: too much is saved rather than too little."""
@@ -100,7 +105,7 @@ class Registry:
         }
         positions = {n: p.state() for n, p in self.positions.items()} | self._unclaimed
         document["positions"] = tree.encode(positions, "positions", leaves.tensors)
-        return Captured(document, leaves)
+        return Captured(document | self._data(), leaves)
 
     def snapshot(self, progress: Progress, *, window_open: bool) -> Small:
         """The small state at this boundary, random generators left out."""
@@ -141,7 +146,7 @@ class Registry:
             "rng": tree.encode(generators, "rng", leaves.tensors),
         }
         document["positions"] = tree.encode(small.positions, "positions", leaves.tensors)
-        return Captured(document, leaves)
+        return Captured(document | self._data(), leaves)
 
     def compare(self, document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Raises RestoreError that lists everything that does not fit, both ways; touches nothing."""
@@ -150,7 +155,7 @@ class Registry:
                 f"the state in the checkpoint has schema {document.get('schema')!r}, this release reads {SCHEMA}"
             )
         saved = document["parts"]
-        problems = []
+        problems = self._compare_data(document.get("dataset"))
         if saved.keys() != self.parts.keys():
             only_here, only_there = sorted(self.parts.keys() - saved.keys()), sorted(saved.keys() - self.parts.keys())
             problems.append(
@@ -175,6 +180,24 @@ class Registry:
         progress.boundary, progress.updates = document["progress"]["boundary"], document["progress"]["updates"]
         generators: dict[str, Any] = tree.decode(document["rng"], tensors)
         return generators
+
+    def _data(self) -> dict[str, Any]:
+        return {} if self.dataset is None else {"dataset": asdict(self.dataset)}
+
+    def _compare_data(self, saved: Any) -> list[str]:
+        here = self.dataset
+        if (
+            self.fewer_files
+            or here is None
+            or not here.files
+            or not isinstance(saved, dict)
+            or saved["files"] <= here.files
+        ):
+            return []
+        return [
+            f"data_files: {here.files} files of {here.bytes} bytes here, {saved['files']} files of {saved['bytes']} bytes when the checkpoint was made: "
+            'put the missing ones back, or accept that their samples are left out: ckpt.restore(allow=("data-files",))'
+        ]
 
     def _register(self, name: str, target: Any) -> None:
         part = part_for(name, target)

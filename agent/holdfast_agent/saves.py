@@ -5,11 +5,12 @@ The lead coordinates the saves beside training (periodic.py), whoever runs a rou
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from holdfast_agent import storage
+from holdfast_agent import described, storage
 from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.shared import Shared
@@ -323,7 +324,9 @@ class Saves:
             bytes_sent=sum(a.bytes_sent for a in answers),
             bytes_stored=sum(a.bytes_stored for a in answers),
             metrics=first.metrics,
-            run=first.run,
+            run=described.complete(first.run, config.image, os.environ),
+            config=first.config,
+            history=first.history,
             timings={"flush": monotonic() - self.started_at, **timings},
         )
 

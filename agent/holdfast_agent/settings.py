@@ -18,7 +18,7 @@ ENV_LISTEN = "HOLDFAST_AGENT_LISTEN"
 ENV_KEYS_DIR = "HOLDFAST_KEYS_DIR"
 ENV_TOKEN_PATH = "HOLDFAST_TOKEN_PATH"  # noqa: S105  the name of a variable
 ENV_TERMINATION_PATH = "HOLDFAST_TERMINATION_PATH"
-SETTINGS_OF_RANKS = (names.ENV_MID_STEP, names.ENV_SIDE_STREAM)
+SETTINGS_OF_RANKS = (names.ENV_MID_STEP, names.ENV_SIDE_STREAM, names.ENV_RUN_ID, names.ENV_GIT_COMMIT)
 """Of a container's HOLDFAST_ variables only these reach the training processes (H3), beside those that the agent sets itself."""
 PAGE_BYTES = 4096
 

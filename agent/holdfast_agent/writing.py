@@ -281,6 +281,8 @@ class Writing:
             samples=told.samples if told else 0,
             metrics=told.metrics if told else {},
             run=told.run if told else {},
+            config=told.config if told else {},
+            history=told.history if told else (),
             local_durable_at=written.node_durable_at,
         )
 

@@ -58,4 +58,6 @@ class AgentConfig:
     """`every_auto`: work that an interruption without notice may cost at most."""
     max_overhead_percent: int = 5
     """`every_auto`: share of the time that saving may take."""
+    image: str = ""
+    """The trainer container's, as its template names it; for commit records."""
     schema: int = 1

@@ -121,6 +121,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricPoint:
+    """What the metrics were at a boundary."""
+
+    boundary: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class CommitRecord:
     """`commit.json`: its existence makes the checkpoint exist (B2). Written last, once, never changed."""
 
@@ -148,9 +156,14 @@ class CommitRecord:
     """Of the chunks that lie under this checkpoint itself: what it costs beside its base."""
     metrics: dict[str, float] = field(default_factory=dict)
     run: dict[str, str] = field(default_factory=dict)
-    """Run id, git commit, dirty flag, image, package versions, device, dataset fingerprint: strings only."""
+    """Run id, git commit, dirty flag, image, package versions, device, dataset fingerprint: strings only. What could not be found out says so:
+    "missing: " and why."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by stage."""
+    config: dict[str, str] = field(default_factory=dict)
+    """The user's hyper-parameters by dotted name, each value as JSON."""
+    history: tuple[MetricPoint, ...] = ()
+    """The tail of the metrics of the run so far, oldest first."""
     check: str = ""
     """BLAKE3-256 of the record's own bytes with this value empty; the store fills it in. Manifests and chunks are named by digest, the record is
     the root that names them: without this a flipped bit in it would go unseen (S4)."""

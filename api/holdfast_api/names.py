@@ -33,6 +33,12 @@ ENV_SIDE_STREAM = "HOLDFAST_SIDE_STREAM"
 """Of the ranks, set by a person: `on` has tensors on a GPU copied on a stream of their own."""
 ENV_MID_STEP = "HOLDFAST_MID_STEP"
 """Of the ranks, set by a person: `off` has every loop copied at boundaries only."""
+ENV_RUN_ID = "HOLDFAST_RUN_ID"
+"""Of the ranks, set by a person: the run's id elsewhere, for commit records."""
+ENV_GIT_COMMIT = "HOLDFAST_GIT_COMMIT"
+"""Of the ranks, set by a person or an image's build: the commit of the code, where no .git lies beside it. Ends in `-dirty` if it was changed."""
+ENV_IMAGE_DIGEST = "HOLDFAST_IMAGE_DIGEST"
+"""Of the trainer container, set by a person: the image's digest, where its name holds none."""
 
 # Paths in the trainer container.
 TOKEN_PATH = "/var/run/holdfast/token/token"  # noqa: S105  a path, not a secret

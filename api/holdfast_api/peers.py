@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import ClassVar
 
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import ParentRef, RankEntry
+from holdfast_api.manifest import MetricPoint, ParentRef, RankEntry
 from holdfast_api.messages import Cause, CheckpointInfo, Rejection
 
 
@@ -189,6 +189,8 @@ class Flushed:
     samples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     run: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+    history: tuple[MetricPoint, ...] = ()
     local_durable_at: datetime | None = None
     error: str = ""
     schema: int = 1

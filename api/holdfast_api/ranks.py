@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 from holdfast_api import codec
 from holdfast_api.errors import Malformed
-from holdfast_api.manifest import TensorEntry
+from holdfast_api.manifest import MetricPoint, TensorEntry
 
 MAX_LINE_BYTES = 64 << 20
 """A plan names every tensor; nothing else comes near this."""
@@ -141,6 +141,8 @@ class CapturedSlot:
     samples: int
     metrics: dict[str, float]
     run: dict[str, str]
+    config: dict[str, str] = field(default_factory=dict)
+    history: tuple[MetricPoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

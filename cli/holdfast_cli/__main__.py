@@ -7,6 +7,7 @@ import typer
 
 from holdfast_api import __version__
 from holdfast_cli.checkpoints import checkpoints
+from holdfast_cli.describe import describe
 from holdfast_cli.expire import expire
 from holdfast_cli.samples import samples
 from holdfast_cli.verify import verify
@@ -23,6 +24,7 @@ app.command()(checkpoints)
 app.command()(verify)
 app.command()(expire)
 app.command()(samples)
+app.command()(describe)
 
 
 @app.callback(invoke_without_command=True)

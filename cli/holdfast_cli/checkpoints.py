@@ -56,6 +56,8 @@ def _plain(job_uid: str, view: SaveView) -> dict[str, Any]:
             "ranks": len(view.record.ranks),
             "base": str(view.record.base) if view.record.base else None,
             "metrics": view.record.metrics,
+            "run": view.record.run,
+            "config": view.record.config,
         }
     return plain
 

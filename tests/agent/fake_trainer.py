@@ -16,7 +16,7 @@ import threading
 import time
 
 from holdfast_api import names, ranks
-from holdfast_api.manifest import TensorEntry
+from holdfast_api.manifest import MetricPoint, TensorEntry
 
 STATE_BYTES = 300_000
 STABLE_BYTES = 200_000
@@ -191,6 +191,8 @@ class FakeTrainer:
                 self.boundary * 4,
                 {"loss": 1.0 / self.boundary},
                 {"run": "r1"},
+                {"lr": "0.1"},
+                (MetricPoint(self.boundary, {"loss": 1.0 / self.boundary}),),
             )
         )
 

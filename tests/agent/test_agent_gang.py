@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import MetricPoint
 from holdfast_api.messages import AgentPhase, Cause
 from tests.agent.conftest import eventually
 
@@ -168,6 +169,16 @@ def test_unchanged_chunks_are_not_sent_again_and_the_commit_names_its_base(gang)
     assert record.bytes_sent < record.bytes_logical / 2
     assert record.base == CheckpointRef(1, 2)
     assert record.refers_to == (CheckpointRef(1, 1),)
+
+
+def test_the_commit_says_what_the_lowest_rank_has_said_of_the_run(gang):
+    g = gang(workers=2, config={"image": "registry/trainer@sha256:ab"}, trainer=("10",)).start().begin()
+    assert [p.wait() for p in g.pods.values()] == [0, 0]
+    record = g.store.read_commit(CheckpointRef(1, 1))[0]
+    assert (record.run["run"], record.run["image_digest"]) == ("r1", "sha256:ab")
+    assert record.run["git_commit"] == "missing: the training library did not say"
+    assert record.config == {"lr": "0.1"}
+    assert record.history == (MetricPoint(record.progress.boundary, record.metrics),)
 
 
 def children_of(pid: int) -> list[str]:

@@ -168,6 +168,7 @@ def _config(
         memory_dir=ARENA_DIR,
         local_dir=LOCAL_DIR,
         local_volume="node" if checkpoint.local.host_path else "pod",
+        image=str(trainer_of(pod).get("image", "")),
     )
 
 
