@@ -18,7 +18,7 @@ PUBLIC = [
     "UnsupportedState",
     "Value",
 ]
-METHODS = {"batches", "boundary", "epoch", "finish", "restore", "step"}
+METHODS = {"batches", "boundary", "describe", "epoch", "finish", "restore", "step"}
 
 
 def test_the_public_names_are_these() -> None:
