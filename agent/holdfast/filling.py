@@ -5,12 +5,14 @@ The opposite direction of copying.py, with its shares and threads. What is not p
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from holdfast import copying, device
 from holdfast.bits import clone_bits, copy_bits
+from holdfast.sharding import Part
 
 LARGE_BYTES = 256 << 10
 """Below this an element-wise check or a clone by torch costs less than its share of bookkeeping."""
@@ -61,6 +63,8 @@ def _cloned(value: Any, pairs: list[Pair]) -> Any:
             return clone_bits(value)
         pairs.append((torch.empty_like(value), value))
         return pairs[-1][0]
+    if isinstance(value, Part):
+        return replace(value, local=_cloned(value.local, pairs))
     if isinstance(value, dict):
         return type(value)({k: _cloned(v, pairs) for k, v in value.items()})
     if type(value) in (list, tuple):

@@ -78,7 +78,8 @@ def _tensor_names(tree: Any) -> list[str]:
     if isinstance(tree, list):
         return [n for v in tree for n in _tensor_names(v)]
     if isinstance(tree, dict):
-        return [tree["$tensor"]] if "$tensor" in tree else [n for v in tree.values() for n in _tensor_names(v)]
+        tag = next((t for t in ("$tensor", "$part") if t in tree), None)
+        return [tree[tag]] if tag is not None else [n for v in tree.values() for n in _tensor_names(v)]
     return []
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from holdfast import sharding
 from holdfast.errors import RestoreError
 
 
@@ -22,6 +23,11 @@ def give_memory(name: str, module: nn.Module) -> None:
     for key, tensor in _tensors(module):
         if not tensor.is_meta:
             continue
+        if sharding.is_sharded(tensor):
+            raise RestoreError(
+                f"{name}.{key} is a DTensor on the meta device; give {name} memory after it is sharded and before restore(): "
+                f"{name}.to_empty(device=...)"
+            )
         made = torch.empty_like(tensor, device=torch.get_default_device())
         if isinstance(tensor, nn.Parameter):
             made = nn.Parameter(made, requires_grad=tensor.requires_grad)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from holdfast import materialise, rng, tree
+from holdfast import materialise, rng, sharding, tree
 from holdfast.bits import clone_bits, copy_bits, copyable, is_expanded
 from holdfast.errors import UnsupportedState
 from holdfast.filling import cloned, fill
@@ -34,6 +34,10 @@ class Leaves:
     def __init__(self) -> None:
         self.tensors: tree.Tensors = {}
         self.tiers: dict[str, Tier] = {}
+        self.boxes: dict[str, sharding.Box] = {}
+        """Of those that are parts of a larger tensor."""
+        self.groups: dict[str, str] = {}
+        """Of those that other ranks hold as well: the ranks (TensorEntry.group)."""
 
     def put(self, value: Any, path: str, tier: Tier) -> Any:
         """The JSON tree of `value`; its tensors are added."""
@@ -41,6 +45,18 @@ class Leaves:
         body = tree.encode(value, path, self.tensors)
         for name in islice(reversed(self.tensors), len(self.tensors) - before):
             self.tiers[name] = tier
+        return body
+
+    def put_tensor(self, value: Any, path: str, tier: Tier, group: str = "") -> Any:
+        """As `put`, for what may be a DTensor. `group`: the ranks that hold the same, where that is known."""
+        if not sharding.is_sharded(value):
+            body = self.put(value, path, tier)
+            if group and isinstance(value, torch.Tensor):
+                self.groups[body["$tensor"]] = group
+            return body
+        part = sharding.part_of(value, path)
+        body = self.put(part, path, tier)
+        self.boxes[body["$part"]], self.groups[body["$part"]] = part.box, sharding.group_of(value)
         return body
 
 
@@ -90,22 +106,26 @@ class ModulePart:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, unwrap(module)
+        self._replicas = _replicated_over(module)
         if type(self.module).__name__ == "FullyShardedDataParallel":
             raise UnsupportedState(
-                f"{name} is FullyShardedDataParallel, which this release cannot save; use DistributedDataParallel"
+                f"{name} is FullyShardedDataParallel, which this release cannot save; use fully_shard (FSDP2) or DistributedDataParallel"
             )
+        sharding.settle(self.module)
 
     def capture(self, leaves: Leaves) -> Any:
+        state = self.module.state_dict()  # first: FSDP2 puts its parts back in their places
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
         trains = any(p.requires_grad for p in parameters.values())
         body = {}
-        for key, value in self.module.state_dict().items():
+        for key, value in state.items():
             parameter = parameters.get(key)
             frozen = parameter is not None and not parameter.requires_grad
             # A module without any gradient is an EMA or a teacher: it changes, or may (I8).
             tier = (Tier.FROZEN if frozen else Tier.TRAINABLE) if trains else Tier.OPTIMIZER
-            body[key] = leaves.put(value, f"{self.name}.{key}", tier)
-        loose = {k: leaves.put(v, f"{self.name}.{k}", Tier.TRAINABLE) for k, v in self._loose_buffers().items()}
+            group = self._replicas.get(id(parameter), "") if parameter is not None else ""
+            body[key] = leaves.put_tensor(value, f"{self.name}.{key}", tier, group)
+        loose = {k: leaves.put_tensor(v, f"{self.name}.{k}", Tier.TRAINABLE) for k, v in self._loose_buffers().items()}
         # Those that must be finite when they are loaded. What is frozen was so from the start, an additive mask of -inf for example.
         trained = [k for k in body if k in parameters and parameters[k].requires_grad]
         return {"state": body, "loose": loose, "parameters": trained}
@@ -117,6 +137,8 @@ class ModulePart:
             for holder, fixed in ((module._parameters, True), (module._buffers, False)):
                 for key, tensor in holder.items():
                     name = f"{prefix}.{key}".lstrip(".")
+                    if sharding.is_sharded(tensor):
+                        raise NotLive(f"{self.name}.{name} is a DTensor")
                     if tensor is not None and name in wanted:
                         still = fixed and getattr(module, "max_norm", None) is None
                         found.append(Place(f"{self.name}.{name}", holder, key, tensor, still))
@@ -144,8 +166,13 @@ class ModulePart:
     def capture_gradients(self, leaves: Leaves, only: set[int] | None) -> Any:
         """Gradients of an accumulation window that is open at this boundary (I2). `only`: of those with these ids."""
         path = f"gradient.{self.name}"
+        if only is None and sharding.unreduced(self.module):
+            raise UnsupportedState(
+                f"{self.name} is in an accumulation window in which FSDP2 has not reduced its gradients yet (set_requires_gradient_sync(False)), and "
+                "those of one rank cannot be saved: call ckpt.step() only after optimizer.step(), or leave gradient synchronisation on"
+            )
         return {
-            key: leaves.put(p.grad, f"{path}.{key}", Tier.OPTIMIZER)
+            key: leaves.put_tensor(p.grad, f"{path}.{key}", Tier.OPTIMIZER)
             for key, p in self.module.named_parameters()
             if p.grad is not None and (only is None or id(p.grad) in only)
         }
@@ -159,12 +186,16 @@ class ModulePart:
                 f"the checkpoint has {_listed(extra)} that the model lacks"
             )
         for key in live.keys() & found.keys():
-            value = tree.decode(found[key], tensors, place=False)
-            if isinstance(value, torch.Tensor) and isinstance(live[key], torch.Tensor):
+            value, here = tree.decode(found[key], tensors, place=False), _as_part(live[key], f"{self.name}.{key}")
+            if isinstance(value, sharding.Part) or isinstance(here, sharding.Part):
+                yield from sharding.differences(f"{self.name}.{key}", here, value)
+            elif isinstance(value, torch.Tensor) and isinstance(live[key], torch.Tensor):
                 yield from _same_form(f"{self.name}.{key}", live[key], value)
         for key, buffer in self._loose_buffers().items():
             if buffer.is_meta and (
-                key not in saved["loose"] or saved_in_another_form(buffer, saved["loose"][key], tensors)
+                key not in saved["loose"]
+                or sharding.is_sharded(buffer)
+                or saved_in_another_form(buffer, saved["loose"][key], tensors)
             ):
                 yield f"{self.name}.{key} is on the meta device, and the checkpoint has nothing of its form: build it with memory"
 
@@ -175,7 +206,9 @@ class ModulePart:
         pairs = []
         for key, body in saved["state"].items():
             value = tree.decode(body, tensors, place=False)  # the copy into the parameter moves it
-            if not isinstance(value, torch.Tensor) or not isinstance(live[key], torch.Tensor):
+            if isinstance(value, sharding.Part):
+                pairs.append((sharding.local(live.pop(key)), value.local))
+            elif not isinstance(value, torch.Tensor) or not isinstance(live[key], torch.Tensor):
                 live[key] = cloned(tree.decode(body, tensors))  # extra state may be kept as it is
             elif key in plain:
                 pairs.append((plain[key].detach(), value))
@@ -189,6 +222,11 @@ class ModulePart:
         loose = self._loose_buffers()
         for key, body in saved["loose"].items():
             value = tree.decode(body, tensors, place=False)
+            if isinstance(value, sharding.Part):
+                here = _as_part(loose.get(key), f"{self.name}.{key}")
+                if not sharding.differences("", here, value):
+                    copy_bits(here.local, value.local)
+                continue
             # Another length of a cache is no error: torch leaves these out of `state_dict` for that.
             if key in loose and not list(_same_form(key, loose[key], value)):
                 copy_bits(loose[key], value)
@@ -196,7 +234,17 @@ class ModulePart:
     def load_gradients(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         for key, parameter in self.module.named_parameters():
             if key in saved:
-                parameter.grad = tree.decode(saved[key], tensors, place=False).to(parameter.device, copy=True)
+                value = tree.decode(saved[key], tensors, place=False)
+                if isinstance(value, sharding.Part):
+                    path = f"the gradient of {self.name}.{key}"
+                    parameter.grad = sharding.whole(cloned(value), parameter.detach(), path)
+                else:
+                    parameter.grad = value.to(parameter.device, copy=True)
+
+    def replicas(self) -> dict[int, str]:
+        """By id, the parameters that other ranks hold as well, and those ranks."""
+        sharded = {id(p): sharding.group_of(p) for p in self.module.parameters() if sharding.is_sharded(p)}
+        return self._replicas | sharded
 
     def _loose_buffers(self) -> dict[str, torch.Tensor]:
         loose = {}
@@ -214,11 +262,55 @@ class OptimizerPart:
     def __init__(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         self.name, self.optimizer = name, optimizer
         self.held: set[int] = set()
-        """Ids of the parameters that modules save; set once all parts are known."""
+        """Ids of the parameters that modules save; set once all parts are known, as the next two."""
+        self.names: dict[int, str] = {}
+        """By id, what those parameters are called in the image."""
+        self.replicas: dict[int, str] = {}
+        """By id, the parameters that other ranks hold as well, and those ranks (J4)."""
 
     def capture(self, leaves: Leaves) -> Any:
         orphans = [leaves.put(p.detach(), f"{self.name}.orphan.{i}", Tier.TRAINABLE) for i, p in self._orphans()]
-        return {"state": leaves.put(self.optimizer.state_dict(), self.name, Tier.OPTIMIZER), "orphans": orphans}
+        state = leaves.put(self._state_in_parts(), self.name, Tier.OPTIMIZER)
+        self._note_parts(leaves)
+        return {"state": state, "orphans": orphans, "names": self._names()}
+
+    def _state_in_parts(self) -> dict[str, Any]:
+        """`state_dict()` with this rank's part in place of each DTensor. Raises UnsupportedState."""
+        saved: dict[str, Any] = self.inner.state_dict()
+        parameters = self._parameters()
+        if any(
+            sharding.is_sharded(v)
+            for values in saved["state"].values()
+            if isinstance(values, dict)
+            for v in values.values()
+        ):
+            saved = {
+                **saved,
+                "state": {i: self._in_parts(i, values, parameters) for i, values in saved["state"].items()},
+            }
+        return saved
+
+    def _in_parts(self, index: Any, values: dict[str, Any], parameters: list[torch.Tensor]) -> dict[str, Any]:
+        path = f"{self.name}.state.{index}"
+        found = {k: _as_part(v, f"{path}.{k}") for k, v in values.items()}
+        for key, part in found.items():
+            if isinstance(part, sharding.Part):
+                sharding.check_placeable(part, parameters[index], f"{path}.{key}")
+        return found
+
+    def _note_parts(self, leaves: Leaves) -> None:
+        """Boxes and groups of the state that was just put."""
+        for index, (holder, i) in enumerate(_slots_of(self.inner)):
+            parameter = holder[i]
+            group = self.replicas.get(id(parameter), "")
+            if not group:
+                continue
+            for key, value in self.inner.state.get(parameter, {}).items():
+                name = f"{self.name}.state.{index}.{key}"
+                if name in leaves.tensors and isinstance(value, torch.Tensor):
+                    leaves.groups[name] = group
+                    if sharding.is_sharded(value):
+                        leaves.boxes[name] = sharding.part_of(value, name).box
 
     @property
     def inner(self) -> torch.optim.Optimizer:
@@ -236,6 +328,8 @@ class OptimizerPart:
         for index, (holder, i) in enumerate(_slots_of(self.inner)):
             state = self.inner.state.get(holder[i], {})
             for key, value in state.items():
+                if sharding.is_sharded(value):
+                    raise NotLive(f"{self.name}.state.{index}.{key} is a DTensor")
                 if not isinstance(value, torch.Tensor):
                     raise NotLive(f"{self.name} keeps {key}={type(value).__name__} for each parameter, no tensor")
                 found.append(Place(f"{self.name}.state.{index}.{key}", state, key, value, True))
@@ -273,10 +367,62 @@ class OptimizerPart:
             yield f"{self.name}: {len(orphans)} tensors of the optimizer are in no registered module, in the checkpoint {len(saved['orphans'])}"
         for (i, parameter), body in zip(orphans, saved["orphans"], strict=False):
             yield from _same_form(f"{self.name}.orphan.{i}", parameter, tree.decode(body, tensors, place=False))
+        if live == found:
+            yield from self._compare_names(saved)
+            yield from self._compare_state(saved, tensors)
+
+    def _compare_names(self, saved: Any) -> Iterator[str]:
+        if "names" not in saved:  # by an older release
+            return
+        for group, (here, there) in enumerate(
+            zip(self._by_group(self._names()), self._by_group(saved["names"]), strict=True)
+        ):
+            if sorted(here) != sorted(there):
+                only_here, only_there = sorted({*here} - {*there}), sorted({*there} - {*here})
+                yield (
+                    f"{self.name}: parameter group {group} of the optimizer has {_listed(only_here)} that the checkpoint lacks there; "
+                    f"the checkpoint has {_listed(only_there)} that it lacks"
+                )
+
+    def _by_group(self, names: list[str | None]) -> list[list[str]]:
+        left = iter(names)
+        return [[str(next(left)) for _ in group["params"]] for group in self.optimizer.param_groups]
+
+    def _compare_state(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+        state = tree.decode(saved["state"], tensors, place=False)["state"]
+        parameters = self._parameters()
+        for here, there in enumerate(self._order(saved)):
+            for key, value in state.get(there, {}).items():
+                parameter = parameters[here]
+                if isinstance(value, sharding.Part):
+                    live = _as_part(parameter, self.name)
+                    same_shape = isinstance(live, sharding.Part) and live.box.global_shape == value.box.global_shape
+                    if not isinstance(live, sharding.Part) or (same_shape and live.box != value.box):
+                        yield from sharding.differences(f"{self.name}.state.{there}.{key}", live, value)
+
+    def _names(self) -> list[str | None]:
+        """Of the parameters, in the optimizer's order; None for one that no registered module holds."""
+        return [self.names.get(id(p)) for p in self._parameters()]
+
+    def _order(self, saved: Any) -> list[int]:
+        """For each parameter here, the number under which the checkpoint has its state: by name, where both sides name them all."""
+        here, there = self._names(), saved.get("names")
+        if there is None or here == there or None in here or len({*there}) != len(there) or {*there} != {*here}:
+            return list(range(len(here)))
+        return [there.index(name) for name in here]
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         state = cloned(tree.decode(saved["state"], tensors, place=False))  # torch moves it to the parameters
         inner = self.inner
+        parameters = [holder[i] for holder, i in _slots_of(inner)]
+        order = self._order(saved)
+        loaded_state = {here: state["state"][there] for here, there in enumerate(order) if there in state["state"]}
+        for index, values in loaded_state.items():
+            for key, value in values.items():
+                if isinstance(value, sharding.Part):
+                    values[key] = sharding.whole(value, parameters[index].detach(), f"{self.name}.state.{index}.{key}")
+        rest = {k: v for k, v in state["state"].items() if type(k) is not int}
+        state = {**state, "state": loaded_state | rest}
         inner.load_state_dict(state)
         # torch casts state to the parameter's dtype: 32-bit state of a 16-bit parameter would lose bits.
         for index, (holder, i) in enumerate(_slots_of(inner)):
@@ -515,6 +661,22 @@ def unwrap(module: nn.Module) -> nn.Module:
 def _same_form(path: str, live: torch.Tensor, saved: torch.Tensor) -> Iterator[str]:
     if live.shape != saved.shape or live.dtype != saved.dtype:
         yield f"{path}: {tuple(live.shape)} {live.dtype} here, {tuple(saved.shape)} {saved.dtype} in the checkpoint"
+
+
+def _as_part(value: Any, path: str) -> Any:
+    """A DTensor as this rank's part of it; anything else as it is. Raises UnsupportedState."""
+    return sharding.part_of(value, path) if sharding.is_sharded(value) else value
+
+
+def _replicated_over(module: nn.Module) -> dict[int, str]:
+    """By id, the parameters that DistributedDataParallel keeps equal, and the ranks it does so on."""
+    while not isinstance(module, nn.parallel.DistributedDataParallel):
+        module = getattr(module, "_orig_mod", None)
+        if not isinstance(module, nn.Module):
+            return {}
+    group = sharding.ranks_text(torch.distributed.get_process_group_ranks(module.process_group))
+    ignored = module.parameters_to_ignore
+    return {id(p): group for n, p in module.module.named_parameters() if n not in ignored}
 
 
 def _listed(names: list[str]) -> str:

@@ -7,7 +7,7 @@ training.
 import logging
 from typing import Any
 
-from holdfast import filling
+from holdfast import filling, sharding
 from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError, UnsupportedState
 from holdfast.load import load_image
 from holdfast.materialise import on_meta
@@ -49,7 +49,7 @@ class Restorer:
     def _refuse_what_no_start_would_load(self) -> None:
         """Now, rather than after a month: a checkpoint with such a parameter is refused by every start (C4)."""
         trained = [
-            (f"{name}.{key}", parameter.detach())
+            (f"{name}.{key}", sharding.local(parameter.detach()))
             for name, part in self._registry.modules.items()
             for key, parameter in part.module.named_parameters()
             if parameter.requires_grad

@@ -16,8 +16,11 @@ import torch
 from holdfast import device
 from holdfast.copying import CopyTable
 from holdfast.parts import Leaves
+from holdfast.sharding import Box
 from holdfast.state import Captured
 from holdfast_rank.image import STATE_NAME, Item, Layout, lay_out, state_capacity
+
+_WHOLE = Box((), ())
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,19 @@ def items_of(leaves: Leaves) -> tuple[Item, ...]:
         if tensor.numel():
             place = (tensor.data_ptr(), tensor.device, dtype, shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
             tied = first.setdefault(place, name)
+        box = leaves.boxes.get(name, _WHOLE)
         items.append(
-            Item(name, dtype, shape, tensor.element_size(), leaves.tiers[name], None if tied == name else tied)
+            Item(
+                name,
+                dtype,
+                shape,
+                tensor.element_size(),
+                leaves.tiers[name],
+                None if tied == name else tied,
+                box.global_shape,
+                box.offset,
+                leaves.groups.get(name, ""),
+            )
         )
     return tuple(items)
 
@@ -71,7 +85,8 @@ def items_of(leaves: Leaves) -> tuple[Item, ...]:
 def _form_of(leaves: Leaves) -> list[Any]:
     """All that `items_of` looks at."""
     tensors = list(leaves.tensors.values())
-    return [list(leaves.tensors), dict(leaves.tiers), *(list(map(question, tensors)) for question in _QUESTIONS)]
+    known = [list(leaves.tensors), dict(leaves.tiers), dict(leaves.boxes), dict(leaves.groups)]
+    return [*known, *(list(map(question, tensors)) for question in _QUESTIONS)]
 
 
 _QUESTIONS: tuple[Any, ...] = (

@@ -208,8 +208,12 @@ class Registry:
 
     def _watch_optimizers(self) -> None:
         held = {id(p) for part in self.modules.values() for p in part.module.parameters()}
+        replicas = {i: g for part in self.modules.values() for i, g in part.replicas().items()}
+        called = {
+            id(p): f"{name}.{key}" for name, part in self.modules.items() for key, p in part.module.named_parameters()
+        }
         for part in self.optimizers.values():
-            part.held = held
+            part.held, part.names, part.replicas = held, called, replicas
             part.optimizer.register_step_post_hook(self._stepped)
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -6,6 +6,7 @@ Plain JSON values stand for themselves. Everything else is an object with a sing
     {"$tuple": [...]}  {"$set": [...]}  {"$dict": [[key, value], ...]}  {"$ordered": ...}  {"$counter": ...}
     {"$float": "nan"}  {"$bytes": "<base64>"}  {"$complex": [re, im]}  {"$size": [...]}  {"$dtype": "float32"}  {"$device": "cpu"}
     {"$ndarray": "<tensor name>"}  {"$npscalar": ["float64", value]}
+    {"$part": "<tensor name>", "of": [4, 6], "at": [2, 0], "placed": ["S(0)"]}    this rank's part of a DTensor of shape [4, 6]
 
 A dict whose keys are all strings, none starting with `$`, is a plain JSON object.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from holdfast import sharding
 from holdfast.bits import copyable
 from holdfast.errors import CheckpointDamaged, UnsupportedState
 
@@ -65,6 +67,11 @@ def _kind(tensor: torch.Tensor) -> str:
 def _why_no_subclass(tensor: torch.Tensor) -> str:
     if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
         return "which has no content yet; run one batch through lazy modules before the Checkpointer is made"
+    if sharding.is_sharded(tensor):
+        return (
+            "a tensor subclass that this release saves only as a parameter or buffer of a registered module, its gradient, and in the state of a "
+            "registered torch optimizer; give its to_local() here, or keep it as a buffer of a module"
+        )
     return "a tensor subclass that this release cannot save; only plain tensors are"
 
 
@@ -78,6 +85,14 @@ def _encode(value: Any, path: str, out: Tensors, depth: int) -> Any:
         return value if math.isfinite(value) else {"$float": repr(value)}
     if isinstance(value, torch.Tensor):
         return _encode_tensor(value, path, out)
+    if kind is sharding.Part:
+        name = _encode_tensor(value.local, path, out)["$tensor"]
+        return {
+            "$part": name,
+            "of": list(value.box.global_shape),
+            "at": list(value.box.offset),
+            "placed": list(value.placements),
+        }
 
     def inner(items: Iterable[Any]) -> list[Any]:
         return [_encode(v, f"{path}.{i}", out, depth + 1) for i, v in enumerate(items)]
@@ -159,6 +174,9 @@ def _decode(tree: Any, tensors: Mapping[str, torch.Tensor], place: bool) -> Any:
     if tag == "$tensor":
         tensor = tensors[tree[tag]]
         return tensor.to(tree["device"]) if place and "device" in tree else tensor
+    if tag == "$part":
+        box = sharding.Box(tuple(map(int, tree["of"])), tuple(map(int, tree["at"])))
+        return sharding.Part(tensors[tree[tag]], box, tuple(map(str, tree["placed"])))
     if tag == "$ndarray":
         return tensors[tree[tag]].numpy()
     if tag not in _DECODERS:

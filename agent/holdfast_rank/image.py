@@ -54,6 +54,10 @@ class Item:
     item_bytes: int
     tier: Tier
     tied_to: str | None = None
+    global_shape: tuple[int, ...] = ()
+    global_offset: tuple[int, ...] = ()
+    group: str = ""
+    """These three as in TensorEntry: they change nothing in the layout."""
 
     @property
     def length(self) -> int:
@@ -158,4 +162,14 @@ def _render(pieces: list[_Piece], header_bytes: int) -> bytes:
 
 
 def _entry(item: Item, piece: _Piece) -> TensorEntry:
-    return TensorEntry(item.name, item.dtype, item.shape, piece.offset, piece.length, item.tied_to)
+    return TensorEntry(
+        item.name,
+        item.dtype,
+        item.shape,
+        piece.offset,
+        piece.length,
+        item.tied_to,
+        item.global_shape,
+        item.global_offset,
+        item.group,
+    )

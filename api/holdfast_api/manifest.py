@@ -78,6 +78,12 @@ class TensorEntry:
     length_bytes: int
     tied_to: str | None = None
     """Another entry that holds the bytes; then offset and length are that entry's."""
+    global_shape: tuple[int, ...] = ()
+    """Of a part of a larger tensor (DTensor): the whole's shape; `shape` is this rank's part. Empty: the entry is a whole tensor."""
+    global_offset: tuple[int, ...] = ()
+    """Where the part begins in the whole, along each axis."""
+    group: str = ""
+    """Ranks (`0-3,6`) of which those with the same name and `global_offset` hold equal bytes, if nothing is wrong (J4). Empty: this rank's own."""
 
 
 @dataclass(frozen=True, slots=True)

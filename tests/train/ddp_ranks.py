@@ -36,6 +36,8 @@ class Job:
     as_views: bool = False
     zero: bool = False
     """ZeRO-1, with a scheduler."""
+    shard: str = ""
+    """Not DDP: a key of `SHARDED`."""
     stall_at: int = 0
     """The last rank never gets the batch of this iteration."""
     pauses: tuple[float, ...] = ()
@@ -96,9 +98,13 @@ def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
         nn.Linear(256, 333),
         nn.Linear(333, 64),
     ]
-    model = nn.parallel.DistributedDataParallel(
-        nn.Sequential(*layers), bucket_cap_mb=job.bucket_cap_mb, gradient_as_bucket_view=job.as_views
-    )
+    model: Any
+    if job.shard:
+        model = SHARDED[job.shard]()
+    else:
+        model = nn.parallel.DistributedDataParallel(
+            nn.Sequential(*layers), bucket_cap_mb=job.bucket_cap_mb, gradient_as_bucket_view=job.as_views
+        )
     torch.manual_seed(100 + rank)
     if job.zero:
         from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -123,7 +129,8 @@ def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
         if number == job.stall_at and rank == job.world - 1:
             time.sleep(600)
         step_now = number % job.accumulate == 0
-        model.require_backward_grad_sync = step_now  # what no_sync() sets
+        if not job.shard:
+            model.require_backward_grad_sync = step_now  # what no_sync() sets
         loss = (model(x + 0.1 * torch.randn(x.shape)) - x).square().mean()
         loss.backward()
         if job.pauses:
@@ -139,7 +146,63 @@ def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
         if ckpt.boundary == job.steps:
             break
     ckpt.finish()
-    weights = [
-        t.detach().contiguous().view(torch.uint8).numpy().tobytes().hex() for t in model.state_dict().values() if t.ndim
-    ]
+    weights = [_bytes(t) for t in model.state_dict().values() if t.ndim]
+    weights += [_bytes(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     return {"first": first, "losses": losses, "samples": samples, "weights": weights, "rng": torch.rand(4).tolist()}
+
+
+def _bytes(tensor: Any) -> str:
+    here = getattr(tensor.detach(), "_local_tensor", tensor.detach())
+    return here.contiguous().view(-1).view(torch.uint8).numpy().tobytes().hex() if here.numel() else ""
+
+
+def _layers() -> nn.Sequential:
+    """333 rows go into no even shares, and a bias of 3 leaves a rank of four without any."""
+    return nn.Sequential(
+        nn.Linear(64, 256),
+        nn.Tanh(),
+        nn.Linear(256, 64),
+        nn.Dropout(0.2),
+        nn.Linear(64, 333),
+        nn.Linear(333, 3),
+        nn.Linear(3, 64),
+    )
+
+
+def _fsdp(model: nn.Sequential, **options: Any) -> nn.Sequential:
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in (model[0], model[4]):
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
+    return model
+
+
+def _mesh(*names_of: str) -> Any:
+    world = torch.distributed.get_world_size()
+    shape = (world,) if len(names_of) == 1 else (world // 2, 2)
+    return torch.distributed.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=names_of)
+
+
+def _tensor_parallel(model: nn.Sequential, mesh: Any) -> nn.Sequential:
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    return model
+
+
+def _on_both() -> nn.Sequential:
+    mesh = _mesh("data", "model")
+    return _fsdp(_tensor_parallel(_layers(), mesh["model"]), mesh=mesh["data"])
+
+
+def _hybrid() -> nn.Sequential:
+    return _fsdp(_layers(), mesh=_mesh("copies", "shares"))
+
+
+SHARDED = {
+    "FSDP2": lambda: _fsdp(_layers()),
+    "FSDP2 that keeps what it gathers": lambda: _fsdp(_layers(), reshard_after_forward=False),
+    "tensor parallel and FSDP2": _on_both,
+    "copies of shares": _hybrid,
+}

@@ -136,20 +136,6 @@ def test_a_lazy_module_is_refused_with_what_to_do(agent: FakeAgent) -> None:
         holdfast.Checkpointer(model=model).restore()
 
 
-def test_a_dtensor_is_refused_by_name(agent: FakeAgent) -> None:
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, distribute_tensor
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        sharded = distribute_tensor(torch.randn(4), init_device_mesh("cpu", (1,)), [Replicate()])
-        with pytest.raises(holdfast.UnsupportedState, match=r"model\.a is a .*DTensor, a tensor subclass"):
-            holdfast.Checkpointer(model=Holder(a=sharded)).restore()
-    finally:
-        dist.destroy_process_group()
-
-
 def trained(agent: FakeAgent, model: nn.Module, steps: int, between: Callable[[int], Any]) -> None:
     agent.every_steps = 1
     ckpt = holdfast.Checkpointer(model=model)
