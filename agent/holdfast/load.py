@@ -14,6 +14,7 @@ import torch
 
 from holdfast import filling, rng
 from holdfast.errors import CheckpointDamaged
+from holdfast.finite import must_be_finite
 from holdfast.progress import Progress
 from holdfast.state import Registry, read_document
 from holdfast_api.manifest import TensorEntry
@@ -59,28 +60,9 @@ def check_finite(document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) 
 
     A read of its own, by several threads, before anything is touched: what is half loaded could not be told from what is whole afterwards.
     """
-    name = filling.first_not_finite([(name, tensors[name]) for name in _checked_names(document)])
+    name = filling.first_not_finite([(name, tensors[name]) for name in must_be_finite(document)])
     if name is not None:
         raise CheckpointDamaged(f"{name} holds NaN or infinite values")
-
-
-def _checked_names(document: dict[str, Any]) -> list[str]:
-    names = []
-    for body in document["parts"].values():
-        if isinstance(body, dict) and "orphans" in body and "state" in body:
-            names += _tensor_names(body["state"]) + _tensor_names(body["orphans"])
-        elif isinstance(body, dict) and "loose" in body:
-            names += [n for key in body["parameters"] for n in _tensor_names(body["state"][key])]
-    return names
-
-
-def _tensor_names(tree: Any) -> list[str]:
-    if isinstance(tree, list):
-        return [n for v in tree for n in _tensor_names(v)]
-    if isinstance(tree, dict):
-        tag = next((t for t in ("$tensor", "$part") if t in tree), None)
-        return [tree[tag]] if tag is not None else [n for v in tree.values() for n in _tensor_names(v)]
-    return []
 
 
 def _view(whole: torch.Tensor, entry: TensorEntry) -> torch.Tensor:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from holdfast.arena import Arena
 from holdfast.copying import copy_pool
 from holdfast.errors import LinkLost, UnsupportedState
+from holdfast.finite import must_be_finite
 from holdfast.progress import Progress
 from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
 from holdfast.state import Captured, Registry
@@ -176,7 +177,14 @@ class Saver:
         number = self._plan.number + 1 if self._plan else 1
         plan = SnapshotPlan.of(number, captured, self.chunk_bytes)
         self._plan, self._arena, self._writers = plan, None, []
-        self._link.send(ranks.Plan(plan=number, image_bytes=plan.layout.image_bytes, tensors=plan.layout.entries))
+        self._link.send(
+            ranks.Plan(
+                plan=number,
+                image_bytes=plan.layout.image_bytes,
+                tensors=plan.layout.entries,
+                must_be_finite=tuple(must_be_finite(captured.document)),
+            )
+        )
 
     def _ready_arena(self) -> Arena:
         if self._arena is not None:

@@ -1,21 +1,22 @@
 """Writes what one worker's ranks have captured: slot -> chunks in the store and an image on the node, at the same time, from the same memory (B4, B6, B9).
 
 Each chunk is hashed once, and handed on while it is hot: to the node's file and, unless the base has it, to the store. The two go their own pace, and
-neither waits for the other. A chunk that two ranks of this worker share is sent once. Nothing here makes a checkpoint exist: that is the commit record,
-written by the coordinator (saves.py).
+neither waits for the other. Then, where there is time, it is seen whether the weights in it are finite (C4). A chunk that two ranks of this worker share
+is sent once. Nothing here makes a checkpoint exist: that is the commit record, written by the coordinator (saves.py).
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from holdfast_agent.errors import AgentError, SaveGivenUp
+from holdfast_agent.finite import Look
 from holdfast_agent.lanes import Lane
 from holdfast_agent.mappings import Mappings, Reading
 from holdfast_agent.pace import Pace, pace_of
@@ -43,6 +44,8 @@ class Part:
     image_bytes: int
     boundary: int
     tensors: tuple[TensorEntry, ...]
+    must_be_finite: tuple[str, ...] | None = None
+    """Of `tensors`, by name; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ class Job:
     """The node keeps its copy while there is room for it."""
     emergency: bool = True
     """At full speed. Otherwise beside training, which must not become slower."""
+    looks: Callable[[], bool] = lambda: False
+    """Whether there is time to see if what is saved is finite. Asked again for each chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,8 @@ async def _write(
         on_node = asyncio.ensure_future(_node_part(job, to_node, its_turn, on_node_durable, on_node_trouble))
         lane = Lane(threads.sending, threads.link.begin(pace))
         sending = Sending(job.ref, job.base_has, store, stop, threads.link, pace, lane)
-        chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop)
+        looks = [Look(p.tensors, p.must_be_finite, len(i.views)) for p, i in zip(job.parts, images, strict=True)]
+        chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job)
         manifests = [_manifest(job, p, c) for p, c in zip(job.parts, chunks, strict=True)]
         entries = await _gather([threads.send(persist, stop, _creating(store, m)) for m in manifests], stop)
         if job.wait_for_node:
@@ -171,7 +177,9 @@ async def _write(
     refers = {c.at for m in manifests for c in m.chunks} - {job.ref}
     return Written(
         manifests=tuple(manifests),
-        entries=tuple(entries),
+        entries=tuple(
+            replace(e, finite=look.finite, not_finite=look.names) for e, look in zip(entries, looks, strict=True)
+        ),
         refers_to=tuple(sorted(refers)),
         bytes_logical=sum(p.image_bytes for p in job.parts),
         bytes_sent=sending.bytes_sent,
@@ -189,6 +197,8 @@ async def _handed_on(
     threads: Threads,
     pace: Pace,
     stop: Stop,
+    looks: Sequence[Look],
+    job: Job,
 ) -> list[list[Chunk]]:
     """The chunks of each image, once the store has them all. Nothing is hashed or sent when it returns or raises: what the store said, else SaveGivenUp."""
     found: list[list[Chunk | None]] = [[None] * len(image.views) for image in images]
@@ -201,6 +211,10 @@ async def _handed_on(
         if to_node is not None:
             to_node.offer(number, piece)
         found[number][piece] = sending.chunk(name, view)
+        if job.looks():
+            looks[number].piece(view, piece * job.chunk_bytes)
+        else:
+            looks[number].skip()
 
     hashing = Lane(threads.background if pace.background else threads.hashing, pace.hashers)
     lane.over.add_done_callback(lambda over: stop.set("another part of the save failed") if over.exception() else None)

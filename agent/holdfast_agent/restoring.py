@@ -11,7 +11,7 @@ import errno
 import functools
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast_agent import restore, storage
 from holdfast_agent.clock import Deadline, now
@@ -287,7 +287,8 @@ class Restoring:
         if self._handed_at is not None:
             s.metrics.restore_seconds.labels("load").observe(time.monotonic() - self._handed_at)
         if self._record is not None:
-            info = info_of(self._record)
+            # Every rank has looked at what it loaded (C4), also at what nobody had looked at when it was saved.
+            info = replace(info_of(self._record), finite=True, not_finite=())
             s.record.restored = info
             s.record.boundary = info.boundary
             s.last = info

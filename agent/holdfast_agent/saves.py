@@ -182,6 +182,9 @@ class Saves:
             self._later(self.tell(peers.Committed(s.attempt, record.save, text, info)))
             raise
         log.info("checkpoint %s is committed at boundary %d (%s)", record.ref, info.boundary, record.cause.value)
+        if info.finite is False:
+            named = ", ".join(info.not_finite)
+            log.warning("checkpoint %s holds NaN or infinite values, no start will use it: %s", record.ref, named)
         return info
 
     # ---- a commit that is under way (A8)
@@ -350,9 +353,14 @@ def _committing(shared: Shared, record: CommitRecord, stop: Stop) -> tuple[Commi
         return record, store.commit(record, incarnation=shared.incarnation)
     except AlreadyExists:
         standing, text = store.read_commit(record.ref)
-        if standing.ranks != record.ranks:
+        if _manifests(standing) != _manifests(record):
             raise
         return standing, text
+
+
+def _manifests(record: CommitRecord) -> list[tuple[int, str]]:
+    """What makes two records the same checkpoint: one try may have had the time to look whether weights are finite, and another not."""
+    return [(entry.rank, entry.manifest_digest) for entry in record.ranks]
 
 
 def _requests(shared: Shared, record: CommitRecord) -> float:
@@ -373,4 +381,6 @@ def info_of(record: CommitRecord) -> CheckpointInfo:
         bytes_sent=record.bytes_sent,
         bytes_stored=record.bytes_stored,
         metrics=dict(record.metrics),
+        finite=record.finite,
+        not_finite=record.not_finite,
     )

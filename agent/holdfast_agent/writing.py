@@ -217,7 +217,7 @@ class Writing:
                 s.record.stage(Stage.LOCAL_DURABLE, at)
 
         try:
-            job = self._job(order)
+            job = self._job(order, deadline)
             store = s.store.until(stop.at)
             written = await flush.write(
                 job,
@@ -330,8 +330,9 @@ class Writing:
         except StoreError as e:
             log.warning("the age of older chunks is not known: %s", e)
 
-    def _job(self, order: peers.FlushOrder) -> flush.Job:
+    def _job(self, order: peers.FlushOrder, deadline: Deadline) -> flush.Job:
         s = self._shared
+        at = deadline.at  # once it moves, a machine is about to go
         parts = []
         for rank in s.crew:
             assert rank.book is not None
@@ -345,6 +346,7 @@ class Writing:
                     rank.plan.image_bytes,
                     order.boundary,
                     rank.plan.tensors,
+                    rank.plan.must_be_finite,
                 )
             )
         return flush.Job(
@@ -357,6 +359,7 @@ class Writing:
             wait_for_node=False,
             base=order.base,
             emergency=order.emergency or order.full_speed,
+            looks=lambda: not order.emergency and deadline.at == at,
         )
 
     # ---- afterwards

@@ -110,29 +110,36 @@ def facts_about(
     facts = Facts(state.committed, state.expired, in_use=state.ref in in_use)
     if deletion.why_kept(facts) or not state.committed:
         return facts
-    facts = replace(facts, protected=state.ref in protected(_newest_usable(records, lineage)))
+    usable, sound = _newest_usable(records, lineage)
+    facts = replace(facts, protected=state.ref in protected(usable), sound=state.ref == sound)
     if deletion.why_kept(facts) or state.expired:
         return facts
     # Before the tombstone too: a restore in the moment until it is taken back would take an older checkpoint.
     return replace(facts, branch=branch_on(records, state.ref))
 
 
-def _newest_usable(records: Records, lineage: Iterable[Span]) -> list[tuple[CheckpointRef, CheckpointRef | None]]:
-    """(checkpoint, base) newest first: the newest two that can be read, and on to the base of the newest."""
+def _newest_usable(
+    records: Records, lineage: Iterable[Span]
+) -> tuple[list[tuple[CheckpointRef, CheckpointRef | None]], CheckpointRef | None]:
+    """(checkpoint, base) newest first: the newest two that can be read, and on to the base of the newest. And the newest one that is not known to
+    hold NaN or infinite values: usually one of those two."""
     usable: list[tuple[CheckpointRef, CheckpointRef | None]] = []
+    sound: CheckpointRef | None = None
     for span in lineage:
         if span.job_uid != records.job_uid:
             break
         for ref in inventory.saves(records, span.attempt):
             if not span.holds(records.job_uid, ref) or not inventory.state(records, ref).exists:
                 continue
-            if len(usable) >= 2 and (usable[0][1] is None or ref < usable[0][1]):
-                return usable
+            if len(usable) >= 2 and sound is not None and (usable[0][1] is None or ref < usable[0][1]):
+                return usable, sound
             try:
-                usable.append((ref, records.commit(ref)[0].base))
+                record = records.commit(ref)[0]
             except (Corrupt, Absent):
                 continue
-    return usable
+            usable.append((ref, record.base))
+            sound = ref if sound is None and record.finite is not False else sound
+    return usable, sound
 
 
 def _bury(records: Records, ref: CheckpointRef, by_attempt: int, reason: str) -> bool:

@@ -53,6 +53,8 @@ class Selection:
     """What the walk has gathered."""
 
     candidates: list[Candidate] = field(default_factory=list)
+    not_finite: list[Candidate] = field(default_factory=list)
+    """Known to be since they were saved: a load would refuse them (C4), so they are tried only where nothing else is left (C1)."""
     rejections: list[Rejection] = field(default_factory=list)
     excluded: list[CheckpointRef] = field(default_factory=list)
     stopped: str = ""
@@ -114,7 +116,23 @@ def select(order: RestoreOrder, own_uid: str, found: Iterable[Found], *, world_s
             result.rejections[before:] = [replace(r, job_uid=save.job_uid) for r in result.rejections[before:]]
         if result.stopped or len(result.candidates) == ENOUGH:
             break
+    _settle_not_finite(result, own_uid)
     return result
+
+
+def _settle_not_finite(result: Selection, own_uid: str) -> None:
+    """Refused without being loaded, if there is something else; otherwise the load itself has the last word."""
+    if not result.candidates:
+        result.candidates = result.not_finite[:ENOUGH]
+        return
+    for candidate in result.not_finite:
+        record = candidate.record
+        refused = _rejection(record.ref, not_finite_reason(record), of_checkpoint=True)
+        result.rejections.append(replace(refused, job_uid="" if record.job_uid == own_uid else record.job_uid))
+
+
+def not_finite_reason(record: CommitRecord) -> str:
+    return f"{', '.join(record.not_finite) or 'trained state'} held NaN or infinite values when it was saved"
 
 
 def _consider(save: Found, result: Selection, world_size: int) -> None:
@@ -138,7 +156,7 @@ def _consider(save: Found, result: Selection, world_size: int) -> None:
         )
         result.rejections.append(_rejection(save.ref, result.stopped, of_checkpoint=False))
     else:
-        result.candidates.append(Candidate(record, text))
+        (result.not_finite if record.finite is False else result.candidates).append(Candidate(record, text))
 
 
 def explain(order: RestoreOrder, selection: Selection, *, ever_committed: bool, source: str) -> str:

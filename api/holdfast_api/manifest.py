@@ -18,6 +18,9 @@ MAX_IMAGE_BYTES = 1 << 44
 MAX_CHUNK_BYTES = 1 << 30
 """Bounds of what a manifest may ask a reader to allocate. A chunk is read as a whole."""
 
+NOT_FINITE_NAMED = 5
+"""Tensors named at most where some are not finite: the first ones say enough, and every later save would list most of the model."""
+
 
 class CheckpointKind(StrEnum):
     """What a checkpoint holds."""
@@ -114,6 +117,10 @@ class RankEntry:
     manifest_digest: str
     """BLAKE3-256 of the manifest's bytes as stored (B3)."""
     image_bytes: int
+    finite: bool | None = None
+    """Whether trained parameters and optimizer state were finite when they were saved. None: nobody looked, as in an emergency."""
+    not_finite: tuple[str, ...] = ()
+    """The first tensors that are not, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +185,17 @@ class CommitRecord:
     @property
     def ref(self) -> CheckpointRef:
         return CheckpointRef(self.attempt, self.save)
+
+    @property
+    def finite(self) -> bool | None:
+        """False if a rank holds trained values that are not finite, True if all are known to be; None: unknown."""
+        found = {entry.finite for entry in self.ranks}
+        return False if False in found else None if None in found else True
+
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """The first tensors that are not, by name; ranks that hold the same parameters name the same."""
+        return tuple(dict.fromkeys(name for entry in self.ranks for name in entry.not_finite))[:NOT_FINITE_NAMED]
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,6 +233,10 @@ class CheckpointInfo:
     durable: bool = True
     """In the object store; False where only the node's NVMe has it."""
     metrics: dict[str, float] = field(default_factory=dict)
+    finite: bool | None = None
+    """Whether trained parameters and optimizer state are finite. None: nobody looked, as in an emergency."""
+    not_finite: tuple[str, ...] = ()
+    """The first tensors that are not, by name."""
 
     @property
     def ref(self) -> CheckpointRef:

@@ -103,6 +103,8 @@ class Plan:
     plan: int
     image_bytes: int
     tensors: tuple[TensorEntry, ...]
+    must_be_finite: tuple[str, ...] | None = None
+    """Names of those that a load refuses if they are not (C4): trained parameters and optimizer state. None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,8 +58,14 @@ def _plain(job_uid: str, view: SaveView) -> dict[str, Any]:
             "metrics": view.record.metrics,
             "run": view.record.run,
             "config": view.record.config,
+            "finite": view.record.finite,
+            "notFinite": list(view.record.not_finite),
         }
     return plain
+
+
+_FINITE = {True: "yes", False: "NO", None: "unknown"}
+"""Whether trained parameters and optimizer state are; nobody looks in an emergency."""
 
 
 def _show(found: list[tuple[str, SaveView]], *, several: bool) -> None:
@@ -75,6 +81,7 @@ def _show(found: list[tuple[str, SaveView]], *, several: bool) -> None:
         "STORED",
         "RANKS",
         "BASE",
+        "FINITE",
     ):
         table.add_column(name, no_wrap=True)
     for job_uid, view in found:
@@ -90,9 +97,9 @@ def _show(found: list[tuple[str, SaveView]], *, several: bool) -> None:
                 size(sum(e.image_bytes for e in r.ranks)),
                 size(view.stored_bytes),
             ]
-            cells += [str(len(r.ranks)), str(r.base or "-")]
+            cells += [str(len(r.ranks)), str(r.base or "-"), _FINITE[r.finite]]
         else:
-            cells += ["-", "-", "-", "-", size(view.stored_bytes), "-", "-"]
+            cells += ["-", "-", "-", "-", size(view.stored_bytes), "-", "-", "-"]
         table.add_row(*cells)
     # A pipe has no width; cutting columns there would break scripts.
     console = Console(width=None if typer.get_text_stream("stdout").isatty() else 240)

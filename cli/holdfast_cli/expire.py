@@ -22,10 +22,10 @@ from holdfast_cli.shared import (
     fail,
     parse_ref,
     size,
-    usable,
 )
 from holdfast_store.foretell import Fate, foretell
 from holdfast_store.job import JobStore
+from holdfast_store.overview import Standing, overview
 
 
 @at_a_place()
@@ -63,7 +63,18 @@ def expire(
 
 def _beyond(store: JobStore, keep_last: int | None) -> list[CheckpointRef]:
     """Oldest first, as they would be given up."""
-    return [] if keep_last is None else sorted(usable(store)[keep_last:])
+    if keep_last is None:
+        return []
+    found = [view for view in overview(store) if view.standing is Standing.USABLE]
+    return sorted(beyond([(v.ref, v.record.finite if v.record else None) for v in found], keep_last))
+
+
+def beyond(newest_first: list[tuple[CheckpointRef, bool | None]], keep_last: int) -> list[CheckpointRef]:
+    """What the operator would give up, of (checkpoint, whether it is finite). Its own newest two it never does: there the store says so (D5)."""
+    counted = [ref for ref, finite in newest_first if finite is not False]
+    known = [ref for ref, finite in newest_first if finite]
+    kept = {*counted[:keep_last], *known[:1]}
+    return [ref for ref, _ in newest_first if ref not in kept]
 
 
 def _plain(store: JobStore, fate: Fate) -> dict[str, Any]:

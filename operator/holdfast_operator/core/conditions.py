@@ -9,6 +9,7 @@
 | StorageReady    | the store was reached and probed                                  |
 | LocalStorageReady | nodes take copies; only there once one did not              |
 | CheckpointUsable| there is a committed checkpoint that nothing speaks against       |
+| CheckpointFinite| the newest checkpoint holds no NaN; only there once one did   |
 | Succeeded       | all workers have finished                                         |
 """
 
@@ -21,7 +22,7 @@ from holdfast_operator.core import failures, finish, interruptions, suspend, sus
 from holdfast_operator.core.membership import describe_worker, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.trouble import Trouble
-from holdfast_operator.crd.v1alpha1 import Condition, Phase, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import CheckpointStatus, Condition, Phase, TrainingJobStatus
 
 _STORAGE = (
     BlockedReason.STORAGE_MISCONFIGURED.value,
@@ -30,6 +31,8 @@ _STORAGE = (
 )
 MAX_MESSAGE = 8000
 LOCAL = "LocalStorageReady"
+FINITE = "CheckpointFinite"
+NOT_FINITE = "NotFinite"
 UNSAVED = "FinishedUnsaved"
 """The script ended well, and its last state is in no checkpoint."""
 SAVES_FAIL = "SavesFail"
@@ -86,6 +89,7 @@ def _all(
     yield _storage(seen, status, trouble)
     yield from _local(seen, status)
     yield _checkpoint(seen, status, trouble)
+    yield from _finite(status)
     yield _succeeded(seen, status)
 
 
@@ -202,12 +206,39 @@ def _checkpoint(seen: Observed, status: TrainingJobStatus, trouble: Trouble | No
         return _Now("CheckpointUsable", "False", BlockedReason.LIBRARY_NOT_USED.value, unused)
     if newest is None:
         return _Now("CheckpointUsable", "False", "NoneYet", "no checkpoint has been committed yet")
+    usable = [c for c in status.checkpoints if c.finite is not False]
+    if status.checkpoints and not usable:
+        return _Now("CheckpointUsable", "False", NOT_FINITE, f"no checkpoint is finite: {_what_is_not(newest)}")
+    newest = usable[-1] if usable else newest
     refused = f"; refused: {', '.join(status.quarantined[-4:])}" if status.quarantined else ""
     left_out = suspicion.suspended(status)
     refused += f"; left out of the next start: {left_out}" if left_out else ""
     return _Now(
         "CheckpointUsable", "True", "Committed", f"{newest.name} at step {newest.step} ({newest.cause}){refused}"
     )
+
+
+def _finite(status: TrainingJobStatus) -> Iterator[_Now]:
+    """Weights that have become NaN stay so, and every hour of training on is lost: said within a save, and what can still be gone back to is kept (C5)."""
+    newest = status.last_checkpoint
+    if newest is not None and newest.finite is False:
+        back = [c for c in status.checkpoints if c.finite is not False]
+        kept = (
+            f"{back[-1].name} at step {back[-1].step} is kept, and the next start continues it; to go back now set spec.suspend: true, "
+            f"then false"
+            if back
+            else "no checkpoint before it is left to go back to"
+        )
+        yield _Now(FINITE, "False", NOT_FINITE, f"{_what_is_not(newest)}. {kept}")
+    elif any(c.type == FINITE for c in status.conditions):
+        known = newest is not None and newest.finite
+        words = f"{newest.name} at step {newest.step}" if newest else "no checkpoint"
+        yield _Now(FINITE, "True" if known else "Unknown", "Finite" if known else "Unknown", words)
+
+
+def _what_is_not(checkpoint: CheckpointStatus) -> str:
+    named = ", ".join(checkpoint.not_finite) or "trained state"
+    return f"checkpoint {checkpoint.name} at step {checkpoint.step} holds NaN or infinite values in {named}"
 
 
 def _library_not_used(seen: Observed, status: TrainingJobStatus) -> str:

@@ -87,6 +87,8 @@ def as_status(info: CheckpointInfo) -> CheckpointStatus:
         time=info.committed_at,
         bytes=info.bytes_logical,
         bytes_sent=info.bytes_sent,
+        finite=info.finite,
+        not_finite=tuple(name[:256] for name in info.not_finite[:5]),
     )
 
 
@@ -121,14 +123,24 @@ def _adopt_checkpoints(
     known = {c.name: c for c in status.checkpoints}
     for report in reports:
         for info in (*report.checkpoints, *((report.restored,) if restored and report.restored else ())):
-            if not info.durable or str(info.ref) in given_up or str(info.ref) in known:
+            if not info.durable or str(info.ref) in given_up:
                 continue
-            if horizon is None or info.ref > horizon:
+            if (before := known.get(str(info.ref))) is not None:
+                known[str(info.ref)] = _with_finding(before, info)
+            elif horizon is None or info.ref > horizon:
                 known[str(info.ref)] = as_status(info)
-    if len(known) == len(status.checkpoints):
+    if tuple(known.values()) == status.checkpoints:
         return status
     kept = tuple(sorted(known.values(), key=lambda c: ref_of(c.name)))[-MAX_CHECKPOINTS:]
     return status.model_copy(update={"checkpoints": kept, "last_checkpoint": kept[-1]})
+
+
+def _with_finding(before: CheckpointStatus, info: CheckpointInfo) -> CheckpointStatus:
+    """Whether it is finite may become known later, by a start that has loaded it; what is known stays."""
+    if before.finite is not None or info.finite is None:
+        return before
+    new = as_status(info)
+    return before.model_copy(update={"finite": new.finite, "not_finite": new.not_finite})
 
 
 def _adopt_deletions(status: TrainingJobStatus, reports: tuple[AgentReport, ...]) -> TrainingJobStatus:

@@ -1,7 +1,8 @@
 """Which checkpoints are given up (D1, D3), and the order to delete them.
 
-Kept are the newest `keep.last`, always the newest usable one, and the newest one from which a start has succeeded (C5): the parent of the attempt that
-trains now. Nothing is given up unless the current attempt has taken a step, so never between the creation of an attempt and its claim (D1).
+Kept are the newest `keep.last` that are not known to hold NaN or infinite values, always the newest one that is known to be finite, and the newest one
+from which a start has succeeded (C5): the parent of the attempt that trains now. Nothing is given up unless the current attempt has taken a step, so
+never between the creation of an attempt and its claim (D1).
 """
 
 from holdfast_api.layout import CheckpointRef
@@ -26,7 +27,7 @@ def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
     if attempt is None or attempt.claimed_at is None or attempt.first_step_at is None:
         return status
     status = _with_strays(seen, status)
-    doomed = surplus(status.checkpoints, max(AT_LEAST, seen.spec.checkpoint.keep.last), proven=proven(status))
+    doomed = surplus(status.checkpoints, seen.spec.checkpoint.keep.last, proven=proven(status))
     doomed = doomed[: MAX_EXPIRING - len(status.expiring)]
     if not doomed:
         return status
@@ -61,8 +62,16 @@ def proven(status: TrainingJobStatus) -> str:
 
 
 def surplus(checkpoints: tuple[CheckpointStatus, ...], keep_last: int, *, proven: str) -> tuple[str, ...]:
-    """Names of those that are not among the newest `keep_last` and not the proven one, oldest first. `checkpoints` is in order, newest last."""
-    return tuple(c.name for c in checkpoints[: -max(keep_last, 1)] if c.name != proven)
+    """Names of those that are given up, oldest first. `checkpoints` is in order, newest last.
+
+    Kept are the newest `keep_last` of those not known to hold NaN or infinite values: a run that has gone wrong must not push out what it could go back
+    to. What is unknown counts like what is finite, so the newest one that is known to be finite is kept beside them. And the newest few whatever they hold.
+    """
+    count = max(AT_LEAST, keep_last)
+    usable = [c.name for c in checkpoints if c.finite is not False]
+    finite = [c.name for c in checkpoints if c.finite]
+    kept = {*(c.name for c in checkpoints[-AT_LEAST:]), *usable[-count:], *finite[-1:], proven}
+    return tuple(c.name for c in checkpoints if c.name not in kept)
 
 
 def collect_order(seen: Observed, status: TrainingJobStatus) -> CollectOrder | None:

@@ -335,6 +335,10 @@ class CheckpointStatus(Model):
     """Size of the state that it holds."""
     bytes_sent: int = 0
     """What was written for it; the rest was already in the store (B4)."""
+    finite: bool | None = None
+    """Whether trained parameters and optimizer state are finite. Absent: unknown, as of emergency checkpoints from which nothing has started yet."""
+    not_finite: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=5)] = ()
+    """The first tensors that hold NaN or infinite values."""
 
 
 class WorkerStatus(Model):

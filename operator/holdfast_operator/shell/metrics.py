@@ -47,6 +47,12 @@ class Metrics:
             ["namespace", "job"],
             registry=r,
         )
+        self.not_finite = Gauge(
+            "holdfast_checkpoint_not_finite",
+            "1 while the newest durable checkpoint of a job holds NaN or infinite values in trained state, else 0.",
+            ["namespace", "job"],
+            registry=r,
+        )
         self.jobs = Gauge("holdfast_jobs", "Jobs by phase.", ["phase"], registry=r)
         self.reconcile = Histogram(
             "holdfast_reconcile_seconds",
@@ -103,8 +109,10 @@ class Metrics:
             self.jobs.labels(phase.value).set(sum(s.phase is phase for _, _, s in statuses))
         self.checkpoint_time.clear()
         self.checkpoint_age.clear()
+        self.not_finite.clear()
         for namespace, job, status in statuses:
             if status.last_checkpoint is not None:
+                self.not_finite.labels(namespace, job).set(status.last_checkpoint.finite is False)
                 self.checkpoint_time.labels(namespace, job).set(status.last_checkpoint.time.timestamp())
             unsaved_since = _unsaved_since(status)
             if unsaved_since is not None and status.phase not in (Phase.SUCCEEDED, Phase.FAILED):
