@@ -34,11 +34,16 @@ _HALF, _BRAIN = Format(2, 0x7C00), Format(2, 0x7F80)
 _SINGLE, _DOUBLE = Format(4, 0x7F80_0000), Format(8, 0x7FF0_0000_0000_0000)
 FORMATS = {
     "float16": _HALF, "bfloat16": _BRAIN, "float32": _SINGLE, "float64": _DOUBLE,
-    "complex32": _HALF, "complex64": _SINGLE, "complex128": _DOUBLE,
+    "complex32": _HALF, "bcomplex32": _BRAIN, "complex64": _SINGLE, "complex128": _DOUBLE,
     "float8_e5m2": Format(1, 0x7C), "float8_e4m3fn": Format(1, 0x7F),
     "float8_e5m2fnuz": Format(1, nan=0x80), "float8_e4m3fnuz": Format(1, nan=0x80), "float8_e8m0fnu": Format(1, nan=0xFF),
 }  # fmt: skip
-"""By torch's name. What is not here has no such values: integers, truth values, packed 4-bit numbers."""
+"""By torch's name."""
+ALWAYS_FINITE = frozenset({
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "qint8", "quint8", "qint32", "quint4x2", "quint2x4", "float4_e2m1fn_x2",
+})  # fmt: skip
+"""A format that is in neither table is one of a later torch: of it nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,11 @@ class Range:
 
 
 def ranges_of(tensors: Iterable[TensorEntry], must: Iterable[str]) -> list[Range]:
-    """In the order of the image. Tied tensors are one."""
-    wanted, found = set(must), {}
+    """In the order of the image. Tied tensors are one. Raises KeyError for a format that is not known."""
+    wanted = set(must)
+    found: dict[tuple[int, int], TensorEntry] = {}
     for t in tensors:
-        if t.name in wanted and t.length_bytes and (known := FORMATS.get(t.dtype)):
+        if t.name in wanted and t.length_bytes and t.dtype not in ALWAYS_FINITE:
             found.setdefault((t.offset_bytes, t.length_bytes), t)
     return [Range(at, at + n, FORMATS[t.dtype], t.name) for (at, n), t in sorted(found.items())]
 
@@ -64,11 +70,15 @@ class Look:
     """At one rank's image, piece by piece, by any threads. `must` None: the ranks do not say what to look at."""
 
     def __init__(self, tensors: Sequence[TensorEntry], must: Sequence[str] | None, pieces: int) -> None:
-        self._ranges = ranges_of(tensors, must or ())
+        self._known = must is not None
+        self._ranges: list[Range] = []
+        try:
+            self._ranges = ranges_of(tensors, must or ())
+        except KeyError as e:
+            self._unknown(f"{e} is a format that this release cannot look at")
         self._starts = [r.start for r in self._ranges]
         self._lock = threading.Lock()
         self._left = pieces
-        self._known = must is not None
         self._bad: dict[int, str] = {}
         """By offset in the image."""
 
@@ -83,13 +93,16 @@ class Look:
         try:
             bad = {r.start: r.name for r in self._within(start, start + len(view)) if not _finite(view, start, r)}
         except Exception as e:  # a look that fails costs what it would have found, and never the save
-            if self._known:
-                log.warning("whether weights are finite is not known: %s: %s", type(e).__name__, e)
-            self._known = False
+            self._unknown(f"{type(e).__name__}: {e}")
             return
         with self._lock:
             self._bad |= bad
             self._left -= 1
+
+    def _unknown(self, why: str) -> None:
+        if self._known:
+            log.warning("whether weights are finite is not known: %s", why)
+        self._known = False
 
     @property
     def finite(self) -> bool | None:

@@ -85,8 +85,13 @@ def test_gauges_of_jobs_that_are_gone_go_with_them() -> None:
     metrics.set_jobs([("ns", "job", saved)])
     labels = {"namespace": "ns", "job": "job"}
     assert (metrics.registry.get_sample_value("holdfast_checkpoint_age_seconds", labels) or 0) > 0
+    assert metrics.registry.get_sample_value("holdfast_checkpoint_not_finite", labels) == 0
+    wrong = saved.model_copy(update={"last_checkpoint": saved.last_checkpoint.model_copy(update={"finite": False})})
+    metrics.set_jobs([("ns", "job", wrong)])
+    assert metrics.registry.get_sample_value("holdfast_checkpoint_not_finite", labels) == 1
     metrics.set_jobs([])
     assert metrics.registry.get_sample_value("holdfast_checkpoint_age_seconds", labels) is None
+    assert metrics.registry.get_sample_value("holdfast_checkpoint_not_finite", labels) is None
 
 
 def test_arguments_come_before_environment_before_defaults() -> None:

@@ -11,6 +11,7 @@ deletion order that it was given before. One actor stands for the whole gang of 
   branches  another job builds on a checkpoint here (D6)
   tidy      saves without a commit are swept (D4)
   exact     False: the store accepts `If-None-Match` and overwrites (B8)
+  wrong     from this step on weights are NaN, and every save says so (C4)
   late      a superseded gang carries out deletions that it was ordered before (False: it looks for claims first, A5, and is not overtaken after it has looked)
 
 With `forgets` or `lives`, `late` must be False. Found by this model: an operator that was restored from a backup lets an attempt continue what it had given up
@@ -26,6 +27,7 @@ In every state
   SAFE    each usable commit (on the lineage of the newest claim, not expired, without a tombstone) has all its manifests and chunks
   ALIVE   an attempt that continued something always has a usable commit
   ONE     no two gangs believe that they are the same attempt
+  SOUND   what is finite is never all given up: if there was a finite one on the lineage, there is a usable one
   BRANCH  what another job has claimed to build on is committed and whole
 
 Each rule can be left out, to see whether it is needed.
@@ -61,6 +63,8 @@ class Scope:
     branches: int = 0
     tidy: bool = False
     exact: bool = True
+    wrong: int = 0
+    """From this step on weights are NaN; 0: never."""
 
 
 RULES = {
@@ -68,6 +72,7 @@ RULES = {
     "own-save": "chunks lie under the checkpoint that wrote them, so a key is never written again (B4)",
     "one-base": "a save refers only to chunks of its base, the newest commit on its lineage (B4)",
     "keep-newest": "the newest usable commit is never expired (D5)",
+    "keep-finite": "the newest usable commit that is finite is never expired (C5, D5)",
     "expire-first": "a checkpoint is recorded as expired before its deletion is ordered (D1)",
     "list-store": "who deletes looks at every commit in the store, not only at those the operator knew (D2)",
     "all-manifests": "the commit record is written after the manifests of all ranks (B2, B3)",
@@ -179,6 +184,9 @@ class Model:
         dead = s.operator.expired | s.stones
         return [c for c in lineage(parents, dict(s.commits), attempt) if c not in dead]
 
+    def is_finite(self, commit: Commit) -> bool:
+        return not self.scope.wrong or commit[1] < self.scope.wrong
+
     def operator_moves(self, s: State) -> Iterator[Move]:
         op = s.operator
         if op.current < self.scope.attempts:
@@ -197,7 +205,10 @@ class Model:
         ):  # no order before the attempt has claimed (D1)
             return
         usable = [c for c in self.usable(s, op.current) if c in op.known]
-        for doomed in usable if "keep-newest" in self.off else usable[:-1]:
+        finite = [c for c in usable if self.is_finite(c)]
+        kept = set() if "keep-newest" in self.off else {*usable[-1:]}
+        kept |= set() if "keep-finite" in self.off or "keep-newest" in self.off else {*finite[-1:]}
+        for doomed in (c for c in usable if c not in kept):
             keep = frozenset(c for c in usable if c != doomed)
             expired = op.expired if "expire-first" in self.off else op.expired | {doomed}
             index = (op.current - 1) * self.scope.lives + op.life
@@ -212,6 +223,7 @@ class Model:
         parents = {n: parent for n, (_, parent) in s.claims}
         before = max((n for n in made if n < attempt), default=0)
         usable = [c for c in lineage(parents, dict(s.commits), before) if c not in s.operator.expired | s.stones]
+        usable = [c for c in usable if self.is_finite(c)] or usable  # what is known not to be is passed over (C4)
         for parent in usable or [None]:  # newer ones may have failed verification
             run = self.put(s, i, phase="run", step=parent[1] if parent else 0)
             if attempt not in made:
@@ -404,6 +416,10 @@ class Model:
         for phase, target in s.branches:
             if phase == "claimed" and (target not in refs_of or not refs_of[target] <= s.chunks):
                 return f"BRANCH: {target} is gone"
+        parents = {n: parent for n, (_, parent) in s.claims}
+        given_up = lineage(parents, s.operator.expired | s.stones, newest)
+        if usable and any(map(self.is_finite, given_up)) and not any(map(self.is_finite, usable)):
+            return f"SOUND: {given_up} are given up, and only {usable} are left"
         gone = any(c[0] == newest for c in s.operator.expired)
         parent = dict(s.claims)[newest][1]
         return "ALIVE: nothing usable is left" if (parent or gone) and not usable else None

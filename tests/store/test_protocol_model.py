@@ -21,6 +21,8 @@ AGAIN = Scope(attempts=1, steps=2, orders=2, branches=1, resends=1, forgets=True
 """An operator that forgets orders the same deletion twice."""
 TIDY = Scope(steps=2, tidy=True)
 UNCONDITIONAL = Scope(steps=2, exact=False)
+WRONG = Scope(steps=3, orders=2, wrong=2)
+"""Attempts that run into the same NaN again."""
 
 EXPLORED = {
     "one save at a time": Scope(orders=2),
@@ -33,11 +35,13 @@ EXPLORED = {
     "the same deletion twice, a branch, commits that arrive again": AGAIN,
     "sweeping": TIDY,
     "no conditional writes": UNCONDITIONAL,
+    "weights that become NaN": WRONG,
 }
 WIDE = [
     Scope(steps=4, orders=2, ranks=2, open=2, tidy=True, branches=1, resends=1),
     Scope(attempts=3, steps=3, orders=2, ranks=2, open=2, tidy=True, branches=1, resends=1, forgets=True, late=False),
     Scope(attempts=3, steps=3, orders=2, lives=2, open=2, tidy=True, late=False),
+    Scope(attempts=3, steps=4, orders=2, open=2, tidy=True, branches=1, resends=1, wrong=3),
 ]
 
 
@@ -58,6 +62,7 @@ MISSED = {
     "own-save": (ONE_AT_A_TIME, "SAFE"),
     "one-base": (ONE_AT_A_TIME, "SAFE"),
     "keep-newest": (ONE_AT_A_TIME, "ALIVE"),
+    "keep-finite": (WRONG, "SOUND"),
     "expire-first": (ONE_AT_A_TIME, "ALIVE"),
     "list-store": (ONE_AT_A_TIME, "SAFE"),
     "all-manifests": (MANIFESTS, "SAFE"),

@@ -1,5 +1,6 @@
 """Builds the jobs that tests of the store start from, through the store's own code: `World(bucket).claimed(1).saved(1, 1, b"aaaabbbb")`."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from holdfast_api.layout import CheckpointRef
@@ -50,6 +51,14 @@ class World:
         self, attempt: int, save: int, image: bytes | list[bytes] = b"aaaabbbb", *, base: CheckpointRef | None = None
     ) -> "World":
         self.store.commit(self.prepared(attempt, save, image, base=base))
+        return self
+
+    def told(self, attempt: int, save: int, finite: bool | None, *, base: CheckpointRef | None = None) -> "World":
+        """A checkpoint of which is known, or not, whether it is finite."""
+        record = self.prepared(attempt, save, b"%04d" % save, base=base)
+        names = ("model.w",) if finite is False else ()
+        ranks = tuple(replace(entry, finite=finite, not_finite=names) for entry in record.ranks)
+        self.store.commit(replace(record, ranks=ranks))
         return self
 
     def prepared(
