@@ -35,7 +35,8 @@ def test_checkpoints_are_listed_newest_first(world: World, tmp_path: Path) -> No
     result = call("checkpoints", tmp_path.as_uri(), *JOB)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["CHECKPOINT", "STANDING", "STEP", "CAUSE", "CREATED", "SIZE", "STORED", "RANKS", "BASE"]
+    heads = ["CHECKPOINT", "STANDING", "STEP", "CAUSE", "CREATED", "SIZE", "STORED", "RANKS", "BASE", "FINITE"]
+    assert lines[0].split() == heads
     assert [line.split()[:4] for line in lines[1:]] == [
         ["1/3", "usable", "3", "periodic"],
         ["1/2", "usable", "2", "periodic"],
@@ -53,6 +54,18 @@ def test_json_is_for_scripts(world: World, tmp_path: Path) -> None:
         ("1/3", "usable", 3, 20, 2),
         ("1/2", "usable", 2, 16, 2),
     ]
+
+
+def test_it_is_shown_which_are_finite_and_they_are_not_counted_with_those_that_are(tmp_path: Path) -> None:
+    world = World(FileBucket(tmp_path)).claimed(1)
+    for save, finite in enumerate((True, None, False, False, False), 1):
+        world.told(1, save, finite)
+    lines = call("checkpoints", tmp_path.as_uri(), *JOB).stdout.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["NO", "NO", "NO", "unknown", "yes"]
+    found = json.loads(call("checkpoints", tmp_path.as_uri(), *JOB, "-o", "json").stdout)
+    assert [(c["finite"], c["notFinite"]) for c in found][:1] == [(False, ["model.w"])]
+    told = json.loads(call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "--keep-last", "1", "-o", "json").stdout)
+    assert [(c["checkpoint"], c["deleted"]) for c in told] == [("1/3", True), ("1/4", False), ("1/5", False)]
 
 
 def test_several_jobs_of_one_name_are_told_apart_by_uid(world: World, tmp_path: Path) -> None:
