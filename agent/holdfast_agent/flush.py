@@ -21,7 +21,7 @@ from holdfast_agent.lanes import Lane
 from holdfast_agent.mappings import Mappings, Reading
 from holdfast_agent.pace import Pace, pace_of
 from holdfast_agent.sending import Sending
-from holdfast_agent.threads import Stop, Threads, persist
+from holdfast_agent.threads import Stop, Threads
 from holdfast_agent.tonode import ToNode
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Chunk, RankEntry, RankManifest, TensorEntry
@@ -164,7 +164,7 @@ async def _write(
         looks = [Look(p.tensors, p.must_be_finite, len(i.views)) for p, i in zip(job.parts, images, strict=True)]
         chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job)
         manifests = [_manifest(job, p, c) for p, c in zip(job.parts, chunks, strict=True)]
-        entries = await _gather([threads.send(persist, stop, _creating(store, m)) for m in manifests], stop)
+        entries = await _gather([threads.send(sending.manifest, m) for m in manifests], stop)
         if job.wait_for_node:
             await asyncio.wait([on_node])
     except BaseException:
@@ -287,10 +287,6 @@ async def _node_part(
 def _close(images: Sequence[Image]) -> None:
     for image in images:
         image.close()
-
-
-def _creating(store: JobStore, manifest: RankManifest) -> Callable[[], RankEntry]:
-    return lambda: store.create_manifest(manifest)
 
 
 async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]], stop: Stop) -> list[T]:

@@ -13,6 +13,8 @@ from holdfast_agent.requests import Width, Window, next_width
 
 WEIGHT = 0.2
 """Of the newest request in the moving average of what one request brings."""
+SAME = 0.75
+"""A speed that was measured with this share of the requests is that of so many; with fewer it is forgotten when the first of more has ended."""
 WINDOW_SECONDS = 0.25
 """Shorter ones say nothing."""
 
@@ -25,6 +27,8 @@ class Link:
         self._lock = threading.Lock()
         self._width: Width | None = None
         self._rate = 0.0
+        self._among = 0.0
+        """So many were sent at once when that was measured, moving average."""
         self._began = 0.0
         self._bytes = self._ended = 0
         self._halved = False
@@ -34,8 +38,16 @@ class Link:
 
     @property
     def bytes_per_second(self) -> float:
-        """Of one request, moving average; 0 while nothing is known."""
-        return self._rate
+        """Of one request, as far as it can be relied on; 0 while nothing is known. Where more are sent at once now than when it was measured, they may have
+        to share what those had: an emergency that begins with many on a slow line must not take its own crowd for dead connections."""
+        with self._lock:
+            return self._rate * min(1.0, self._among / self._now)
+
+    @property
+    def is_measured(self) -> bool:
+        """With about as many at once as are sent now. Before, the speed is not known, or only from below."""
+        with self._lock:
+            return self._measured
 
     @property
     def requests(self) -> int:
@@ -64,7 +76,9 @@ class Link:
         with self._lock:
             assert self._width is not None
             rate = size / max(seconds, 1e-6)
-            self._rate = rate if not self._rate else (1 - WEIGHT) * self._rate + WEIGHT * rate
+            weight = WEIGHT if self._measured else 1.0
+            self._rate += weight * (rate - self._rate)
+            self._among += weight * (self._now - self._among)
             self._bytes += size
             self._ended += 1
             if self._ended >= self._width.requests and self._seconds >= WINDOW_SECONDS:
@@ -81,6 +95,14 @@ class Link:
                 self._decide(refusals=1, full=True, most=most)
                 self._halved = True
             return self._width.requests
+
+    @property
+    def _now(self) -> int:
+        return self._width.requests if self._width is not None else 1
+
+    @property
+    def _measured(self) -> bool:
+        return self._rate > 0 and self._among >= SAME * self._now
 
     @property
     def _seconds(self) -> float:

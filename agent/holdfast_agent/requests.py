@@ -3,6 +3,10 @@
 A store says how much it takes only by taking it. So the number of requests grows while more of them bring more bytes, doubling at first (an emergency has
 no time to count up), and is halved when the store asks for less: SlowDown, a time-out, a reset. A request that hangs on a dead connection must not use up
 what a deadline leaves: it is cut while there is time for another one, on another connection.
+
+Before the first request has ended, a slow link and dead connections look alike. Cutting all of them would begin a slow upload again and again; waiting for
+all of them would lose to a dead connection. So one, the scout, is cut and sent again as if the store were of a usual speed, and the others are waited for:
+as soon as any has ended the speed is known, and they get what it allows.
 """
 
 from dataclasses import dataclass, replace
@@ -71,10 +75,13 @@ def next_width(width: Width, seen: Window, *, most: int) -> Width:
     return Width(min(now + 1, most), best, now, doubling=False)
 
 
-def seconds_for(size_bytes: int, *, bytes_per_second: float, left: float, tried: int) -> float:
+def seconds_for(size_bytes: int, *, bytes_per_second: float, left: float, tried: int, scout: bool = True) -> float:
     """How long a request of this size may take. `bytes_per_second`: of one such request lately, 0 if none has ended; `left`: seconds until the result is
     worthless (may be infinite); `tried`: how often this one has been cut or refused: each time it gets twice as long, or a slow store would take none.
+    `scout`: it finds out whether connections are dead while the speed is not known; afterwards all are alike.
     """
+    if not bytes_per_second and not scout:
+        return max(0.1, min(left, MOST_SECONDS))
     expected = size_bytes / (bytes_per_second or UNKNOWN_BYTES_PER_SECOND)
     allowed = min(MOST_SECONDS, max(LEAST_SECONDS, expected * SLACK) * 2.0 ** min(tried, 10))
     if allowed < left and left - allowed >= expected:

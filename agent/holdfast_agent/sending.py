@@ -2,7 +2,9 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
 
 from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.lanes import Lane
@@ -11,9 +13,14 @@ from holdfast_agent.pace import Pace
 from holdfast_agent.requests import seconds_for
 from holdfast_agent.threads import Stop, persist
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import Chunk
+from holdfast_api.manifest import Chunk, RankEntry, RankManifest
+from holdfast_store.bound import Bound
 from holdfast_store.errors import Unavailable
 from holdfast_store.job import JobStore
+
+T = TypeVar("T")
+MANIFEST_BYTES = 1 << 20
+"""About as much as a large one has: how long its request may take."""
 
 
 class Sending:
@@ -38,6 +45,9 @@ class Sending:
         self._lane = lane
         self._lock = threading.Lock()
         self._taken: set[str] = set()
+        self._scout: str | None = None
+        self._waiting_for_speed: dict[Bound, int] = {}
+        """Requests that were begun while the speed was not measured, with their sizes."""
         self.bytes_sent = 0
         """Of requests that the store has carried out."""
         self.bytes_stored = 0
@@ -50,33 +60,77 @@ class Sending:
         with self._lock:
             first = name not in self._taken
             self._taken.add(name)
+            self._scout = self._scout or name
         if first:
             # The second one does not wait for the first: if that fails, the whole save fails.
             self._lane.add(lambda: self._send(name, view))
         return Chunk(name, len(view), self._ref)
 
-    def _send(self, name: str, view: memoryview) -> None:
-        tried = 0
+    def manifest(self, manifest: RankManifest) -> RankEntry:
+        """Once its chunks are there."""
+        return self._repeated(MANIFEST_BYTES, True, lambda bound: self._store.create_manifest(manifest, bound=bound))
 
-        def once() -> bool:
-            nonlocal tried
-            if self._stop.wanted:
-                raise SaveGivenUp(self._stop.reason or "the time is up")
-            seconds = seconds_for(
-                len(view), bytes_per_second=self._link.bytes_per_second, left=self._stop.left, tried=tried
-            )
-            tried += 1
+    def _send(self, name: str, view: memoryview) -> None:
+        def once(bound: Bound) -> bool:
             began = time.monotonic()
             try:
-                new = self._store.put_chunk(self._ref, name, view, seconds=seconds)
+                new = self._store.put_chunk(self._ref, name, view, bound=bound)
             except Unavailable:
-                self._lane.resize(self._link.failed(most=self._most))
+                if not self._stop.reason:
+                    self._lane.resize(self._link.failed(most=self._most))
                 raise
             waiting = self._lane.backlog
             self._lane.resize(self._link.went(len(view), time.monotonic() - began, waiting=waiting, most=self._most))
+            self._speed_is_known()
             return new
 
-        new = persist(self._stop, once)
+        new = self._repeated(len(view), name == self._scout, once)
         with self._lock:
             self.bytes_stored += len(view)
             self.bytes_sent += len(view) if new else 0
+
+    def _repeated(self, size: int, scout: bool, request: Callable[[Bound], T]) -> T:
+        """Until it went through, each time with a time of its own, which ends when the save does: no request outlives what it is sent for."""
+        tried = 0
+
+        def once() -> T:
+            nonlocal tried
+            if self._stop.wanted:
+                raise SaveGivenUp(self._stop.reason or "the time is up")
+            known = self._link.bytes_per_second
+            bound = Bound(seconds_for(size, bytes_per_second=known, left=self._stop.left, tried=tried, scout=scout))
+            tried += 1
+            with self._noted(bound, size), self._stop.heard_by(lambda: self._cut_if_stopped(bound)):
+                try:
+                    return request(bound)
+                except Unavailable as e:
+                    if self._stop.reason:  # cut by ourselves, which says nothing about the store
+                        raise SaveGivenUp(self._stop.reason) from e
+                    raise
+
+        return persist(self._stop, once)
+
+    def _cut_if_stopped(self, bound: Bound) -> None:
+        if self._stop.wanted:
+            bound.cut()
+
+    @contextmanager
+    def _noted(self, bound: Bound, size: int) -> Iterator[None]:
+        if self._link.is_measured:
+            yield
+            return
+        with self._lock:
+            self._waiting_for_speed[bound] = size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting_for_speed.pop(bound, None)
+
+    def _speed_is_known(self) -> None:
+        """What was begun before may take, from now on, as long as what is begun now."""
+        with self._lock:
+            waiting, self._waiting_for_speed = self._waiting_for_speed, {}
+        for bound, size in waiting.items():
+            known, left = self._link.bytes_per_second, self._stop.left
+            bound.tighten(seconds_for(size, bytes_per_second=known, left=left, tried=0))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from holdfast_api.errors import BadName
+from holdfast_store.bound import Bound
 from holdfast_store.errors import Corrupt
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -48,10 +49,10 @@ class Bucket(Protocol):
     def check(self) -> None:
         """Proves that the bucket or directory exists and lets us in: else Misconfigured, Denied or Unavailable. Absence is believed only after it."""
 
-    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
         """Create-only, durable and whole when it returns, verified by the server on its way (B6). AlreadyExists if something lies there.
 
-        Unavailable after `seconds`, where the backend can cut a request; it may have been carried out all the same.
+        Unavailable at the end of `bound`, where the backend can cut a request; it may have been carried out all the same.
         """
 
     def put(self, key: str, data: Buffer) -> None:

@@ -16,6 +16,7 @@ import obstore
 import obstore.exceptions
 
 from holdfast_store import cut
+from holdfast_store.bound import Bound
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, Room, check_key, check_prefix, got, got_into
 from holdfast_store.cloud_answers import Words, classify, credential_problem, read
 from holdfast_store.errors import Absent, Corrupt, Misconfigured, StoreError, Unavailable
@@ -77,9 +78,9 @@ class CloudBucket:
         self._seen.set()
 
     @bordered
-    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
         view = memoryview(data).cast("B")
-        self._put(check_key(key), view, "create", seconds)
+        self._put(check_key(key), view, "create", bound)
         if view.nbytes <= READ_BACK_BYTES:
             self._read_back(key, view)
 
@@ -161,11 +162,12 @@ class CloudBucket:
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
 
-    def _put(self, key: str, view: memoryview, mode: Any, seconds: float | None = None) -> None:
+    def _put(self, key: str, view: memoryview, mode: Any, bound: Bound | None = None) -> None:
         try:
-            cut.put(self._store, key, view, mode, seconds)
+            cut.put(self._store, key, view, mode, bound)
         except TimeoutError as e:
-            raise Unavailable(f"{key} at {self.uri}: no answer within {seconds:.1f} s") from e
+            allowed = bound.seconds if bound is not None else 0.0
+            raise Unavailable(f"{key} at {self.uri}: no answer within {allowed:.1f} s") from e
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
 

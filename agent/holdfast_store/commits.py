@@ -6,6 +6,7 @@ from holdfast_api import codec, layout
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CommitRecord, RankEntry, RankManifest
 from holdfast_store import inventory
+from holdfast_store.bound import Bound
 from holdfast_store.chunks import digest
 from holdfast_store.errors import Absent, AlreadyExists, NotOnRecord, Superseded
 from holdfast_store.records import Records, manifest_problem, self_proving
@@ -13,7 +14,7 @@ from holdfast_store.records import Records, manifest_problem, self_proving
 log = logging.getLogger(__name__)
 
 
-def create_manifest(records: Records, manifest: RankManifest) -> RankEntry:
+def create_manifest(records: Records, manifest: RankManifest, *, bound: Bound | None = None) -> RankEntry:
     """Writes `rank-<r>.json`. The same manifest again is fine (a lost answer); another one under the same save is AlreadyExists."""
     if manifest.job_uid != records.job_uid:
         raise ValueError(f"the manifest is of job {manifest.job_uid}, the store of {records.job_uid}")
@@ -21,7 +22,7 @@ def create_manifest(records: Records, manifest: RankManifest) -> RankEntry:
         raise ValueError(f"manifest of rank {manifest.rank}: {problem}")
     key = layout.manifest_key(CheckpointRef(manifest.attempt, manifest.save), manifest.rank)
     data = codec.to_json(manifest)
-    create_same(records, key, data)
+    create_same(records, key, data, bound=bound)
     return RankEntry(manifest.rank, digest(data), manifest.image_bytes)
 
 
@@ -38,10 +39,10 @@ def commit(records: Records, record: CommitRecord, *, incarnation: str | None) -
     return text.decode()
 
 
-def create_same(records: Records, key: str, data: bytes) -> None:
+def create_same(records: Records, key: str, data: bytes, *, bound: Bound | None = None) -> None:
     """Creates an object, or finds exactly these bytes there: then an earlier try of ours went through and its answer was lost."""
     try:
-        records.create(key, data)
+        records.create(key, data, bound=bound)
     except AlreadyExists:
         # No more than one byte longer than ours is read: enough to see that it is another.
         if records.bucket.head(records.prefix + key).size != len(data):

@@ -5,6 +5,7 @@ closes the connection. One thread runs the loop in which they are cancelled; cal
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -12,32 +13,47 @@ from typing import Any, TypeVar
 
 import obstore
 
+from holdfast_store.bound import Bound
+
 T = TypeVar("T")
 _making = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
 
-def put(store: Any, key: str, view: memoryview, mode: Any, seconds: float | None) -> None:
-    """One single PUT (J3). TimeoutError after `seconds`, else what obstore raises."""
+def put(store: Any, key: str, view: memoryview, mode: Any, bound: Bound | None) -> None:
+    """One single PUT (J3). TimeoutError at the end of `bound`, else what obstore raises."""
 
     async def start() -> None:
         await obstore.put_async(store, key, view, mode=mode, use_multipart=False)
 
-    if seconds is None:
+    if bound is None:
         obstore.put(store, key, view, mode=mode, use_multipart=False)
     else:
-        within(seconds, start)
+        within(bound, start)
 
 
-def within(seconds: float, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """The result of the coroutine that `start` makes, or what it raises. TimeoutError after `seconds`; what was sent by then may have been carried out."""
-    running: Future[T] = asyncio.run_coroutine_threadsafe(_bounded(seconds, start), _the_loop())
+def within(bound: Bound, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """The result of the coroutine that `start` makes, or what it raises. TimeoutError at the end of `bound`, which may come nearer meanwhile; what was sent
+    by then may have been carried out."""
+    running: Future[T] = asyncio.run_coroutine_threadsafe(_bounded(bound, start), _the_loop())
     return running.result()
 
 
-async def _bounded(seconds: float, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    async with asyncio.timeout(seconds):
-        return await start()
+async def _bounded(bound: Bound, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+
+        def set_to(end: float) -> None:
+            with contextlib.suppress(RuntimeError):  # the request has just ended
+                limit.reschedule(end)
+
+        # The loop's clock is `time.monotonic`.
+        with bound.followed(lambda end: _soon(loop, set_to, end)):
+            return await start()
+
+
+def _soon(loop: asyncio.AbstractEventLoop, function: Callable[[float], None], end: float) -> None:
+    loop.call_soon_threadsafe(function, end)
 
 
 def _the_loop() -> asyncio.AbstractEventLoop:

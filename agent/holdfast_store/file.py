@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from holdfast_store import mounts
+from holdfast_store.bound import Bound
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.errors import Corrupt, Misconfigured
 from holdfast_store.folders import Folder
@@ -37,7 +38,7 @@ class FileBucket:
     def check(self) -> None:
         self._folder.check()
 
-    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
         self._folder.write(check_key(key), data, create_only=True)
 
     def put(self, key: str, data: Buffer) -> None:

@@ -11,6 +11,7 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import BranchRef, Chunk, Claim, CommitRecord, RankEntry, RankManifest, Verdict
 from holdfast_api.messages import AgentReport, RestoreOrder
 from holdfast_store import claims, collect, commits, discover, inventory, resolve
+from holdfast_store.bound import Bound
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
 from holdfast_store.collect import Expiry, SweepResult
@@ -125,16 +126,16 @@ class JobStore:
 
     # Chunks, manifests, commit
 
-    def put_chunk(self, ref: CheckpointRef, digest: str, view: memoryview, *, seconds: float | None = None) -> bool:
+    def put_chunk(self, ref: CheckpointRef, digest: str, view: memoryview, *, bound: Bound | None = None) -> bool:
         """Create-only, with a checksum that the server verifies (B6); False if it was there. `view` must not change meanwhile. Any thread.
 
-        Unavailable after `seconds`, where the backend can cut a request. Where the store verifies nothing, what was there is read and compared. If it is
+        Unavailable at the end of `bound`, where the backend can cut a request. Where the store verifies nothing, what was there is read and compared. If it is
         not what its name says, it is what is left of a request that was cut: nothing valid can refer to it, so it is taken away and the error is
         Unavailable, after which the chunk is sent again.
         """
         key = self.prefix + layout.chunk_key(ref, digest)
         try:
-            self.bucket.create(key, view, seconds=seconds)
+            self.bucket.create(key, view, bound=bound)
         except AlreadyExists:
             if not self.bucket.verifies_uploads:
                 self._proved_or_removed(Chunk(digest, view.nbytes, ref), key)
@@ -158,9 +159,9 @@ class JobStore:
             self.bucket.doubt()  # the next try must not end in the same way because of how the bytes came
             raise Corrupt(key, "the content does not fit the digest that names it")
 
-    def create_manifest(self, manifest: RankManifest) -> RankEntry:
-        """Writes `rank-<r>.json`, after its chunks; returns what the commit record has to say about it."""
-        return commits.create_manifest(self._records, manifest)
+    def create_manifest(self, manifest: RankManifest, *, bound: Bound | None = None) -> RankEntry:
+        """Writes `rank-<r>.json`, after its chunks; returns what the commit record has to say about it. `bound`: as for a chunk."""
+        return commits.create_manifest(self._records, manifest, bound=bound)
 
     def commit(self, record: CommitRecord, *, incarnation: str | None = None) -> str:
         """Makes the checkpoint exist; returns the record's exact text (with `check` filled in). Last, after every chunk and manifest is acknowledged.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from holdfast_store.bound import Bound
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, check_key, check_prefix
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt, Denied, Full, Unavailable
 
@@ -87,7 +88,7 @@ class MemoryBucket:
         with self._call("check", ""):
             pass
 
-    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
         with self._call("create", check_key(key)) as effects:
             if key in self._objects and Effect.NOT_EXCLUSIVE not in effects:
                 raise AlreadyExists(f"{key} exists")

@@ -22,6 +22,7 @@ from holdfast_api.manifest import (
     RankManifest,
     Tombstone,
 )
+from holdfast_store.bound import Bound
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
 from holdfast_store.errors import Absent, Corrupt, Misconfigured
@@ -42,8 +43,8 @@ class Records:
         """One object as a `cls`. Absent, Corrupt, Misconfigured (newer format)."""
         return parse(cls, self.prefix + key, self.bucket.get(self.prefix + key, max_bytes=max_bytes))
 
-    def create(self, key: str, data: bytes) -> None:
-        self.bucket.create(self.prefix + key, data)
+    def create(self, key: str, data: bytes, *, bound: Bound | None = None) -> None:
+        self.bucket.create(self.prefix + key, data, bound=bound)
 
     def exists(self, key: str) -> bool:
         try:

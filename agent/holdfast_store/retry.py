@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import stamina
 
+from holdfast_store.bound import Bound
 from holdfast_store.bucket import Bucket, Buffer, Folders, Level, ObjectInfo
 from holdfast_store.errors import Unavailable
 
@@ -47,9 +48,9 @@ class Persistent:
     def check(self) -> None:
         self._try(self.inner.check)
 
-    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
-        """`seconds` are of one try."""
-        self._try(lambda: self.inner.create(key, data, seconds=seconds))
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
+        """`bound` is that of the one request: who gives one repeats by itself, each try with a bound of its own."""
+        self._try(lambda: self.inner.create(key, data, bound=bound))
 
     def put(self, key: str, data: Buffer) -> None:
         self._try(lambda: self.inner.put(key, data))

@@ -21,6 +21,7 @@ import obstore.store
 
 from holdfast_api.config import StorageConfig
 from holdfast_store import cut
+from holdfast_store.bound import Bound
 from holdfast_store.bucket import Buffer, Folders, Level, ObjectInfo, Room, check_key, check_prefix, got, got_into
 from holdfast_store.errors import Absent, Corrupt, Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.patience import Pace
@@ -156,8 +157,8 @@ class S3Bucket:
             raise self._refusal("", read_text(str(e))) from e
         self._checked.set()
 
-    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
-        self._put(check_key(key), data, "create", seconds)
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
+        self._put(check_key(key), data, "create", bound)
 
     def put(self, key: str, data: Buffer) -> None:
         self._put(check_key(key), data, "overwrite")
@@ -291,12 +292,13 @@ class S3Bucket:
         return Denied(NO_CREDENTIALS)
 
     @bordered
-    def _put(self, key: str, data: Buffer, mode: Any, seconds: float | None = None) -> None:
+    def _put(self, key: str, data: Buffer, mode: Any, bound: Bound | None = None) -> None:
         view = memoryview(data).cast("B")
         try:
-            cut.put(self._store, key, view, mode, seconds)
+            cut.put(self._store, key, view, mode, bound)
         except TimeoutError as e:
-            raise Unavailable(f"{key} at {self.settings.where}: no answer within {seconds:.1f} s") from e
+            allowed = bound.seconds if bound is not None else 0.0
+            raise Unavailable(f"{key} at {self.settings.where}: no answer within {allowed:.1f} s") from e
         except _ERRORS as e:
             raise self._wrapped(key, e) from e
 

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +52,8 @@ class Far:
         bucket = open_bucket(server.config(prefix, endpoint=endpoint), server.environ)
         return JobStore(bucket, "ns", "job", "uid")
 
-    def write(self, *, seconds: float = 60.0, emergency: bool = True) -> flush.Written:
-        stop = Stop()
+    def write(self, *, seconds: float = 60.0, emergency: bool = True, stop: Stop | None = None) -> flush.Written:
+        stop = stop or Stop()
         stop.at = time.monotonic() + seconds
         part = flush.Part(0, self.slot, len(self.image), 7, ())
         job = flush.Job("uid", CheckpointRef(1, 1), 1, CHUNK, (part,), emergency=emergency)
@@ -159,3 +160,55 @@ def test_a_store_that_is_away_or_local_is_not_warmed_and_nothing_fails(far: Far,
     assert Warming().begin(None, 1, far.threads.sending, requests=0) == 0
     local = JobStore(open_bucket(StorageConfig(tmp_path.as_uri()), {}), "ns", "job", "uid")
     assert Warming().begin(local, 1, far.threads.sending, requests=0) == 0
+
+
+def test_a_save_that_is_stopped_waits_for_no_request_in_flight(far: Far) -> None:
+    """A rank with one slot stands until nobody reads it, and a store that hangs would have kept it for the client's two minutes."""
+    far.proxy.hangs = lambda number: True
+    stop = Stop()
+
+    def stopper() -> None:
+        far.proxy.hung.acquire()
+        stop.set("save 2 is newer")
+
+    threading.Thread(target=stopper, daemon=True).start()
+    ended = threading.Event()
+
+    def saver() -> None:
+        with pytest.raises(SaveGivenUp, match="save 2 is newer"):
+            far.write(seconds=3600, stop=stop)
+        ended.set()
+
+    threading.Thread(target=saver, daemon=True).start()
+    assert ended.wait(60), "the request was waited for: the client's own time-out is 120 s"
+    assert far.threads.link.refused == 0, "that it was cut says nothing about the store"
+
+
+def test_a_manifest_in_flight_is_cut_too(far: Far) -> None:
+    far.proxy.hangs = lambda number: number > CHUNKS
+    stop = Stop()
+
+    def stopper() -> None:
+        far.proxy.hung.acquire()
+        stop.set("save 2 is newer")
+
+    threading.Thread(target=stopper, daemon=True).start()
+    with pytest.raises(SaveGivenUp, match="save 2 is newer"):
+        far.write(seconds=3600, stop=stop)
+
+
+def test_a_slow_link_of_unknown_speed_is_not_begun_again_and_again(far: Far) -> None:
+    """Eight requests share what one was expected to have. Only the scout is cut, as if connections were dead; with all of them cut together nothing of
+    the first seconds was of use, and at a short deadline nothing arrived at all."""
+    far.proxy.bytes_per_second = 8 * CHUNK / 5  # each of the first eight takes 5 s, where 2 s were allowed
+    written = far.write(seconds=600)
+    assert far.arrived(written)
+    assert 1 <= far.threads.link.refused <= 2
+
+
+def test_connections_that_are_dead_are_found_out_by_the_scout_when_nothing_is_known(far: Far) -> None:
+    """Without it all would be waited for until the deadline; once its second try has ended, the others are cut as well."""
+    far.proxy.hangs = lambda number: number <= 8
+    written = far.write(seconds=60)
+    assert far.arrived(written)
+    assert far.threads.link.refused >= 8

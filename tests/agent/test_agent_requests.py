@@ -137,8 +137,9 @@ def test_what_periodic_saves_have_learned_is_where_an_emergency_begins() -> None
         link.went(CHUNK, 0.4, waiting=5, most=background.most_requests)
     assert link.requests <= background.most_requests
     learned = link.requests
-    assert link.begin(emergency) == max(learned, emergency.first_requests)
+    assert link.is_measured
     assert 40e6 < link.bytes_per_second < 43e6
+    assert link.begin(emergency) == max(learned, emergency.first_requests)
 
 
 def test_refusals_of_requests_that_were_sent_together_count_once() -> None:
@@ -157,3 +158,38 @@ def test_a_background_flush_yields_and_an_emergency_does_not() -> None:
     assert background.hashers == 1
     assert emergency.hashers > 1
     assert pace_of(emergency=True, cpus=1).hashers == 1
+
+
+# ---- before anything is known
+
+
+@pytest.mark.parametrize("left", [5.0, 30.0, 90.0])
+def test_while_the_speed_is_unknown_only_the_scout_is_cut_before_the_deadline(left: float) -> None:
+    assert seconds_for(CHUNK, bytes_per_second=0.0, left=left, tried=0, scout=False) == left
+    if left >= 30.0:
+        assert seconds_for(CHUNK, bytes_per_second=0.0, left=left, tried=0, scout=True) < left
+    known = [seconds_for(CHUNK, bytes_per_second=8e6, left=left, tried=0, scout=scout) for scout in (True, False)]
+    assert known[0] == known[1]
+
+
+def test_what_two_requests_had_is_not_expected_of_each_of_eight() -> None:
+    """A slow line that a background save has measured: 4 MB/s for two. The eight of an emergency get a quarter of it each, and are not cut for that."""
+    clock = [0.0]
+    link = Link(lambda: clock[0])
+    link.begin(pace_of(emergency=False, cpus=4))
+    for _ in range(40):
+        clock[0] += 4.2
+        link.went(CHUNK, 8.4, waiting=0, most=16)
+    assert link.requests == 2
+    assert 1.9e6 < link.bytes_per_second < 2.1e6
+    link.begin(pace_of(emergency=True, cpus=4))
+    assert link.requests == 8
+    assert link.bytes_per_second < 0.6e6
+    assert not link.is_measured
+    takes = 8 * CHUNK / 4e6
+    assert seconds_for(CHUNK, bytes_per_second=link.bytes_per_second, left=math.inf, tried=0) > takes
+    link.went(CHUNK, 0.4, waiting=0, most=128)
+    assert link.is_measured
+    assert link.bytes_per_second == CHUNK / 0.4, (
+        "a store that gives each request its own is known at once for what it is"
+    )

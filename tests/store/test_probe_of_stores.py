@@ -7,6 +7,7 @@ from moto.server import ThreadedMotoServer
 from s3_server import BUCKET
 
 from holdfast_api.config import StorageConfig
+from holdfast_store.bound import Bound
 from holdfast_store.bucket import Bucket, Buffer
 from holdfast_store.errors import AlreadyExists, Denied, Unavailable
 from holdfast_store.memory import Effect, Fault, MemoryBucket
@@ -36,7 +37,7 @@ def test_a_store_that_ignores_create_only_is_found_at_once() -> None:
 class HurriedBucket(MemoryBucket):
     """Fake: exclusive in sequence, not under concurrency, as several S3 clones are: it looks, and later writes."""
 
-    def create(self, key: str, data: Buffer, *, seconds: float | None = None) -> None:
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
         there = key in self.objects
         time.sleep(0.02)
         if there:
