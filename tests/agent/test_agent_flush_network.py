@@ -17,8 +17,12 @@ from holdfast_agent.threads import Stop, Threads
 from holdfast_agent.warming import Warming
 from holdfast_api.config import StorageConfig
 from holdfast_api.layout import CheckpointRef
+from holdfast_store import cut
+from holdfast_store.bound import Bound
+from holdfast_store.bucket import Buffer
 from holdfast_store.errors import Unavailable
 from holdfast_store.job import JobStore
+from holdfast_store.memory import MemoryBucket
 from holdfast_store.opening import open_bucket
 from tests.store.proxy import Proxy
 from tests.store.s3_server import S3Server, binary_or_outcome, running
@@ -162,37 +166,54 @@ def test_a_store_that_is_away_or_local_is_not_warmed_and_nothing_fails(far: Far,
     assert Warming().begin(local, 1, far.threads.sending, requests=0) == 0
 
 
-def test_a_save_that_is_stopped_waits_for_no_request_in_flight(far: Far) -> None:
-    """A rank with one slot stands until nobody reads it, and a store that hangs would have kept it for the client's two minutes."""
-    far.proxy.hangs = lambda number: True
-    stop = Stop()
+class Endless(MemoryBucket):
+    """Fake: requests for some keys are never answered, and end only when they are cut. (Of a real server that is silent TCP despairs after 30 s.)"""
 
-    def stopper() -> None:
-        far.proxy.hung.acquire()
-        stop.set("save 2 is newer")
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+        self.hung = threading.Semaphore(0)
 
-    threading.Thread(target=stopper, daemon=True).start()
-    ended = threading.Event()
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
+        if self.part not in key:
+            return super().create(key, data)
+        assert bound is not None, f"{key} could not be cut"
+
+        async def never() -> None:
+            self.hung.release()
+            await asyncio.get_running_loop().create_future()
+
+        with pytest.raises(TimeoutError):
+            cut.within(bound, never)
+        raise Unavailable("cut")
+
+
+@pytest.mark.parametrize("part", ["/chunks/", "/rank-"])
+def test_a_save_that_is_stopped_waits_for_no_request_in_flight(
+    far: Far, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank with one slot stands until nobody reads it."""
+    monkeypatch.setattr(sending, "seconds_for", lambda *args, **named: 10.0**6)
+    bucket, stop, ended = Endless(part), Stop(), threading.Event()
+    far.store = JobStore(bucket, "ns", "job", "uid")
 
     def saver() -> None:
         with pytest.raises(SaveGivenUp, match="save 2 is newer"):
-            far.write(seconds=3600, stop=stop)
+            far.write(seconds=10**6, stop=stop)
         ended.set()
 
     threading.Thread(target=saver, daemon=True).start()
-    assert ended.wait(60), "the request was waited for: the client's own time-out is 120 s"
+    assert bucket.hung.acquire(timeout=60)
+    assert not ended.is_set()
+    stop.set("save 2 is newer")
+    assert ended.wait(60), "the request was waited for"
     assert far.threads.link.refused == 0, "that it was cut says nothing about the store"
 
 
-def test_a_manifest_in_flight_is_cut_too(far: Far) -> None:
-    far.proxy.hangs = lambda number: number > CHUNKS
+def test_a_save_that_is_stopped_cuts_its_requests_to_a_real_server(far: Far) -> None:
+    far.proxy.hangs = lambda number: True
     stop = Stop()
-
-    def stopper() -> None:
-        far.proxy.hung.acquire()
-        stop.set("save 2 is newer")
-
-    threading.Thread(target=stopper, daemon=True).start()
+    threading.Thread(target=lambda: (far.proxy.hung.acquire(), stop.set("save 2 is newer")), daemon=True).start()
     with pytest.raises(SaveGivenUp, match="save 2 is newer"):
         far.write(seconds=3600, stop=stop)
 
@@ -209,6 +230,6 @@ def test_a_slow_link_of_unknown_speed_is_not_begun_again_and_again(far: Far) -> 
 def test_connections_that_are_dead_are_found_out_by_the_scout_when_nothing_is_known(far: Far) -> None:
     """Without it all would be waited for until the deadline; once its second try has ended, the others are cut as well."""
     far.proxy.hangs = lambda number: number <= 8
-    written = far.write(seconds=60)
+    written = far.write(seconds=20)
     assert far.arrived(written)
     assert far.threads.link.refused >= 8
