@@ -24,6 +24,8 @@ TAIL_FADES = 0.99
 """Of the longest step that was seen, per step: an evaluation every few hundred steps is remembered until the next."""
 HURRY, HURRY_DOUBT = 2.0, math.log(2.0) / DEVIATIONS
 """A save beside training is held back (pace of a flush): until an emergency was seen, it is taken for one to four times as fast."""
+MOST_TURNS = 6
+"""Of a flush that runs: it shows the store as it is now, but not how the next flush may differ."""
 NEW_SHARE_FLOOR = 0.02
 
 
@@ -141,6 +143,15 @@ class Estimates:
             return replace(found, hurried=_speed(found.hurried, sent, sending, at))
         return replace(found, beside=_speed(found.beside, sent, sending, at))
 
+    def under_way(self, sent: float, seconds: float, turns: float, *, emergency: bool, at: float) -> "Estimates":
+        """A flush that has not ended has sent so much in so long, in so many measurements. It counts until it has ended: then `flushed` sees it whole."""
+        if not (math.isfinite(sent) and sent > 0 and math.isfinite(turns) and turns >= 0):
+            return self
+        before = self.hurried if emergency else self.beside
+        seen = _speed(before, sent, seconds, at)
+        seen = replace(seen, count=seen.count + int(min(turns, MOST_TURNS)))
+        return replace(self, hurried=seen) if emergency else replace(self, beside=seen)
+
     def committed(self, seconds: float, at: float) -> "Estimates":
         return replace(self, request=self.request.seen(seconds, at))
 
@@ -184,5 +195,5 @@ class Estimates:
         return self.request.seconds(now)
 
 
-def _speed(average: Average, size: int, seconds: float, at: float) -> Average:
+def _speed(average: Average, size: float, seconds: float, at: float) -> Average:
     return average.seen(size / seconds, at) if size > 0 and math.isfinite(seconds) and seconds > 0 else average

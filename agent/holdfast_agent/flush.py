@@ -20,6 +20,7 @@ from holdfast_agent.finite import Look
 from holdfast_agent.lanes import Lane
 from holdfast_agent.mappings import Mappings, Reading
 from holdfast_agent.pace import Pace, pace_of
+from holdfast_agent.progress import Progress
 from holdfast_agent.sending import Sending
 from holdfast_agent.threads import Stop, Threads
 from holdfast_agent.tonode import ToNode
@@ -119,14 +120,15 @@ async def write(
     node_yields: Callable[[], bool] = lambda: False,
     on_node_durable: Callable[[datetime], None] = lambda at: None,
     on_node_trouble: Callable[[StoreError], None] = lambda error: None,
+    progress: Progress | None = None,
 ) -> Written:
     """Returns when the store has the chunks and the manifests. Raises StoreError or SaveGivenUp, when no thread reads the slots any more.
 
     `node_free`: what still tidies the node's directory; the node's part begins after it, or not at all once `node_yields`. `on_node_durable` is called
-    when all images are on the node, `on_node_trouble` if they cannot be, either perhaps after this has returned.
+    when all images are on the node, `on_node_trouble` if they cannot be, either perhaps after this has returned. `progress` is told how far it is.
     """
     writing = asyncio.ensure_future(
-        _write(job, store, node, threads, stop, node_free, node_yields, on_node_durable, on_node_trouble)
+        _write(job, store, node, threads, stop, node_free, node_yields, on_node_durable, on_node_trouble, progress)
     )
     try:
         return await asyncio.shield(writing)
@@ -146,6 +148,7 @@ async def _write(
     node_yields: Callable[[], bool],
     on_node_durable: Callable[[datetime], None],
     on_node_trouble: Callable[[StoreError], None],
+    progress: Progress | None,
 ) -> Written:
     """`write`, never cancelled."""
     pace = pace_of(emergency=job.emergency, cpus=threads.cpus)
@@ -160,7 +163,9 @@ async def _write(
         its_turn = partial(_turn_of_the_node, node_free, lambda: stop.wanted or node_yields())
         on_node = asyncio.ensure_future(_node_part(job, to_node, its_turn, on_node_durable, on_node_trouble))
         lane = Lane(threads.sending, threads.link.begin(pace))
-        sending = Sending(job.ref, job.base_has, store, stop, threads.link, pace, lane)
+        sending = Sending(
+            job.ref, job.base_has, store, stop, threads.link, pace, lane, progress or Progress(full_speed=job.emergency)
+        )
         looks = [Look(p.tensors, p.must_be_finite, len(i.views)) for p, i in zip(job.parts, images, strict=True)]
         chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job)
         manifests = [_manifest(job, p, c) for p, c in zip(job.parts, chunks, strict=True)]

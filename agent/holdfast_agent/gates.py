@@ -151,7 +151,7 @@ class Gates:
             self._shared.highest_save,
             self._shared.crew.clean,
             keeps=True,
-            outlook=outlook_of(self._shared),
+            outlook=outlook_of(self._shared, self._writing.progress),
         )
 
     def _make_room_for(self, rank: Rank) -> None:

@@ -31,6 +31,8 @@ class Link:
         """So many were sent at once when that was measured, moving average."""
         self._began = 0.0
         self._bytes = self._ended = 0
+        self._most = 0
+        """At once, of the save that began last: what is still under way of one that had other bounds measures and decides nothing."""
         self._halved = False
         """This window began with a refusal; what else was sent before is refused too."""
         self.refused = self._told = 0
@@ -68,6 +70,7 @@ class Link:
                 # What was learned at leisure was bounded by it: an emergency looks for more at once.
                 width = Width(max(width.requests, pace.first_requests))
             self._width = replace(width, requests=min(width.requests, pace.most_requests))
+            self._most = pace.most_requests
             self._start_window()
             return self._width.requests
 
@@ -75,6 +78,8 @@ class Link:
         """A request ended well; how many at once from now on. `waiting`: pieces for which there is no room yet."""
         with self._lock:
             assert self._width is not None
+            if most != self._most:
+                return min(self._width.requests, most)
             rate = size / max(seconds, 1e-6)
             weight = WEIGHT if self._measured else 1.0
             self._rate += weight * (rate - self._rate)
@@ -90,6 +95,8 @@ class Link:
         with self._lock:
             assert self._width is not None
             self.refused += 1
+            if most != self._most:
+                return min(self._width.requests, most)
             self._ended += 1
             if not self._halved:
                 self._decide(refusals=1, full=True, most=most)

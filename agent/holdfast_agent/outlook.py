@@ -1,25 +1,34 @@
-"""What this worker expects of its own part of an emergency save: its measurements (experience.py) applied to what its ranks hold now."""
+"""What this worker expects of its own part of an emergency save: its measurements (experience.py) applied to what its ranks hold now.
 
-from holdfast_agent.clock import monotonic
+A flush that runs is a measurement too, and the newest: what it has sent so far tells more of the store than any earlier save.
+"""
+
+from holdfast_agent.clock import monotonic, now
+from holdfast_agent.progress import Progress
 from holdfast_agent.shared import Shared
 from holdfast_api.peers import Outlook
 
 
-def outlook_of(shared: Shared) -> Outlook | None:
-    """None as long as the size of the state is not known."""
+def outlook_of(shared: Shared, running: Progress | None = None) -> Outlook | None:
+    """None as long as the size of the state is not known. `running`: the flush that is under way."""
     s = shared
     size = s.logical_bytes
     if not size or not s.crew.all(lambda r: r.plan is not None):
         return None
     heard = [r.passed_at for r in s.crew if r.passed_at is not None]
+    at, based = now().timestamp(), bool(s.base_manifests)
+    known = s.experience.estimates
+    if running is not None:
+        known = known.under_way(*running.measured, emergency=running.full_speed, at=at)
+    full_speed = running is not None and running.full_speed
     return Outlook(
         boundary=min(r.boundary for r in s.crew),
         since_seconds=max(0.0, monotonic() - min(heard)) if heard else 0.0,
-        step=s.experience.step(),
-        copy=s.experience.copy(size),
-        store=s.experience.store(size, based=bool(s.base_manifests)),
-        node=s.experience.node(size) if s.node is not None else None,
-        commit=s.experience.request(),
-        beside=s.experience.beside(size, based=bool(s.base_manifests)),
+        step=known.step_span(at),
+        copy=known.copy_span(size, at),
+        store=known.store_span(size, at, based=based),
+        node=known.node_span(size, at) if s.node is not None else None,
+        commit=known.request_span(at),
+        beside=(known.store_span if full_speed else known.beside_span)(size, at, based=based),
         volume=s.settings.config.local_volume,
     )

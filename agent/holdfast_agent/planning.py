@@ -104,6 +104,7 @@ class Planning:
         self._target = 0
         self._clean = 0
         self._captured = False
+        self._released_at: float | None = None
         self._began_at = 0.0
         self._arrived_at: float | None = None
         self._report: PlanReport | None = None
@@ -117,7 +118,12 @@ class Planning:
         self._outlooks = (*(v.outlook for v in votes), *(None for _ in range(missing)))
         self._heard_at = monotonic()
         self._target = target
+        self._released_at = None
         self._clean = 0 if missing else fallback_of((v.clean for v in votes), s.last_boundary) or 0
+
+    def released(self) -> None:
+        """The ranks run to the target from now on. Until then a rank may stand at its gate, and the time that passes says nothing of its steps."""
+        self._released_at = self._released_at if self._released_at is not None else monotonic()
 
     def captured(self, boundary: int) -> None:
         """Every rank holds it."""
@@ -146,7 +152,7 @@ class Planning:
         if self._heard_at is None:
             # Nobody has been asked yet: only the time decides whether it is worth it.
             return plan.choose(Situation(self._deadline.remaining, committed + 1, committed))
-        waited = monotonic() - self._heard_at
+        waited = monotonic() - self._released_at if self._released_at is not None else 0.0
         arrival = spans.NONE if self._captured else arrival_of(self._outlooks, self._target, waited)
         under_way = self._under_way_seconds(self._clean)
         situation = situation_of(

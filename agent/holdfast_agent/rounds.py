@@ -267,7 +267,7 @@ class Rounds:
                         votes = await self._run_to_target(running, planning, votes, chosen)
                     case Choice.CLEAN:
                         running.info = (
-                            await self._unless_better(planning, running.deadline, self._make(running, chosen))
+                            await self._unless_better(planning, running.deadline, chosen, self._make(running, chosen))
                             or running.info
                         )
                         planning.ended("committed")
@@ -313,6 +313,7 @@ class Rounds:
         """Until all ranks hold it, or as long as the plan allows: then it is planned anew, and ranks that were only slow may still come if the deadline has
         proved to be later. Raises AgentError or ValueError where they will not come at all."""
         running.arrival = Deadline.after(chosen.arrive_seconds)
+        planning.released()
         try:
             planning.captured(await self._arrive(running, votes, running.arrival))
         except SaveGivenUp as e:
@@ -332,9 +333,10 @@ class Rounds:
         return chosen
 
     async def _unless_better(
-        self, planning: Planning, deadline: Deadline, making: Coroutine[Any, Any, CheckpointInfo]
+        self, planning: Planning, deadline: Deadline, chosen: Plan, making: Coroutine[Any, Any, CheckpointInfo]
     ) -> CheckpointInfo | None:
-        """The clean slot is written, or given up because a later deadline allows the live state. Raises SaveGivenUp."""
+        """The clean slot is written, or given up because a later deadline allows the live state, or to write the slot at full speed what a save beside
+        training would not have ended. Raises SaveGivenUp."""
         changes, at = self._shared.changes, deadline.at
         task = asyncio.ensure_future(making)
         task.add_done_callback(lambda _: changes.bump())
@@ -347,7 +349,8 @@ class Rounds:
                 await changes.until(settled(at), Deadline.after(LOOK_SECONDS))
                 if not task.done() and deadline.at != at:
                     at = deadline.at
-                    if planning.now().choice in (Choice.LIVE, Choice.STORE_ONLY):
+                    found = planning.now()
+                    if found.choice in (Choice.LIVE, Choice.STORE_ONLY):
                         planning.ended("replaced")
                         return None
             return task.result()

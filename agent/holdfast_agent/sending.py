@@ -10,6 +10,7 @@ from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.lanes import Lane
 from holdfast_agent.link import Link
 from holdfast_agent.pace import Pace
+from holdfast_agent.progress import Progress
 from holdfast_agent.requests import seconds_for
 from holdfast_agent.threads import Stop, persist
 from holdfast_api.layout import CheckpointRef
@@ -35,6 +36,7 @@ class Sending:
         link: Link,
         pace: Pace,
         lane: Lane,
+        progress: Progress,
     ) -> None:
         self._ref = ref
         self._base_has = base_has
@@ -43,6 +45,7 @@ class Sending:
         self._link = link
         self._most = pace.most_requests
         self._lane = lane
+        self._progress = progress
         self._lock = threading.Lock()
         self._taken: set[str] = set()
         self._scout: str | None = None
@@ -72,13 +75,17 @@ class Sending:
 
     def _send(self, name: str, view: memoryview) -> None:
         def once(bound: Bound) -> bool:
-            began = time.monotonic()
+            began, stored = time.monotonic(), False
+            self._progress.begins(len(view))
             try:
                 new = self._store.put_chunk(self._ref, name, view, bound=bound)
+                stored = True
             except Unavailable:
                 if not self._stop.reason:
                     self._lane.resize(self._link.failed(most=self._most))
                 raise
+            finally:
+                self._progress.ends(len(view), stored=stored)
             waiting = self._lane.backlog
             self._lane.resize(self._link.went(len(view), time.monotonic() - began, waiting=waiting, most=self._most))
             self._speed_is_known()

@@ -15,6 +15,7 @@ from holdfast_agent.clock import Deadline, monotonic
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.peers import LATER, LATER_SECONDS
+from holdfast_agent.progress import Progress
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop
 from holdfast_agent.warming import Warming
@@ -46,6 +47,7 @@ class Flush:
     task: asyncio.Task[peers.Flushed]
     unread: asyncio.Future[None]
     """Done when no thread reads the slots any more: after the store the node may still read them."""
+    progress: Progress
     written: flush.Written | None = None
     over: bool = False
 
@@ -145,6 +147,12 @@ class Writing:
         return not newest.over and not Deadline.of(newest.order.deadline, otherwise_seconds=PERIODIC_SECONDS).passed
 
     @property
+    def progress(self) -> Progress | None:
+        """Of the newest flush that runs."""
+        running = [save for save, f in self._flushes.items() if not f.task.done()]
+        return self._flushes[max(running)].progress if running else None
+
+    @property
     def failing(self) -> Unavailable | None:
         """Why a flush that runs does not get on, as far as it is the store."""
         return next((f.stop.failing for f in self._flushes.values() if not f.task.done() and f.stop.failing), None)
@@ -174,8 +182,9 @@ class Writing:
         # All ranks of the job hold this boundary, or the coordinator would not ask: what is older may go (E4).
         self._give_back(lambda r: slots.freed_by_newer(r.book, order.boundary) if r.book else [])
         unread = asyncio.get_running_loop().create_future()
-        task = asyncio.ensure_future(self._run(order, stop, deadline, unread))
-        running = Flush(order, stop, deadline, task, unread)
+        progress = Progress(full_speed=order.emergency or order.full_speed)
+        task = asyncio.ensure_future(self._run(order, stop, deadline, unread, progress))
+        running = Flush(order, stop, deadline, task, unread, progress)
         self._flushes[order.save] = running
         for save in sorted(self._flushes)[:-REMEMBERED]:
             if self._flushes[save].task.done() and self._flushes[save].unread.done():
@@ -183,7 +192,12 @@ class Writing:
         return running
 
     async def _run(
-        self, order: peers.FlushOrder, stop: Stop, deadline: Deadline, unread: asyncio.Future[None]
+        self,
+        order: peers.FlushOrder,
+        stop: Stop,
+        deadline: Deadline,
+        unread: asyncio.Future[None],
+        progress: Progress,
     ) -> peers.Flushed:
         s = self._shared
         held = [(r, r.book.at(order.boundary)) for r in s.crew if r.book is not None]
@@ -229,6 +243,7 @@ class Writing:
                 node_yields=lambda: self._node_yields(order.save),
                 on_node_durable=durable,
                 on_node_trouble=self._node_fails,
+                progress=progress,
             )
             on_node = written.on_node
         except (StoreError, AgentError, OSError, ContractError) as e:

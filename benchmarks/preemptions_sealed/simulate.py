@@ -29,6 +29,7 @@ from holdfast_agent.gates import Gates
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.periodic import Periodic
 from holdfast_agent.plan import COMMIT_MARGIN_SECONDS, EXIT_MARGIN_SECONDS
+from holdfast_agent.progress import Progress
 from holdfast_agent.record import Record
 from holdfast_agent.rounds import Rounds
 from holdfast_agent.saves import Saves
@@ -47,8 +48,12 @@ from holdfast_store.memory import MemoryBucket
 UID = "5f0c9d9e-0000-4000-8000-000000000002"
 STANDS_FOR_BYTES = 4096
 """In a manifest, whatever the size of the state."""
+REQUESTS, CHUNK_BYTES = 8, 16 << 20
+"""That are answered at the same moment: how far a flush is can be seen in such portions only."""
 SLICE_SECONDS = 0.25
 """How often a flush looks whether it is still wanted."""
+TOLD_SECONDS = 0.2
+"""Ranks say which boundary they have passed no more often."""
 TOLD_SOURCE = "pod:deletionTimestamp"
 
 
@@ -113,6 +118,7 @@ class _Simulation:
         self.members = tuple(Member(w, f"pod-{w}", f"uid-{w}", 1, f"node-{w}") for w in range(world.workers))
         store = JobStore(self.bucket, "ns", "job", UID)
         store.claim(Claim(UID, 1, "life", self.members, None, clock.now()))
+        self.meeting = Meeting(world.workers)
         self.workers = {m.worker: Worker(self, m) for m in self.members}
 
     async def life(self) -> Result:
@@ -159,9 +165,12 @@ class _Simulation:
     def _possible(self) -> bool:
         """For somebody who knows everything and loses no time."""
         world = self.world
-        rest = max(w.rank.until_boundary() for w in self.workers.values())
-        if world.mid_step and all(not w.rank.in_window for w in self.workers.values()):
-            rest = 0.0
+        ranks = [w.rank for w in self.workers.values()]
+        # One of them may have passed a boundary that others have not: they all must get there.
+        target = max(r.boundary + (r.in_window if world.mid_step else not r.at_rest) for r in ranks)
+        rest = max(
+            r.until_boundary() + (target - r.boundary - 1) * world.step if r.boundary < target else 0.0 for r in ranks
+        )
         speed = min(w.emergency_speed for w in self.workers.values())
         heard = world.heard_after if world.told_by == "notice" else 0.0
         return (
@@ -196,6 +205,22 @@ class _Simulation:
         return all(
             store.read_manifest(stands, e.rank).boundary == stands.progress.boundary for e in stands.ranks
         ) and len(stands.ranks) == len(self.members)
+
+
+class Meeting:
+    """What data-parallel training does in each step: no rank begins its update before all have their gradients, and who stands still lets nobody on (E2)."""
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks, self._there = ranks, 0
+        self._all = asyncio.Event()
+
+    async def joined(self) -> None:
+        self._there += 1
+        if self._there < self._ranks:
+            await self._all.wait()
+            return
+        before, self._all, self._there = self._all, asyncio.Event(), 0
+        before.set()
 
 
 class Worker:
@@ -331,6 +356,8 @@ class SimulatedRank:
         self._hung = False
         self._ends = 0.0
         self._heard = -math.inf
+        self._told = 0
+        self._lasted = 0.0
 
     def until_boundary(self) -> float:
         return max(0.0, self._ends - self.worker.simulation.loop.time())
@@ -345,6 +372,7 @@ class SimulatedRank:
             case wire.CloseGate():
                 if message.round > self.round:
                     self.closed, self.round, self.target = True, message.round, None
+                self._say_passed()
                 under_way = self.in_window if self.world.mid_step else not self.at_rest
                 vote = wire.Vote(message.round, self.boundary + under_way)
                 asyncio.get_running_loop().call_soon(self._vote, vote)
@@ -371,15 +399,16 @@ class SimulatedRank:
             await asyncio.sleep(seconds * (1 - self.world.window))
             if self._hung:
                 return
+            await self.worker.simulation.meeting.joined()
             if self.world.mid_step:
                 await self._gate()
             self.in_window = True
             await asyncio.sleep(seconds * self.world.window)
             self.boundary += 1
             self.in_window = False
-            if loop.time() - self._heard >= 0.2:
-                self._heard = loop.time()
-                self.worker.passed(self.boundary, loop.time() - began)
+            self._lasted = loop.time() - began
+            if loop.time() - self._heard >= TOLD_SECONDS:
+                self._say_passed()
             if self.closed and self.target == self.boundary:
                 await self._capture("round")
             if not self.world.mid_step:
@@ -387,6 +416,13 @@ class SimulatedRank:
             due = (self.boundary + self.world.phase) % self.world.every == 0
             if due and self.boundary not in self.holds.values() and not self.closed:
                 await self._capture("periodic")
+
+    def _say_passed(self) -> None:
+        """As the library does: not every boundary of short steps is told, but the last one always before a vote (`flush_passed`)."""
+        self._heard = self.worker.simulation.loop.time()
+        if self.boundary > self._told:
+            self._told = self.boundary
+            self.worker.passed(self.boundary, self._lasted)
 
     async def _gate(self) -> None:
         """Stands while the gate is closed and this rank is not let go any further."""
@@ -469,7 +505,9 @@ class _NoArena(Arena):
         """Hints are of no use in a simulation."""
 
 
-async def _write(job: Any, store: JobStore, node: Any, threads: Threads, stop: Any, **_: Any) -> Any:
+async def _write(
+    job: Any, store: JobStore, node: Any, threads: Threads, stop: Any, *, progress: Progress, **_: Any
+) -> Any:
     """flush.write, with time passing where bytes would go."""
     worker = threads.worker
     world, loop = worker.world, worker.simulation.loop
@@ -477,12 +515,20 @@ async def _write(job: Any, store: JobStore, node: Any, threads: Threads, stop: A
     order = worker.writing._flushes[job.ref.save].order
     speed = worker.speed_of(emergency=order.emergency or order.full_speed)
     left, stall = part.image_bytes / speed, world.stall if order.emergency else 0.0
+    at_once = min(part.image_bytes, REQUESTS * CHUNK_BYTES)
+    progress.begins(at_once)
+    answered = 0
     while left + stall > 0:
         if stop.wanted:
             raise SaveGivenUp(stop.reason or "the time is up")
         piece = min(SLICE_SECONDS, left + stall, max(1e-3, stop.at - loop.time()))
         await asyncio.sleep(piece)
         stall, left = max(0.0, stall - piece), left - max(0.0, piece - stall)
+        gone = int(part.image_bytes - max(0.0, left) * speed)
+        while gone - answered >= at_once:
+            answered += at_once
+            progress.ends(at_once, stored=True)
+            progress.begins(at_once)
     await asyncio.sleep(world.request)
     name = hashlib.blake2b(f"{part.rank}/{part.boundary}".encode(), digest_size=32).hexdigest()
     manifest = RankManifest(

@@ -193,3 +193,24 @@ def test_what_two_requests_had_is_not_expected_of_each_of_eight() -> None:
     assert link.bytes_per_second == CHUNK / 0.4, (
         "a store that gives each request its own is known at once for what it is"
     )
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_late_request_of_the_save_that_stepped_aside_does_not_narrow_the_emergency(ends_well: bool) -> None:
+    clock = [0.0]
+    link = Link(lambda: clock[0])
+    background, emergency = pace_of(emergency=False, cpus=4), pace_of(emergency=True, cpus=4)
+    link.begin(background)
+    link.begin(emergency)
+    for _ in range(6):  # it has found that much brings more
+        for _ in range(link.requests):
+            clock[0] += 0.4 / link.requests
+            link.went(CHUNK, 0.4, waiting=1000, most=emergency.most_requests)
+    wide = link.requests
+    assert wide > background.most_requests
+    clock[0] += 1.0
+    for _ in range(2 * wide):
+        late = {"most": background.most_requests}
+        own = link.went(CHUNK, 5.0, waiting=10, **late) if ends_well else link.failed(**late)
+    assert link.requests == wide
+    assert own <= background.most_requests, "the older save's own lane stays as narrow as it was"
