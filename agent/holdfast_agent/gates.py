@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 
-from holdfast_agent import slots, takeover
+from holdfast_agent import notices, slots, takeover
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import PeerRefused
@@ -56,10 +56,13 @@ class Gates:
             for rank in self._shared.crew:
                 rank.vote = None
                 if rank.steps:
-                    rank.send(wire.CloseGate(order.round, order.lease_seconds))
+                    rank.send(self._close(order.round, order.lease_seconds))
             self._writing.warm()
         else:  # an evacuation has joined a round that had time
             self._asked_until.tighten(Deadline.after(max(0.0, order.vote_seconds)).at)
+            for rank in self._shared.crew:
+                if rank.steps and self._shared.record.evacuating:
+                    rank.send(self._close(order.round, order.lease_seconds))
         self._lease = Deadline.after(order.lease_seconds)
         self._watch = self._watch or asyncio.ensure_future(self._open_when_forgotten())
         if not await self._shared.changes.until(self._all_voted, self._asked_until):
@@ -118,7 +121,7 @@ class Gates:
             self._lease = Deadline.after(seconds)
             for rank in self._shared.crew:
                 if rank.steps:
-                    rank.send(wire.CloseGate(self.greatest[0], seconds))
+                    rank.send(self._close(self.greatest[0], seconds))
 
     def next_round(self) -> int:
         return self.greatest[0] + 1
@@ -128,6 +131,14 @@ class Gates:
             task.cancel()
 
     # ---- inside
+
+    def _close(self, round: int, lease_seconds: float) -> wire.CloseGate:
+        record, config = self._shared.record, self._shared.settings.config
+        if not record.evacuating:
+            return wire.CloseGate(round, lease_seconds)
+        deadline = notices.merge(record.notices.values(), default_seconds=config.notice_seconds).deadline
+        left = Deadline(deadline).remaining if deadline is not None else None
+        return wire.CloseGate(round, lease_seconds, evacuating=True, seconds=left)
 
     def _obey(self, round_number: int, coordinator: str) -> tuple[int, str]:
         name = (round_number, coordinator)

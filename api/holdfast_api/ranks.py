@@ -158,6 +158,10 @@ class SlotFree:
 class CloseGate:
     round: int
     lease_seconds: float
+    evacuating: bool = False
+    """This worker is to go, not only to save: directory mode tells its script."""
+    seconds: float | None = None
+    """Until the deadline, where one is known."""
 
 
 @dataclass(frozen=True, slots=True)
