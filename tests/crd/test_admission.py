@@ -109,6 +109,14 @@ def test_the_shortest_manifest_is_accepted_and_filled_in(kubectl: Kube, namespac
     assert spec["notices"] == {"defaultDeadlineSeconds": 120, "nodeLostSeconds": 5}
 
 
+def test_directory_mode_is_accepted_and_filled_in(kubectl: Kube, namespace: str) -> None:
+    job = a_job()
+    job["spec"]["workers"] = 1
+    job["spec"]["checkpoint"] |= {"source": "directory", "directory": {"path": "/out"}}
+    spec = put(kubectl, namespace, job, "--dry-run=server")["spec"]
+    assert spec["checkpoint"]["directory"] == {"path": "/out", "quietSeconds": 15, "answerSeconds": 20}
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
 def test_the_manifest_in_the_documentation_is_accepted(kubectl: Kube, namespace: str, page: str) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (TOP / page).read_text(), re.DOTALL)
@@ -182,6 +190,25 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no storage": (
         lambda job: job["spec"].update(checkpoint={}),
         "spec.checkpoint.storage: Required value",
+    ),
+    "a directory without saying that it is the source": (
+        lambda job: job["spec"]["checkpoint"].update(directory={"path": "/out"}),
+        "spec.checkpoint.directory goes with source: directory: write both, or neither",
+    ),
+    "a source of files without a directory": (
+        lambda job: job["spec"].update(workers=1) or job["spec"]["checkpoint"].update(source="directory"),
+        "spec.checkpoint.directory goes with source: directory: write both, or neither",
+    ),
+    "directory mode with two workers": (
+        lambda job: job["spec"]["checkpoint"].update(source="directory", directory={"path": "/out"}),
+        "spec.checkpoint.source: directory needs workers: 1 and processesPerWorker: 1",
+    ),
+    "a directory that would be taken for an option": (
+        lambda job: (
+            job["spec"].update(workers=1)
+            or job["spec"]["checkpoint"].update(source="directory", directory={"path": "--out"})
+        ),
+        "spec.checkpoint.directory.path in body should match",
     ),
     "another kind of storage": (
         lambda job: job["spec"]["checkpoint"]["storage"].update(uri="ftp://training"),

@@ -159,7 +159,7 @@ def test_a_crash_is_passed_on_and_what_was_whole_is_kept(start: Start, tmp_path:
 
 
 def test_kills_at_random_moments_end_in_the_right_digest(start: Start, tmp_path: Path) -> None:
-    steps, every = 600, "15"
+    steps, every = 240, "15"
     for life in range(40):
         agent = start(steps, "--every", every, "--pointer", "--slow", "--seconds", "0.005", mode=())
         try:

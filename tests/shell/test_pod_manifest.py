@@ -45,6 +45,22 @@ def test_the_agent_runs_the_command_and_keeps_the_arguments() -> None:
     assert container["args"] == ["--fast"]
 
 
+def test_a_script_that_writes_its_own_checkpoints_runs_in_directory_mode() -> None:
+    directory = {"path": "out", "pattern": "--odd-(.*)", "signal": "USR1"}
+    (container,) = pod(spec(source="directory", directory=directory))["spec"]["containers"]
+    mode = [
+        "holdfast-directory",
+        "out",
+        "--pattern=--odd-(.*)",
+        "--signal=USR1",
+        "--quiet-seconds=15",
+        "--answer-seconds=20",
+        "--",
+    ]
+    assert container["command"] == ["holdfast-agent", "run", "--", *mode, "python", "train.py"]
+    assert container["args"] == ["--fast"]
+
+
 def test_the_container_named_trainer_is_wrapped_wherever_it_stands() -> None:
     both = [{"name": "side", "image": "s", "command": ["x"]}, {"name": "trainer", "image": "i", "command": ["y"]}]
     side, trainer = pod(spec({"spec": {"containers": both}}))["spec"]["containers"]

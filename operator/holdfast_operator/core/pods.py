@@ -113,7 +113,7 @@ def _wrap_trainer(
     pod: Manifest, job: JobMeta, spec: TrainingJobSpec, worker: int, serial: int, context: PodContext
 ) -> None:
     container = trainer_of(pod)
-    container["command"] = ["holdfast-agent", "run", "--", *container.get("command", [])]
+    container["command"] = ["holdfast-agent", "run", "--", *_directory_mode(spec), *container.get("command", [])]
     container["env"] = [*_environment(pod, job, spec, worker, serial, context), *container.get("env", [])]
     secret = spec.checkpoint.storage.secret_name
     if secret:
@@ -129,6 +129,17 @@ def _wrap_trainer(
     if context.restart_rules:
         container["restartPolicy"] = "Never"
         container["restartPolicyRules"] = [{"action": "Restart", "exitCodes": {"operator": "In", "values": [137]}}]
+
+
+def _directory_mode(spec: TrainingJobSpec) -> list[str]:
+    """What stands before a command that writes its own checkpoints (holdfast_directory)."""
+    d = spec.checkpoint.directory
+    if d is None:
+        return []
+    options = [("--pattern", d.pattern), ("--marker", d.marker), ("--signal", d.signal)]
+    given = [f"{name}={value}" for name, value in options if value]
+    times = [f"--quiet-seconds={d.quiet_seconds}", f"--answer-seconds={d.answer_seconds}"]
+    return ["holdfast-directory", d.path, *given, *times, "--"]
 
 
 def _environment(

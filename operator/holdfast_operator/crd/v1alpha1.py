@@ -187,9 +187,52 @@ class Local(Model):
     """A volume of its own for each pod instead of an emptyDir. It goes with the pod, as an emptyDir does (F4)."""
 
 
+class Source(StrEnum):
+    """Who writes the state."""
+
+    LIBRARY = "library"
+    DIRECTORY = "directory"
+
+
+class Directory(Model):
+    """Where a script that does not use the library writes its own checkpoints, and how it is known that one is whole."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^/?[^/\x00-][^\x00]*$")]
+    """Directory in the trainer container. It need not outlive the pod: the newest whole checkpoint is put back before the script starts."""
+    pattern: Annotated[str, Field(max_length=256)] = ""
+    """Regular expression for the whole name of a checkpoint in `path`; its first group is the step. Empty: a name that ends with digits, as of
+    Transformers, DeepSpeed, Megatron, Orbax, and Lightning's `.ckpt` files."""
+    marker: Annotated[str, Field(max_length=256)] = ""
+    """A checkpoint is whole when it holds this file. Empty: when a pointer file (`latest`) names it, or when nothing in it has changed for
+    `quietSeconds`."""
+    quiet_seconds: Annotated[int, Field(ge=1, le=3600)] = 15
+    """Where there is neither marker nor pointer file: a checkpoint is whole when nothing in it has changed for so long."""
+    signal: Annotated[str, Field(max_length=16, pattern=r"^([A-Z][A-Z0-9]*)?$")] = ""
+    """Makes the script write a checkpoint, for example USR1; sent when the pod is to go. Empty: the script cannot be told, and what it wrote last
+    is what is kept."""
+    answer_seconds: Annotated[int, Field(ge=1, le=86_400)] = 20
+    """How long the script takes to write a checkpoint when it is told to."""
+
+
 class Checkpoint(Model):
     """What is saved, where, how often, and what is kept."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            rule(
+                "(self.source == 'directory') == has(self.directory)",
+                "spec.checkpoint.directory goes with source: directory: write both, or neither",
+            ),
+            rule(
+                "self.source == oldSelf.source",
+                "spec.checkpoint.source cannot be changed: neither can read the other's checkpoints; create a job of another name",
+            ),
+        )
+    )
+    source: Source = Source.LIBRARY
+    """Who writes the state: the script through the library, or the script in its own way into a directory."""
+    directory: Directory | None = None
+    """Where a script that does not use the library writes its own checkpoints (`source: directory`)."""
     storage: Storage
     """The store that holds what must outlive the nodes."""
     # The API server must not write this default: it would stay beside the `steps` that a later apply adds, and both are refused.
@@ -258,6 +301,11 @@ class TrainingJobSpec(Model):
             rule(
                 "self.processesPerWorker == oldSelf.processesPerWorker",
                 "spec.processesPerWorker cannot be changed: create a job of another name",
+            ),
+            rule(
+                "self.checkpoint.source != 'directory' || (self.workers == 1 && self.processesPerWorker == 1)",
+                "spec.checkpoint.source: directory needs workers: 1 and processesPerWorker: 1; let the script start its processes itself "
+                "(torchrun --standalone --nproc-per-node N train.py)",
             ),
             rule(
                 "!(self.fresh && has(self.resumeFrom))",
