@@ -19,7 +19,7 @@ from holdfast_api import peers
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CheckpointKind, CommitRecord, Progress, RankEntry
 from holdfast_api.messages import Cause, CheckpointInfo, Stage
-from holdfast_store.errors import AlreadyExists, NotOnRecord, StoreError, Superseded
+from holdfast_store.errors import AlreadyExists, Full, NotOnRecord, StoreError, Superseded
 
 log = logging.getLogger(__name__)
 TELL_SECONDS = 20.0
@@ -58,6 +58,8 @@ class Saves:
         self._lock = asyncio.Lock()
         self._under_way: Commit | None = None
         self._unstored: Unstored | None = None
+        self._did_not_fit: dict[int, bool] = {}
+        """Saves of which something may still lie in the store -> whether their commit record was on the way."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self.closed = False
         """The attempt is over: a commit that lands now is nobody's news here."""
@@ -130,7 +132,11 @@ class Saves:
                 record, text = await self._commit(order, deadline, timings)
             except Exception as e:
                 kept = not (emergency or for_good())
-                raise await self._failed(save, boundary, cause, e, told=for_good() and not sealed(), kept=kept) from e
+                told = for_good() and not sealed()
+                given_up = await self._failed(save, boundary, cause, e, told=told, kept=kept)
+                if isinstance(given_up.storage, Full) and told and not emergency:
+                    await self._give_back_room(save)
+                raise given_up from e
             s.metrics.save_seconds.labels("whole").observe(monotonic() - self.started_at)
             return await self._made(record, text, is_seal=sealed())
 
@@ -165,6 +171,25 @@ class Saves:
         if kept and given_up.storage is not None:
             self._unstored = Unstored(save, boundary, s.base.ref if s.base is not None else None)
         return given_up
+
+    async def _give_back_room(self, save: int) -> None:
+        """Of a save that did not fit (D4). Else what is left of such saves takes all room that somebody makes.
+
+        Once more for the one before: a worker may have heard late that it was given up. And for those whose tombstone did not fit until others had gone.
+        """
+        s = self._shared
+        assert s.store is not None
+        self._did_not_fit[save] = self._under_way is not None and self._under_way.save == save
+        for number, sent in sorted(self._did_not_fit.items(), key=lambda item: (item[1], -item[0])):
+            try:
+                freed = await s.threads.call(s.store.discard, CheckpointRef(s.attempt, number), sent=sent)
+            except StoreError as e:
+                log.warning("what save %d has stored is not removed yet: %s", number, e)
+                continue
+            if number != save:
+                del self._did_not_fit[number]
+            if freed:
+                log.info("%d bytes of save %d, which did not fit, are removed", freed, number)
 
     async def _made(self, record: CommitRecord, text: str, *, is_seal: bool) -> CheckpointInfo:
         """The record is there: everybody learns it, also if the round that asked for it is withdrawn while they are told."""

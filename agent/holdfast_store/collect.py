@@ -262,6 +262,21 @@ def _delete_leftovers(records: Records, doomed: list[CheckpointRef]) -> tuple[in
     return objects, freed
 
 
+def discard(records: Records, ref: CheckpointRef, *, sent: bool) -> int:
+    """Bytes freed of a save that was given up. Nothing refers to what lies under it: a base is a committed checkpoint (B4). If its commit record is there all
+    the same, it is a checkpoint and left alone. `sent`: the record may still arrive, so a tombstone goes before (D2)."""
+    state = inventory.state(records, ref)
+    if state.committed:
+        return 0
+    if sent and not state.expired:
+        _bury(records, ref, ref.attempt, "given up: it did not fit")
+    prefix = records.prefix + layout.checkpoint_prefix(ref)
+    stone = records.prefix + layout.tombstone_key(ref)
+    found = [info for info in records.bucket.list(prefix) if info.key != stone]
+    records.bucket.delete([info.key for info in found])
+    return sum(info.size for info in found)
+
+
 def _kept(why: str) -> Expiry:
     return Expiry(False, why, 0)
 

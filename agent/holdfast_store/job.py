@@ -229,6 +229,13 @@ class JobStore:
         self.bucket.discard_unfinished(self.prefix)
         return collect.sweep(self._records, attempt, lineage=list(self._spans(attempt)))
 
+    def discard(self, ref: CheckpointRef, *, sent: bool) -> int:
+        """Removes what a save of the newest claim's attempt has stored that its own coordinator has given up (A8, D4). `sent`: its commit record was on
+        the way and may still arrive. Returns the bytes freed. Superseded; Full if there is no room for the tombstone that this takes."""
+        if collect.may_collect(self._newest_for(ref.attempt), ref.attempt):
+            return 0
+        return collect.discard(self._records, ref, sent=sent)
+
     # Lineage
 
     def lineage(self, attempt: int) -> tuple[Span, ...]:

@@ -236,7 +236,7 @@ class Gang:
     def new_pod(self, worker: int) -> Pod:
         serial = sum(p.worker == worker for p in self.all_pods) + 1
         pod = Pod(self, worker, serial, self.root / f"p{worker}-{serial}", free_port())
-        pod.folder.mkdir(parents=True)
+        pod.folder.mkdir(parents=True, exist_ok=True)
         self.pods[worker] = pod
         self.all_pods.append(pod)
         return pod.start()

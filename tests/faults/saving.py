@@ -73,7 +73,7 @@ class Place:
 
     def make(self) -> "Place":
         for folder in (self.store_folder, self.node_folder, self.marks):
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
         return self
 
     def store(self, bucket: Bucket | None = None) -> JobStore:

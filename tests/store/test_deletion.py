@@ -11,7 +11,7 @@ from holdfast_api.manifest import BranchRef, Tombstone
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
 from holdfast_store.collect import Expiry, SweepResult
-from holdfast_store.errors import Corrupt, StoreError, Superseded, Unavailable
+from holdfast_store.errors import Absent, Corrupt, StoreError, Superseded, Unavailable
 from holdfast_store.memory import Effect, Fault, MemoryBucket
 
 
@@ -326,3 +326,39 @@ def test_a_tombstone_is_taken_back_for_a_branch_while_nothing_is_missing(bucket:
     bucket.create(world.store.prefix + layout.tombstone_key(ref(1, 1)), codec.to_json(stone))
     world.store.sweep(attempt=1)
     assert world.image(ref(1, 1)) == b"aaaabbbb"
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_a_save_has_stored_that_was_given_up_goes_and_nothing_else(world: World, sent: bool) -> None:
+    """D4: such a save did not fit, and the next one needs the room."""
+    world.claimed(1).saved(1, 1, b"aaaabbbb")
+    world.prepared(1, 2, b"aaaacccc", base=ref(1, 1))
+    before = world.stored("checkpoints/0000000001/0000000001/")
+    assert world.store.discard(ref(1, 2), sent=sent) > 4
+    stone = [layout.tombstone_key(ref(1, 2))] if sent else []
+    assert world.stored("checkpoints/0000000001/0000000002/") == stone
+    assert world.stored("checkpoints/0000000001/0000000001/") == before
+    assert world.store.discard(ref(1, 1), sent=sent) == 0
+    assert world.image(ref(1, 1)) == b"aaaabbbb"
+
+
+def test_a_commit_record_that_arrives_after_its_save_was_given_up_makes_no_checkpoint(world: World) -> None:
+    """D2: its chunks are gone."""
+    world.claimed(1).saved(1, 1, b"aaaabbbb")
+    late = world.prepared(1, 2, b"ccccdddd")
+    text, key = world.store.commit(late), world.store.prefix + layout.commit_key(late.ref)
+    world.store.bucket.delete([key])  # it has been on its way until now
+    world.store.discard(late.ref, sent=True)
+    world.store.bucket.create(key, text.encode())
+    assert world.candidates(2)[:1] == ["1/1"]
+    with pytest.raises(Absent):
+        world.store.read_commit(late.ref)
+
+
+def test_only_the_newest_claim_discards_what_its_saves_have_stored(world: World) -> None:
+    world.claimed(1)
+    world.prepared(1, 1, b"aaaa")
+    world.claimed(2)
+    with pytest.raises(Superseded):
+        world.store.discard(ref(1, 1), sent=False)
+    assert world.stored("checkpoints/0000000001/0000000001/chunks/")
