@@ -41,6 +41,8 @@ class Gates:
         self._asked_until = Deadline.after(0)
         self._released: tuple[int, str] = (0, "")
         self._target = 0
+        self._pinned = 0
+        """What the round falls back to (E4)."""
         self._emergency = False
         self._sacrifices: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
@@ -74,6 +76,7 @@ class Gates:
         name = self._obey(order.round, order.coordinator)
         if name != self.greatest:
             raise PeerRefused("this round was not closed here")
+        self._pinned = order.pinned
         if self._released != name or order.target > self._target:  # a later target: a rank could not keep its vote
             self._released, self._target, self._emergency = name, order.target, order.evacuate
             for rank in self._shared.crew:
@@ -187,7 +190,7 @@ class Gates:
 
         await self._shared.changes.until(lambda: take() is not takeover.Take.LATER, Deadline.after(FORGOTTEN_SECONDS))
         if take() is takeover.Take.NOW and rank.book is not None:
-            boundary = slots.sacrificed_for_round(rank.book)
+            boundary = slots.sacrificed_for_round(rank.book, self._pinned)
             if boundary is not None:
                 await self._sacrifice(rank, boundary)
 

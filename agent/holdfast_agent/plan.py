@@ -126,6 +126,13 @@ class Plan:
         )
 
 
+def gives_way(running: Option, live: Option) -> bool:
+    """Whether a clean slot's flush that is under way is given up for the live state, both as of now: not if there is time for one after the other, nor
+    if what it has nearly made durable promises more. Pure."""
+    then = spans.chance(spans.then(running.seconds, live.seconds), live.available_seconds)
+    return then < min(CONFIDENT, live.chance) and live.promise > running.promise
+
+
 def choose(s: Situation) -> Plan:
     exit_at = max(0.0, _finite(s.remaining_seconds) - EXIT_MARGIN_SECONDS)
     commit_at = max(0.0, exit_at - COMMIT_MARGIN_SECONDS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from holdfast_agent import plan, spans, tiers
 from holdfast_agent.clock import Deadline, monotonic, now
-from holdfast_agent.plan import Choice, Plan, Situation
+from holdfast_agent.plan import Choice, Option, Plan, Situation
 from holdfast_agent.shared import Shared
 from holdfast_api.messages import Cause, PlanOption, PlanReport
 from holdfast_api.peers import GateVotes, Outlook, Span
@@ -167,6 +167,16 @@ class Planning:
         )
         # A copy on the node alone is of no use before somebody finishes it there (E6).
         return plan.choose(dataclasses.replace(situation, node_survives=False))
+
+    def gives_way(self, running: Option, live: Option) -> bool:
+        """`running`: the clean slot's option as it was chosen, which has been carried out since."""
+        took = monotonic() - self._began_at
+        available = live.available_seconds
+        seconds = spans.less(running.seconds, took)
+        now = dataclasses.replace(
+            running, seconds=seconds, available_seconds=available, chance=spans.chance(seconds, available)
+        )
+        return plan.gives_way(now, live)
 
     def begins(self, chosen: Plan) -> None:
         """Told once for a choice; the same one again, because the ranks have arrived, changes nothing."""

@@ -16,7 +16,7 @@ from holdfast_agent.errors import AgentError, PeerRefused, PeerSilent, SaveGiven
 from holdfast_agent.gates import Gates
 from holdfast_agent.periodic import Periodic
 from holdfast_agent.plan import Choice, Plan
-from holdfast_agent.planning import Planning
+from holdfast_agent.planning import Planning, fallback_of
 from holdfast_agent.saves import Saves
 from holdfast_agent.shared import Shared
 from holdfast_api import peers
@@ -335,8 +335,7 @@ class Rounds:
     async def _unless_better(
         self, planning: Planning, deadline: Deadline, chosen: Plan, making: Coroutine[Any, Any, CheckpointInfo]
     ) -> CheckpointInfo | None:
-        """The clean slot is written, or given up because a later deadline allows the live state, or to write the slot at full speed what a save beside
-        training would not have ended. Raises SaveGivenUp."""
+        """The clean slot is written, or given up because a later deadline allows the live state and not both. Raises SaveGivenUp."""
         changes, at = self._shared.changes, deadline.at
         task = asyncio.ensure_future(making)
         task.add_done_callback(lambda _: changes.bump())
@@ -350,7 +349,8 @@ class Rounds:
                 if not task.done() and deadline.at != at:
                     at = deadline.at
                     found = planning.now()
-                    if found.choice in (Choice.LIVE, Choice.STORE_ONLY):
+                    newer = found.choice in (Choice.LIVE, Choice.STORE_ONLY)
+                    if newer and planning.gives_way(chosen.chosen, found.chosen):
                         planning.ended("replaced")
                         return None
             return task.result()
@@ -418,8 +418,15 @@ class Rounds:
     async def _arrive(self, running: Round, votes: list[peers.GateVotes], until: Deadline) -> int:
         """The boundary that every rank now holds. Raises AgentError or ValueError."""
         s = self._shared
+        everybody = len(votes) == len(s.order.members)
         order = peers.ReleaseGates(
-            s.attempt, running.number, s.settings.pod_uid, self._target(votes), until.at, evacuate=running.evacuate
+            s.attempt,
+            running.number,
+            s.settings.pod_uid,
+            self._target(votes),
+            until.at,
+            evacuate=running.evacuate,
+            pinned=fallback_of((v.clean for v in votes), s.last_boundary) or 0 if everybody else 0,
         )
         answers = await s.mesh.ask_all(order, until=until, round=running.number)
         _check_not_lost(answers)

@@ -104,9 +104,9 @@ def is_last_state(book: SlotBook, slot: int, done_at: int | None) -> bool:
     return held.captured.boundary == done_at and not held.committed
 
 
-def sacrificed_for_round(book: SlotBook) -> int | None:
+def sacrificed_for_round(book: SlotBook, pinned: int = 0) -> int | None:
     """Boundary whose slot must be given up, its save abandoned, so that a round can capture (A8); None if a slot is free anyway. takeover.py says
-    when."""
+    when. `pinned` is held by every rank of the job: a newer one that others do not hold is worth less, and goes first (E4)."""
     if book.has_free or not book.held:
         return None
-    return min(book.boundaries)
+    return min(book.boundaries - {pinned}, default=min(book.boundaries))

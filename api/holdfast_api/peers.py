@@ -117,6 +117,8 @@ class ReleaseGates:
     deadline: datetime | None
     evacuate: bool = True
     """False: training goes on after the round, so a save in flight need not give its slot up."""
+    pinned: int = 0
+    """The newest boundary that every rank of the job holds clean: its slots are what is left if the ranks do not arrive (E3, E4). 0 for none."""
     schema: int = 1
 
 
