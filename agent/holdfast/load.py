@@ -52,7 +52,7 @@ def open_image(path: str, image_bytes: int, entries: Sequence[TensorEntry]) -> d
     finally:
         os.close(fd)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
-    return {entry.name: _view(whole, entry) for entry in entries}
+    return {entry.name: view_of(whole, entry) for entry in entries}
 
 
 def check_finite(document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -65,7 +65,7 @@ def check_finite(document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) 
         raise CheckpointDamaged(f"{name} holds NaN or infinite values")
 
 
-def _view(whole: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
+def view_of(whole: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
     dtype = getattr(torch, entry.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise CheckpointDamaged(f"{entry.name}: dtype {entry.dtype!r} is unknown to torch {torch.__version__}")

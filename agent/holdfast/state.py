@@ -154,10 +154,11 @@ class Registry:
             raise RestoreError(
                 f"the state in the checkpoint has schema {document.get('schema')!r}, this release reads {SCHEMA}"
             )
-        saved = document["parts"]
+        saved, anew = document["parts"], set(document.get("anew", ()))
         problems = self._compare_data(document.get("dataset"))
-        if saved.keys() != self.parts.keys():
-            only_here, only_there = sorted(self.parts.keys() - saved.keys()), sorted(saved.keys() - self.parts.keys())
+        if saved.keys() | anew != self.parts.keys():
+            only_here = sorted(self.parts.keys() - saved.keys() - anew)
+            only_there = sorted((saved.keys() | anew) - self.parts.keys())
             problems.append(
                 f"registered here but not in the checkpoint: {only_here}; in the checkpoint but not registered: {only_there}"
             )
@@ -167,9 +168,11 @@ class Registry:
             raise RestoreError("the checkpoint does not fit this program:\n  " + "\n  ".join(problems))
 
     def load(self, document: dict[str, Any], tensors: Mapping[str, torch.Tensor], progress: Progress) -> dict[str, Any]:
-        """Copies everything into the registered objects, counters included. Returns the random generators' state, which the caller puts back last."""
+        """Copies everything into the registered objects, counters included; what an import has left to the script (`anew`) is as the script made it.
+        Returns the random generators' state, which the caller puts back last."""
         for name, part in self.parts.items():
-            part.load(document["parts"][name], tensors)
+            if name in document["parts"]:
+                part.load(document["parts"][name], tensors)
         for name, module in self.modules.items():
             module.load_gradients(document["gradients"].get(name, {}), tensors)
         positions = tree.decode(document["positions"], tensors)

@@ -12,6 +12,7 @@ from holdfast_agent.run import Agent
 from holdfast_agent.run import main as run_agent
 from holdfast_api import __version__
 from holdfast_api.errors import ContractError
+from holdfast_api.layout import checked_uid
 from holdfast_api.messages import Exit
 from holdfast_api.names import EXIT_CODES
 from holdfast_store import retry
@@ -61,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--chunk-mib", type=int, default=16, help="size of a chunk in MiB (default 16)")
     run.add_argument("--fresh", action="store_true", help="start from nothing if no checkpoint can be used")
+    run.add_argument(
+        "--resume-from",
+        metavar="UID",
+        default="",
+        help="with --local: go on from the checkpoint of `holdfast import` that has this job uid",
+    )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     return top
 
@@ -117,6 +124,10 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[]
             raise ConfigurationWrong(f"{name} is {value}; write 1 or more")
     chosen = options.every_steps or options.every_auto
     every_seconds = options.every_seconds or (0 if chosen else DEFAULT_EVERY_SECONDS)
+    if options.resume_from:
+        checked_uid(options.resume_from)
+        if options.fresh:
+            raise ConfigurationWrong("--fresh and --resume-from exclude each other: remove one of them")
     held = laptop.take(options.local)
     ready = laptop.settings(
         held,
@@ -128,7 +139,7 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[]
         every_auto=options.every_auto,
         chunk_bytes=options.chunk_mib << 20,
     )
-    return lambda: Agent(ready, own_orders=held, fresh=options.fresh)
+    return lambda: Agent(ready, own_orders=held, fresh=options.fresh, resume_from=options.resume_from)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def examined(directory: Path, processes: int) -> AgentConfig:
     return dataclasses.replace(config, memory_dir=str(_memory_volume() or directory))
 
 
-def order(settings: Settings, attempt: int, *, fresh: bool = False) -> AttemptOrder:
+def order(settings: Settings, attempt: int, *, fresh: bool = False, resume_from: str = "") -> AttemptOrder:
     """The lock is held, so no older attempt lives: it may be claimed at once (A3)."""
     config = settings.config
     member = Member(0, settings.pod_name, settings.pod_uid, config.serial, settings.node, "127.0.0.1")
@@ -142,7 +142,7 @@ def order(settings: Settings, attempt: int, *, fresh: bool = False) -> AttemptOr
         (member,),
         config.processes_per_worker,
         may_claim=True,
-        restore=RestoreOrder(fresh=fresh),
+        restore=RestoreOrder(fresh=fresh, resume_from_uid=resume_from),
     )
 
 

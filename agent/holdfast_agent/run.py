@@ -64,11 +64,13 @@ ANSWER_SECONDS = 0.05
 class Agent:
     """`run` is the whole life. Everything else is called on the event loop's thread."""
 
-    def __init__(self, settings: Settings, *, own_orders: laptop.Laptop | None = None, fresh: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, own_orders: laptop.Laptop | None = None, fresh: bool = False, resume_from: str = ""
+    ) -> None:
         config = settings.config
         self._settings = settings
         self._own_orders = own_orders
-        self._fresh = fresh
+        self._fresh, self._resume_from = fresh, resume_from
         self._memory = Path(config.memory_dir)
         self._arena = Arena(self._memory)
         self._experience = Experience(self._memory)
@@ -116,7 +118,7 @@ class Agent:
             self._later(self._reporter.run())
             if self._own_orders is not None:
                 number = self._own_orders.next_attempt()
-                await self.order(laptop.order(self._settings, number, fresh=self._fresh))
+                await self.order(laptop.order(self._settings, number, fresh=self._fresh, resume_from=self._resume_from))
             await self._ended.wait()
             await self._shut_down()
         assert self._record.exit is not None

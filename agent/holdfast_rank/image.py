@@ -26,7 +26,7 @@ MIN_STATE_BYTES = 64 << 10
 MOST_HEADER_BYTES = 100_000_000
 """More than this safetensors refuses to read."""
 
-_HEADER_DTYPES = {
+HEADER_DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "bool": "BOOL",
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
@@ -131,7 +131,7 @@ def _place(items: list[Item], header_bytes: int, chunk_bytes: int) -> list[_Piec
     for item in items:
         align = chunk_bytes if item.tier != tier else ALIGN_BYTES if item.length > SMALL_BYTES else item.item_bytes
         offset = _fill(pieces, offset, align)
-        dtype = _HEADER_DTYPES.get(item.dtype)
+        dtype = HEADER_DTYPES.get(item.dtype)
         shape = item.shape if dtype else (item.length,)
         pieces.append(_Piece(item.name, dtype or "U8", shape, offset, item.length))
         offset, tier = offset + item.length, item.tier

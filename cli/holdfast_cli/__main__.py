@@ -9,6 +9,8 @@ from holdfast_api import __version__
 from holdfast_cli.checkpoints import checkpoints
 from holdfast_cli.describe import describe
 from holdfast_cli.expire import expire
+from holdfast_cli.export import export
+from holdfast_cli.import_ import import_
 from holdfast_cli.samples import samples
 from holdfast_cli.verify import verify
 from holdfast_store import retry
@@ -25,6 +27,8 @@ app.command()(verify)
 app.command()(expire)
 app.command()(samples)
 app.command()(describe)
+app.command()(export)
+app.command("import")(import_)
 
 
 @app.callback(invoke_without_command=True)

@@ -14,6 +14,7 @@ import typer
 from holdfast_api.config import StorageConfig
 from holdfast_api.errors import BadName
 from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import CommitRecord
 from holdfast_store import discover
 from holdfast_store.errors import Absent, Corrupt, StoreError
 from holdfast_store.job import JobStore
@@ -121,6 +122,26 @@ def parse_ref(text: str) -> CheckpointRef:
 def usable(store: JobStore) -> list[CheckpointRef]:
     """Newest first."""
     return [view.ref for view in overview(store) if view.standing is Standing.USABLE]
+
+
+def record_of(store: JobStore, ref: CheckpointRef) -> CommitRecord:
+    try:
+        return store.read_commit(ref)[0]
+    except Absent:
+        fail(
+            f"checkpoint {ref} does not exist: it is expired, or was never committed; see `holdfast checkpoints --all`",
+            EXIT_DAMAGED,
+        )
+
+
+def newest_of(store: JobStore) -> CheckpointRef:
+    found = usable(store)
+    if not found:
+        fail(
+            f"{store.namespace}/{store.job} has no usable checkpoint; `holdfast checkpoints --all` shows what there is",
+            EXIT_DAMAGED,
+        )
+    return found[0]
 
 
 @contextlib.contextmanager

@@ -1,15 +1,11 @@
 """`holdfast verify`: reads every byte of a checkpoint and compares it with its digest, as a restore would."""
 
 import json
-import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import CommitRecord
+from holdfast_cli.progress import bar
 from holdfast_cli.shared import (
     EXIT_DAMAGED,
     Format,
@@ -17,13 +13,11 @@ from holdfast_cli.shared import (
     Place,
     at_a_place,
     errors_end_the_program,
-    fail,
+    newest_of,
     parse_ref,
+    record_of,
     size,
-    usable,
 )
-from holdfast_store.errors import Absent
-from holdfast_store.job import JobStore
 from holdfast_store.verify import Verification
 from holdfast_store.verify import verify as verify_bytes
 
@@ -41,51 +35,18 @@ def verify(
     wanted = parse_ref(checkpoint) if checkpoint else None
     with errors_end_the_program():
         store = place.store()
-        record = _record(store, wanted or _newest(store))
-        with _bar() as bar:
-            task = bar.add_task(f"checkpoint {record.ref}", total=None)
+        record = record_of(store, wanted or newest_of(store))
+        with bar() as shown:
+            task = shown.add_task(f"checkpoint {record.ref}", total=None)
             result = verify_bytes(
                 store,
                 record,
                 threads=threads,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=lambda done, total: shown.update(task, completed=done, total=total),
             )
     _print(result, output)
     if result.problems:
         raise typer.Exit(EXIT_DAMAGED)
-
-
-def _record(store: JobStore, ref: CheckpointRef) -> CommitRecord:
-    try:
-        return store.read_commit(ref)[0]
-    except Absent:
-        fail(
-            f"checkpoint {ref} does not exist: it is expired, or was never committed; see `holdfast checkpoints --all`",
-            EXIT_DAMAGED,
-        )
-
-
-def _newest(store: JobStore) -> CheckpointRef:
-    found = usable(store)
-    if not found:
-        fail(
-            f"{store.namespace}/{store.job} has no usable checkpoint; `holdfast checkpoints --all` shows what there is",
-            EXIT_DAMAGED,
-        )
-    return found[0]
-
-
-def _bar() -> Progress:
-    """On standard error, so that standard output holds the result alone; nothing where nobody looks."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 def _print(result: Verification, output: Output) -> None:
