@@ -91,7 +91,7 @@ def test_every_dtype_that_safetensors_lacks_is_bytes_there_and_true_in_the_manif
             read = file.get_tensor(f"model.of_{name}")
             assert entries[name] == name
             assert content(read) == content(getattr(model, f"of_{name}"))
-            assert (str(read.dtype) == f"torch.{name}") == (name in image._HEADER_DTYPES), name
+            assert (str(read.dtype) == f"torch.{name}") == (name in image.HEADER_DTYPES), name
 
 
 def quantized() -> torch.Tensor:
