@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from holdfast_agent import replicas
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.finite import Look
 from holdfast_agent.lanes import Lane
@@ -25,7 +26,8 @@ from holdfast_agent.sending import Sending
 from holdfast_agent.threads import Stop, Threads
 from holdfast_agent.tonode import ToNode
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import Chunk, RankEntry, RankManifest, TensorEntry
+from holdfast_api.manifest import Chunk, LooseDigest, RankEntry, RankManifest, TensorEntry
+from holdfast_api.peers import ReplicaDigest
 from holdfast_store.chunks import digest, ranges
 from holdfast_store.errors import StoreError
 from holdfast_store.job import JobStore
@@ -83,6 +85,7 @@ class Written:
     """None: not yet, or not at all."""
     on_node: asyncio.Task[datetime | None]
     """Ends when the node's images are durable, or could not be, perhaps later than the flush: then no thread reads the slots any more."""
+    replicas: tuple[ReplicaDigest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,13 @@ async def _write(
         )
         looks = [Look(p.tensors, p.must_be_finite, len(i.views)) for p, i in zip(job.parts, images, strict=True)]
         chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job)
-        manifests = [_manifest(job, p, c) for p, c in zip(job.parts, chunks, strict=True)]
+        sides = [replicas.compared(p.tensors, p.image_bytes, job.chunk_bytes) for p in job.parts]
+        hashing = [
+            threads.call(replicas.loose_digests, [*s.values()], i.reading.view)
+            for s, i in zip(sides, images, strict=True)
+        ]
+        loose = await _gather(hashing, stop)
+        manifests = [_manifest(job, p, c, at) for p, c, at in zip(job.parts, chunks, loose, strict=True)]
         entries = await _gather([threads.send(sending.manifest, m) for m in manifests], stop)
         if job.wait_for_node:
             await asyncio.wait([on_node])
@@ -191,6 +200,7 @@ async def _write(
         bytes_stored=sending.bytes_stored,
         node_durable_at=on_node.result() if on_node.done() else None,
         on_node=on_node,
+        replicas=tuple(d for s, m in zip(sides, manifests, strict=True) for d in replicas.summary(s, m)),
     )
 
 
@@ -240,7 +250,7 @@ async def _handed_on(
     return [[c for c in chunks if c is not None] for chunks in found]
 
 
-def _manifest(job: Job, part: Part, chunks: Sequence[Chunk]) -> RankManifest:
+def _manifest(job: Job, part: Part, chunks: Sequence[Chunk], loose: tuple[LooseDigest, ...]) -> RankManifest:
     return RankManifest(
         job_uid=job.job_uid,
         attempt=job.ref.attempt,
@@ -252,6 +262,7 @@ def _manifest(job: Job, part: Part, chunks: Sequence[Chunk]) -> RankManifest:
         chunk_bytes=job.chunk_bytes,
         chunks=tuple(chunks),
         tensors=part.tensors,
+        loose=loose,
     )
 
 

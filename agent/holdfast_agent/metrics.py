@@ -57,6 +57,11 @@ class Metrics:
         self.saves = Counter(
             "holdfast_agent_saves", "Saves by cause and how they ended.", ["cause", "outcome"], registry=r
         )
+        self.replicas_differ = Counter(
+            "holdfast_agent_replicas_differ",
+            "Checkpoints committed as suspect: ranks that hold copies of one state did not hold the same bytes.",
+            registry=r,
+        )
         self.save_seconds = Histogram(
             "holdfast_agent_save_seconds", "Duration of a save's stages.", ["stage"], buckets=_SECONDS, registry=r
         )

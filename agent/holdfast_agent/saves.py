@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from holdfast_agent import described, storage
+from holdfast_agent import described, replicas, storage
 from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.shared import Shared
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 20.0
 """How long members are told how a save ended; a member that is gone learns it from the store when it returns."""
 OWN_SECONDS = 1.0
+NAMES_SECONDS = 10.0
+"""So long the commit of a save beside training waits for the names of the tensors that differ; one in an emergency does not wait."""
+REPLICAS = "replicas"
+"""The run fact of a commit record: `agree`, or `SUSPECT: ` and what differs. Absent: no two ranks hold copies that can be compared."""
 LOOK_SECONDS = 60.0
 """A wait that is woken by every change need not look up more often."""
 DECIDE_SECONDS = 10.0
@@ -261,7 +265,7 @@ class Saves:
         answers = await self._flushed(order, deadline)
         if s.highest_save > save:
             raise SaveGivenUp(f"save {s.highest_save} is newer (A8)", may_pass=True)
-        record = self._record(order, answers, timings())
+        record = await self._with_replicas(self._record(order, answers, timings()), order, answers)
         began = monotonic()
         stop = Stop()
         stop.at = monotonic() + deadline.remaining
@@ -357,6 +361,51 @@ class Saves:
             history=first.history,
             timings={"flush": monotonic() - self.started_at, **timings},
         )
+
+    async def _with_replicas(
+        self, record: CommitRecord, order: peers.FlushOrder, answers: list[peers.Flushed]
+    ) -> CommitRecord:
+        """Whether copies agree stands in the record and is said (J4). It is committed all the same: it may be the only checkpoint there is."""
+        try:
+            return await self._compared(record, order, [d for a in answers for d in a.replicas])
+        except Exception:
+            log.exception("save %d: copies are not compared", order.save)  # a bug costs the comparison, not the save
+            return record
+
+    async def _compared(
+        self, record: CommitRecord, order: peers.FlushOrder, told: list[peers.ReplicaDigest]
+    ) -> CommitRecord:
+        if not replicas.is_compared(told):
+            return record
+        found = replicas.compare(told)
+        if not found:
+            return replace(record, run=record.run | {REPLICAS: "agree"})
+        words = []
+        for difference in found:
+            names = () if order.emergency else await self._names_of(record, difference)
+            words.append(difference.words + (f", in {replicas.listed(names)}" if names else ""))
+        self._shared.metrics.replicas_differ.inc()
+        log.error(
+            "checkpoint %s is SUSPECT: %s. Either memory or a processor has changed bits, or these ranks have come apart; a restart from it goes on with the "
+            "difference. Look at the machines of the ranks, and restore an earlier checkpoint whose run facts say replicas: agree",
+            record.ref,
+            "; ".join(words),
+        )
+        return replace(record, run=record.run | {REPLICAS: "SUSPECT: " + "; ".join(words)[:4000]})
+
+    async def _names_of(self, record: CommitRecord, difference: replicas.Difference) -> tuple[str, ...]:
+        """From the manifests, which are in the store by now; none if that takes long."""
+        s = self._shared
+        assert s.store is not None
+        store = s.store.until(monotonic() + NAMES_SECONDS)
+        try:
+            one, other = await asyncio.gather(
+                *(s.threads.call(store.read_manifest, record, r) for r in (difference.odd[0], difference.others[0]))
+            )
+            return replicas.names_of(one, other)
+        except Exception as e:  # what was found is said without names then
+            log.warning("which tensors differ is not known: %s: %s", type(e).__name__, e)
+            return ()
 
     async def tell(self, message: peers.Committed) -> None:
         """Everybody, for a bounded time; who is unreachable does not hold up the others."""

@@ -299,6 +299,7 @@ class Writing:
             config=told.config if told else {},
             history=told.history if told else (),
             local_durable_at=written.node_durable_at,
+            replicas=written.replicas,
         )
 
     def _node_fails(self, error: StoreError) -> None:

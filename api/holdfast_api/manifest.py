@@ -90,6 +90,18 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class LooseDigest:
+    """Bytes of a replicated tensor that share a chunk with what is not replicated, so that the chunk's digest does not tell whether copies agree (J4)."""
+
+    name: str
+    offset_bytes: int
+    """From the start of the image, as TensorEntry's."""
+    length_bytes: int
+    digest: str
+    """The first 32 hex digits of their BLAKE3-256."""
+
+
+@dataclass(frozen=True, slots=True)
 class RankManifest:
     """`rank-<rank>.json`: one rank's part of one checkpoint. The image is exactly a `.safetensors` file of `image_bytes` bytes (J1)."""
 
@@ -106,6 +118,7 @@ class RankManifest:
     chunks: tuple[Chunk, ...]
     """In image order; lengths add up to `image_bytes`."""
     tensors: tuple[TensorEntry, ...] = ()
+    loose: tuple[LooseDigest, ...] = ()
     schema: int = 1
 
 

@@ -175,6 +175,19 @@ class FlushOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaDigest:
+    """What a rank holds as a copy, in short (J4): ranks of the same group with the same table must tell the same content."""
+
+    rank: int
+    group: str
+    """As TensorEntry's."""
+    table: str
+    """BLAKE3-256 of which tensors these are, and where they lie."""
+    content: str
+    """BLAKE3-256 of the digests of their bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Flushed:
     """The worker's ranks are in the store, manifests included (`ranks`), or `error` says why not."""
 
@@ -195,6 +208,7 @@ class Flushed:
     history: tuple[MetricPoint, ...] = ()
     local_durable_at: datetime | None = None
     error: str = ""
+    replicas: tuple[ReplicaDigest, ...] = ()
     schema: int = 1
 
 
