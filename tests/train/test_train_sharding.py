@@ -157,6 +157,11 @@ def test_parameters_that_are_gathered_when_registered_are_found_again(lone_group
     entries = {e.name: e for e in agent.newest().entries}
     assert entries["model.weight"].global_shape == (2, 2)
     assert not any("orphan" in name for name in entries)
+    plan = agent.connections[0].plan
+    assert plan is not None
+    assert {"model.weight", "optimizer.state.0.exp_avg"} <= {*(plan.must_be_finite or ())}, (
+        "parts are looked at as well"
+    )
 
 
 def test_dtensors_on_the_meta_device_are_refused_with_what_to_do(lone_group: None, agent: FakeAgent) -> None:
