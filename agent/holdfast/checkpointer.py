@@ -25,7 +25,7 @@ from holdfast.midstep import MidStep
 from holdfast.progress import Progress
 from holdfast.restorer import Restorer
 from holdfast.saver import Saver
-from holdfast.state import ALLOWANCES, Registry
+from holdfast.state import ALLOWANCES, Ended, Registry
 from holdfast_api import names, ranks
 from holdfast_rank.agent_link import AgentLink
 from holdfast_rank.gate import Gate
@@ -69,6 +69,8 @@ class Checkpointer:
         self._settings: dict[str, Any] | None = None
         """The small state as it was restored, until a pass really begins; without what the script itself has set before it called `batches`."""
         self._asked = False
+        self._ended: Ended | None = None
+        """The newest end of a pass."""
         self._stepped_at: float | None = None
         self._step_seconds = 0.0
         self._link, self._trouble = self._connect()
@@ -164,7 +166,7 @@ class Checkpointer:
         if self._settings is not None and not self._asked:
             self._settings = self._registry.unchanged(self._settings)
         self._asked = True
-        return self._registry.position(loader).run(epochs, self._take_generators)
+        return self._registry.position(loader).run(epochs, self._take_generators, self._note_end)
 
     def step(self, **metrics: Any) -> None:
         """The boundary (I1): call it at the end of every iteration, after everything that changes state. Blocks while a capture is copied, while
@@ -208,13 +210,26 @@ class Checkpointer:
         if voted is not None:
             link.send(ranks.Vote(round=voted, boundary=self.boundary, done=True))
         if self.boundary > saver.newest:
+            ended = self._ended if not self._registry.updated else None
             self._go_back_to_boundary()
-            saver.capture("final")
+            at_boundary = ended is not None and ended.small.progress.boundary == self.boundary
+            saver.capture("final", ended=ended if at_boundary else None)
         link.flush_passed()
         if link.send(ranks.Done(boundary=self.boundary)):
             self._wait_for_leave(link)
         saver.close()
         link.close()
+
+    def _note_end(self) -> None:
+        """A pass over a loader has ended right after a boundary. What the script does from here on (schedulers, evaluation) it does again if it is
+        started again and goes on from this boundary, for more epochs perhaps: it is no part of the boundary's state."""
+        known = self._ended is not None and self._ended.small.progress.boundary == self.boundary
+        if self._saver is None or not self._saver.possible or self._finished or self._registry.updated or known:
+            return
+        try:
+            self._ended = self._registry.note_end(self._progress)
+        except Exception as e:  # training must not end because of it: the state at `finish` is saved instead
+            log.warning("holdfast: the state at the end of a pass cannot be noted: %s: %s", type(e).__name__, e)
 
     def _go_back_to_boundary(self) -> None:
         """What is captured at the end is the last boundary's state: a batch read since is read again, and its gradients are no state (I1, I2)."""

@@ -98,8 +98,14 @@ class Position:
         """The user accepts that samples may be lost or repeated once."""
         self._check_order = False
 
-    def run(self, epochs: int | None, generators: Callable[[], dict[str, Any] | None]) -> Iterator[Any]:
-        """Batches of `epochs` more epochs. `generators` gives those of the checkpoint, once, where training resumes.
+    def run(
+        self,
+        epochs: int | None,
+        generators: Callable[[], dict[str, Any] | None],
+        ended: Callable[[], None] = lambda: None,
+    ) -> Iterator[Any]:
+        """Batches of `epochs` more epochs. `generators` gives those of the checkpoint, once, where training resumes. `ended` is called when a pass
+        ends, or is left, and no batch was handed out since the last boundary: before the script does anything else.
 
         Called again, as by a loop of the user's own over epochs, it grants further epochs: those that a restored run has behind it pass
         without a batch, and must not take the generators with them.
@@ -122,12 +128,22 @@ class Position:
                     self._ledger.take(self._indices_of(self.batch), samples)
                     yield batch
                     self._must_be_reader(reader)
-            except BaseException:  # GeneratorExit too: `break`
+            except BaseException as e:  # GeneratorExit too: `break`
                 self._left = self._left or reader == self._reader
+                if isinstance(e, GeneratorExit) and reader == self._reader and self._at_boundary:
+                    ended()
                 raise
             if whole and self.batch == 0:
                 self._say_empty(epochs)
+            if self._at_boundary:
+                ended()
             self._end_pass(left=False)
+
+    @property
+    def _at_boundary(self) -> bool:
+        """No batch was handed out since the last boundary."""
+        last = self._boundary
+        return self._inside and (last["inside"], last["epoch"], last["batch"]) == (True, self.epoch, self.batch)
 
     def _here(self) -> dict[str, Any]:
         return {

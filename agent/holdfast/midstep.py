@@ -164,7 +164,7 @@ class MidStep:
                 self._progress.boundary,
             )
             self._give_up(bypassed=True)
-        elif not any(m.has_gradients() for m in self._registry.modules.values()):
+        elif not self._registry.has_gradients():
             self._note(window_open=True)
 
     def _resolve(self) -> Live | None:

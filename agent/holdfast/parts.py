@@ -234,12 +234,7 @@ class ModulePart:
     def load_gradients(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         for key, parameter in self.module.named_parameters():
             if key in saved:
-                value = tree.decode(saved[key], tensors, place=False)
-                if isinstance(value, sharding.Part):
-                    path = f"the gradient of {self.name}.{key}"
-                    parameter.grad = sharding.whole(cloned(value), parameter.detach(), path)
-                else:
-                    parameter.grad = value.to(parameter.device, copy=True)
+                _load_gradient(parameter, saved[key], tensors, f"the gradient of {self.name}.{key}")
 
     def replicas(self) -> dict[int, str]:
         """By id, the parameters that other ranks hold as well, and those ranks."""
@@ -437,8 +432,33 @@ class OptimizerPart:
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def has_gradients(self) -> bool:
+        """Of its own parameters: a temperature that only the optimizer holds, for example."""
+        return any(p.grad is not None for _, p in self._orphans())
+
+    def capture_gradients(self, leaves: Leaves, only: set[int] | None) -> Any:
+        """As of a module, of the parameters that no module holds (I2)."""
+        return {
+            str(i): leaves.put_tensor(p.grad, f"gradient.{self.name}.orphan.{i}", Tier.OPTIMIZER)
+            for i, p in self._orphans()
+            if p.grad is not None and (only is None or id(p.grad) in only)
+        }
+
+    def load_gradients(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        for i, parameter in self._orphans():
+            if str(i) in saved:
+                _load_gradient(parameter, saved[str(i)], tensors, f"the gradient of {self.name}.orphan.{i}")
+
     def _orphans(self) -> list[tuple[int, torch.Tensor]]:
         return [(i, p) for i, p in enumerate(self._parameters()) if id(p) not in self.held]
+
+
+def _load_gradient(parameter: torch.Tensor, saved: Any, tensors: Mapping[str, torch.Tensor], path: str) -> None:
+    value = tree.decode(saved, tensors, place=False)
+    if isinstance(value, sharding.Part):
+        parameter.grad = sharding.whole(cloned(value), parameter.detach(), path)
+    else:
+        parameter.grad = value.to(parameter.device, copy=True)
 
 
 class ZeroPart(OptimizerPart):

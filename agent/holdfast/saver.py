@@ -12,9 +12,10 @@ from holdfast.arena import Arena
 from holdfast.copying import copy_pool
 from holdfast.errors import LinkLost, UnsupportedState
 from holdfast.finite import must_be_finite
+from holdfast.parts import NotLive
 from holdfast.progress import Progress
 from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
-from holdfast.state import Captured, Registry
+from holdfast.state import Captured, Ended, Registry
 from holdfast_api import ranks
 from holdfast_api.manifest import MetricPoint
 from holdfast_rank.agent_link import AgentLink
@@ -115,25 +116,33 @@ class Saver:
         self.newest = at.boundary
         self._announce(slot, "round", round, seconds, at)
 
-    def capture(self, kind: str, round: int = 0) -> None:
-        """Copies the state at the current boundary into a slot and hands it over. `kind` as in CapturedSlot. Waits for a free slot."""
+    def capture(self, kind: str, round: int = 0, ended: Ended | None = None) -> None:
+        """Copies the state at the current boundary into a slot and hands it over. `kind` as in CapturedSlot. Waits for a free slot. `ended`: what is
+        small was noted at this boundary, and may have changed since."""
         if not self.possible:
             return
         try:
-            self._capture(kind, round)
+            self._capture(kind, round, ended)
         except (LinkLost, UnsupportedState, OSError, ValueError) as e:
             self.lose(str(e))
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
 
-    def _capture(self, kind: str, round: int) -> None:
+    def _capture(self, kind: str, round: int, ended: Ended | None) -> None:
         began = time.monotonic()
         again = self._arena.holding(self._progress.boundary) if self._arena else None
         if again is None:
             registry = self._registry
             gradients = registry.open_gradients.open() if registry.updated else []
             captured = registry.capture(self._progress, window_open=not registry.updated, gradients=gradients)
+            if ended is not None:
+                try:
+                    captured = registry.as_of(ended, captured)
+                except NotLive as e:
+                    log.info(
+                        "holdfast: the small state is saved as it is now, not as it was at the last boundary: %s", e
+                    )
             document = document_bytes(captured.document)
             if self._plan is None or not self._plan.fits(captured, document):
                 self._send_plan(captured, wait=kind != "round")

@@ -42,6 +42,13 @@ class Small(NamedTuple):
     positions: dict[str, Any]
 
 
+class Ended(NamedTuple):
+    """What was small when a pass over a loader ended."""
+
+    small: Small
+    generators: dict[str, Any]
+
+
 class Registry:
     """The registered parts by name. Main thread only, but for `render`."""
 
@@ -98,14 +105,42 @@ class Registry:
             "schema": SCHEMA,
             "progress": {"boundary": progress.boundary, "updates": progress.updates},
             "parts": {name: part.capture(leaves) for name, part in self.parts.items()},
-            "gradients": {n: p.capture_gradients(leaves, only) for n, p in self.modules.items()}
-            if window_open or only
-            else {},
+            "gradients": self._capture_gradients(leaves, only) if window_open or only else {},
             "rng": tree.encode(rng.capture(), "rng", leaves.tensors),
         }
         positions = {n: p.state() for n, p in self.positions.items()} | self._unclaimed
         document["positions"] = tree.encode(positions, "positions", leaves.tensors)
         return Captured(document | self._data(), leaves)
+
+    def has_gradients(self) -> bool:
+        return any(holder.has_gradients() for holder in self._holders().values())
+
+    def _holders(self) -> dict[str, ModulePart | OptimizerPart]:
+        """Who has parameters that no other part has."""
+        return {**self.modules, **self.optimizers}
+
+    def _capture_gradients(self, leaves: Leaves, only: set[int] | None) -> dict[str, Any]:
+        found = {n: p.capture_gradients(leaves, only) for n, p in self._holders().items()}
+        return {n: body for n, body in found.items() if body or n in self.modules}
+
+    def note_end(self, progress: Progress) -> Ended:
+        """What is small, generators included, as it is now: a pass over a loader has ended, and what the script does afterwards is no part of this
+        boundary's state."""
+        return Ended(self.snapshot(progress, window_open=False), rng.capture())
+
+    def as_of(self, ended: Ended, captured: Captured) -> Captured:
+        """`captured`, but what is small as it was at that end. Raises NotLive where the parts have changed their form since."""
+        leaves, parts = Leaves(), captured.document["parts"]
+        if parts.keys() != ended.small.parts.keys():
+            raise NotLive("parts were added or removed")
+        document = captured.document | {
+            "parts": {n: p.render(ended.small.parts[n], parts[n], leaves) for n, p in self.parts.items()},
+            "rng": tree.encode(ended.generators, "rng", leaves.tensors),
+            "positions": tree.encode(ended.small.positions, "positions", leaves.tensors),
+        }
+        captured.leaves.tensors |= leaves.tensors
+        captured.leaves.tiers |= leaves.tiers
+        return Captured(document, captured.leaves)
 
     def snapshot(self, progress: Progress, *, window_open: bool) -> Small:
         """The small state at this boundary, random generators left out."""
@@ -173,8 +208,8 @@ class Registry:
         for name, part in self.parts.items():
             if name in document["parts"]:
                 part.load(document["parts"][name], tensors)
-        for name, module in self.modules.items():
-            module.load_gradients(document["gradients"].get(name, {}), tensors)
+        for name, holder in self._holders().items():
+            holder.load_gradients(document["gradients"].get(name, {}), tensors)
         positions = tree.decode(document["positions"], tensors)
         for name, position in self.positions.items():
             if name in positions:
