@@ -147,6 +147,15 @@ async def test_a_rank_that_has_loaded_meanwhile_needs_a_new_attempt(tmp_path: Pa
     assert member.image() == b"AAAABBBBCCCCDDDD"
 
 
+async def test_what_every_rank_has_loaded_is_known_to_be_finite(tmp_path: Path) -> None:
+    """Each has looked before it said so (C4); of an emergency checkpoint nobody had known it."""
+    member = Member(tmp_path)
+    assert (await member.fetched()).rejection is None
+    member.restoring.loaded(member.shared.crew.ranks[0])
+    assert member.record.restored is not None
+    assert member.record.restored.finite is True
+
+
 async def test_a_checkpoint_that_was_mended_is_tried_again_when_the_lead_offers_it_again(tmp_path: Path) -> None:
     member = Member(tmp_path)
     chunk = next(key for key in member.bucket.objects if "/chunks/" in key)
