@@ -10,7 +10,6 @@ import platform
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -141,12 +140,9 @@ class Checkpointer:
             raise RestoreError(f"the agent cannot be reached, so it is unknown what to restore: {self._trouble}")
         if self._saver is not None and self._link is not None:
             self._saver.config = self._config
-            with ThreadPoolExecutor(
-                1, "holdfast-facts"
-            ) as beside:  # `git` may be slow, and the agent is waited for anyway
-                known = beside.submit(self._facts)
-                self._restore_from_agent(self._saver, self._link)
-                self._run |= known.result()
+            # Not beside the restore: a loader may fork workers there, and one that inherits the pipes of `git` keeps its reader waiting.
+            self._run |= self._facts()
+            self._restore_from_agent(self._saver, self._link)
         if "sample-order" in allow:
             for position in self._registry.positions.values():
                 position.allow_other_order()

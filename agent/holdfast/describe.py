@@ -21,7 +21,7 @@ import torch
 from holdfast_api import names
 
 MISSING = "missing: "
-GIT_SECONDS = 3.0
+GIT_SECONDS = 2.0
 MOST_CONFIG_BYTES = 64 << 10
 """It travels with every save."""
 EDGE_BYTES = 64 << 10
