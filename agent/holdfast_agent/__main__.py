@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from holdfast_agent import doctor, laptop, settings
@@ -19,6 +19,7 @@ from holdfast_store import retry
 from holdfast_store.errors import StoreError
 
 DEFAULT_EVERY_SECONDS = 600
+ENV_BACKGROUND = "HOLDFAST_BACKGROUND_BYTES_PER_SECOND"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,6 +62,13 @@ def parser() -> argparse.ArgumentParser:
         help="choose the interval from what a save costs and how often it is needed",
     )
     run.add_argument("--chunk-mib", type=int, default=16, help="size of a chunk in MiB (default 16)")
+    run.add_argument(
+        "--background-bytes-per-second",
+        type=int,
+        metavar="N",
+        help="what saves beside training may write to DIR, on average; never an emergency's "
+        f"(default {ENV_BACKGROUND}, else no limit)",
+    )
     run.add_argument("--fresh", action="store_true", help="start from nothing if no checkpoint can be used")
     run.add_argument(
         "--resume-from",
@@ -128,6 +136,7 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[]
         checked_uid(options.resume_from)
         if options.fresh:
             raise ConfigurationWrong("--fresh and --resume-from exclude each other: remove one of them")
+    limit = _background(options.background_bytes_per_second, settings.process_environment())
     held = laptop.take(options.local)
     ready = laptop.settings(
         held,
@@ -138,8 +147,21 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[]
         every_seconds=every_seconds,
         every_auto=options.every_auto,
         chunk_bytes=options.chunk_mib << 20,
+        background_bytes_per_second=limit,
     )
     return lambda: Agent(ready, own_orders=held, fresh=options.fresh, resume_from=options.resume_from)
+
+
+def _background(option: int | None, environ: Mapping[str, str]) -> int:
+    """Bytes per second, 0 for no limit. The option goes before the variable."""
+    name, value = "--background-bytes-per-second", str(option)
+    if option is None:
+        name, value = ENV_BACKGROUND, environ.get(ENV_BACKGROUND, "")
+        if not value:
+            return 0
+    if not value.isascii() or not value.isdecimal() or not 0 < int(value) <= 1 << 40:
+        raise ConfigurationWrong(f"{name} is {value!r}; write bytes per second, from 1 to {1 << 40}, or leave it out")
+    return int(value)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ HURRY, HURRY_DOUBT = 2.0, math.log(2.0) / DEVIATIONS
 """A save beside training is held back (pace of a flush): until an emergency was seen, it is taken for one to four times as fast."""
 MOST_TURNS = 6
 """Of a flush that runs: it shows the store as it is now, but not how the next flush may differ."""
+LIMIT_DOUBT = 1.25
+"""A save that is held back to a rate takes so much longer at most: what it sends is not known exactly."""
 NEW_SHARE_FLOOR = 0.02
 
 
@@ -126,15 +128,26 @@ class Estimates:
         return replace(self, node=_speed(self.node, size, seconds, at))
 
     def flushed(
-        self, *, logical: int, sent: int, seconds: float, emergency: bool, based: bool, at: float
+        self,
+        *,
+        logical: int,
+        sent: int,
+        seconds: float,
+        emergency: bool,
+        based: bool,
+        at: float,
+        at_its_pace: bool = True,
     ) -> "Estimates":
-        """A flush has ended well. `based`: there was a base to lean on."""
+        """A flush has ended well. `based`: there was a base to lean on. `at_its_pace`: neither held back by a limit that the user has set nor hurried on its
+        way; else its time says nothing about the store."""
         if logical <= 0 or sent < 0 or not (math.isfinite(seconds) and seconds > 0):
             return self
         found = self
         if based:
             share = min(1.0, sent / logical)
             found = replace(found, new_share=max(share, (1 - WEIGHT) * found.new_share + WEIGHT * share))
+        if not at_its_pace:
+            return found
         if sent == 0:
             return replace(found, reading=_speed(found.reading, logical, seconds, at))
         # What is left after the parts that do not grow with what is sent; never nothing.
@@ -181,15 +194,19 @@ class Estimates:
         reading = self.reading.seconds_for(size - sent, now)
         return spans.then(sending, reading, self.request_span(now))
 
-    def beside_span(self, size: int, now: float, *, based: bool) -> Span:
-        """The same beside training."""
+    def beside_span(self, size: int, now: float, *, based: bool, limit: int = 0) -> Span:
+        """The same beside training, where no more than `limit` bytes a second are sent (0: as many as will)."""
         sent = size * (max(self.new_share, NEW_SHARE_FLOOR) if based else 1.0)
-        if self.hurried.count and not self.beside.count:
-            sending = self.hurried.seconds_for(sent, now, times=1 / HURRY, doubt=HURRY_DOUBT)
-            return spans.then(sending, self.reading.seconds_for(size - sent, now), self.request_span(now))
-        return spans.then(
-            self.beside.seconds_for(sent, now), self.reading.seconds_for(size - sent, now), self.request_span(now)
+        guessed = self.hurried.count and not self.beside.count
+        sending = (
+            self.hurried.seconds_for(sent, now, times=1 / HURRY, doubt=HURRY_DOUBT)
+            if guessed
+            else self.beside.seconds_for(sent, now)
         )
+        if limit:
+            held_back = sent / limit
+            sending = spans.together([sending, Span(0.0, held_back, held_back * LIMIT_DOUBT)])
+        return spans.then(sending, self.reading.seconds_for(size - sent, now), self.request_span(now))
 
     def request_span(self, now: float) -> Span:
         return self.request.seconds(now)

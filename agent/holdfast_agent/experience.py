@@ -36,9 +36,17 @@ class Experience:
     def on_node(self, size: int, seconds: float) -> None:
         self.estimates = self.estimates.on_node(size, seconds, _at())
 
-    def flushed(self, *, logical: int, sent: int, seconds: float, emergency: bool, based: bool) -> None:
+    def flushed(
+        self, *, logical: int, sent: int, seconds: float, emergency: bool, based: bool, at_its_pace: bool = True
+    ) -> None:
         self.estimates = self.estimates.flushed(
-            logical=logical, sent=sent, seconds=seconds, emergency=emergency, based=based, at=_at()
+            logical=logical,
+            sent=sent,
+            seconds=seconds,
+            emergency=emergency,
+            based=based,
+            at=_at(),
+            at_its_pace=at_its_pace,
         )
 
     def committed(self, seconds: float) -> None:
@@ -63,8 +71,8 @@ class Experience:
     def store(self, size: int, *, based: bool) -> Span:
         return self.estimates.store_span(size, _at(), based=based)
 
-    def beside(self, size: int, *, based: bool) -> Span:
-        return self.estimates.beside_span(size, _at(), based=based)
+    def beside(self, size: int, *, based: bool, limit: int = 0) -> Span:
+        return self.estimates.beside_span(size, _at(), based=based, limit=limit)
 
     def request(self) -> Span:
         return self.estimates.request_span(_at())

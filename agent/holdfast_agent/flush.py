@@ -83,6 +83,8 @@ class Written:
     """Of the chunks that lie under this save."""
     node_durable_at: datetime | None
     """None: not yet, or not at all."""
+    at_its_pace: bool
+    """Not held back by the user's limit, nor hurried on its way: how long it took says something about the store."""
     on_node: asyncio.Task[datetime | None]
     """Ends when the node's images are durable, or could not be, perhaps later than the flush: then no thread reads the slots any more."""
     replicas: tuple[ReplicaDigest, ...] = ()
@@ -166,9 +168,10 @@ async def _write(
         its_turn = partial(_turn_of_the_node, node_free, lambda: stop.wanted or node_yields())
         on_node = asyncio.ensure_future(_node_part(job, to_node, its_turn, on_node_durable, on_node_trouble))
         lane = Lane(threads.sending, threads.link.begin(pace))
-        sending = Sending(
-            job.ref, job.base_has, store, stop, threads.link, pace, lane, progress or Progress(full_speed=job.emergency)
-        )
+        logical = sum(p.image_bytes for p in job.parts)
+        told = progress or Progress(full_speed=job.emergency)
+        sending = Sending(job.ref, job.base_has, store, stop, threads.link, pace, lane, threads.throttle, logical, told)
+        held_back = sending.is_held_back
         looks = [Look(p.tensors, p.must_be_finite, len(i.views)) for p, i in zip(job.parts, images, strict=True)]
         chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job)
         sides = [replicas.compared(p.tensors, p.image_bytes, job.chunk_bytes) for p in job.parts]
@@ -195,9 +198,10 @@ async def _write(
             replace(e, finite=look.finite, not_finite=look.names) for e, look in zip(entries, looks, strict=True)
         ),
         refers_to=tuple(sorted(refers)),
-        bytes_logical=sum(p.image_bytes for p in job.parts),
+        bytes_logical=logical,
         bytes_sent=sending.bytes_sent,
         bytes_stored=sending.bytes_stored,
+        at_its_pace=not (held_back or (stop.hurried and pace.background)),
         node_durable_at=on_node.result() if on_node.done() else None,
         on_node=on_node,
         replicas=tuple(d for s, m in zip(sides, manifests, strict=True) for d in replicas.summary(s, m)),
@@ -237,13 +241,23 @@ async def _handed_on(
         for piece in range(len(image.views)):
             hashing.add(partial(one, number, piece))
     hashing.end()
-    await asyncio.wait([hashing.over], timeout=pace.patience_seconds if pace.background else None)
-    hashing.move(threads.hashing, pace.hashers)
-    await asyncio.wait([hashing.over])
-    lane.end()
-    if to_node is not None:
-        to_node.complete()
-    await asyncio.wait([lane.over])
+
+    def urgent() -> None:
+        """An emergency has taken this save over (any thread)."""
+        if pace.background and stop.hurried:
+            full = pace_of(emergency=True, cpus=threads.cpus)
+            hashing.move(threads.hashing, full.hashers)
+            sending.hurry(full)
+
+    with stop.heard_by(urgent):
+        await asyncio.wait([hashing.over], timeout=pace.patience_seconds if pace.background else None)
+        if not stop.hurried:
+            hashing.move(threads.hashing, pace.hashers)
+        await asyncio.wait([hashing.over])
+        lane.end()
+        if to_node is not None:
+            to_node.complete()
+        await asyncio.wait([lane.over])
     failures = [e for e in (lane.over.exception(), hashing.over.exception()) if e is not None]
     for failure in sorted(failures, key=lambda e: not isinstance(e, StoreError)):
         raise failure

@@ -86,6 +86,7 @@ def settings(
     every_seconds: int,
     every_auto: bool = False,
     chunk_bytes: int,
+    background_bytes_per_second: int = 0,
 ) -> Settings:
     config = AgentConfig(
         namespace=NAMESPACE,
@@ -100,6 +101,7 @@ def settings(
         every_seconds=every_seconds,
         every_auto=every_auto,
         chunk_bytes=chunk_bytes,
+        background_bytes_per_second=background_bytes_per_second,
         # Nobody waits with a SIGKILL behind a SIGTERM here; a second Ctrl-C ends hard.
         grace_seconds=120,
         sigterm_floor_seconds=120,

@@ -18,9 +18,10 @@ def outlook_of(shared: Shared, running: Progress | None = None) -> Outlook | Non
     heard = [r.passed_at for r in s.crew if r.passed_at is not None]
     at, based = now().timestamp(), bool(s.base_manifests)
     known = s.experience.estimates
-    if running is not None:
+    if running is not None and not running.held_back:
         known = known.under_way(*running.measured, emergency=running.full_speed, at=at)
     full_speed = running is not None and running.full_speed
+    limit = s.settings.config.background_bytes_per_second
     return Outlook(
         boundary=min(r.boundary for r in s.crew),
         since_seconds=max(0.0, monotonic() - min(heard)) if heard else 0.0,
@@ -29,6 +30,8 @@ def outlook_of(shared: Shared, running: Progress | None = None) -> Outlook | Non
         store=known.store_span(size, at, based=based),
         node=known.node_span(size, at) if s.node is not None else None,
         commit=known.request_span(at),
-        beside=(known.store_span if full_speed else known.beside_span)(size, at, based=based),
+        beside=known.store_span(size, at, based=based)
+        if full_speed
+        else known.beside_span(size, at, based=based, limit=limit),
         volume=s.settings.config.local_volume,
     )

@@ -100,7 +100,7 @@ class Periodic:
             cause,
             deadline=Deadline.after(PERIODIC_SECONDS),
             for_good=self._is_replaced(boundary),
-            full_speed=self._shared.experience.speed_is_unknown,
+            full_speed=self._is_final(boundary) or self._shared.experience.speed_is_unknown,
         )
         task = asyncio.ensure_future(saving)
         try:

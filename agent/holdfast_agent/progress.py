@@ -18,9 +18,11 @@ class Progress:
     is long enough.
     """
 
-    def __init__(self, *, full_speed: bool, clock: Callable[[], float] = monotonic) -> None:
-        """`full_speed`: it runs as fast as an emergency does, else beside training."""
+    def __init__(self, *, full_speed: bool, held_back: bool = False, clock: Callable[[], float] = monotonic) -> None:
+        """`full_speed`: it runs as fast as an emergency does, else beside training. `held_back`: by the user's limit, so that it says nothing about the
+        store."""
         self.full_speed = full_speed
+        self.held_back = held_back
         self._clock = clock
         self._lock = threading.Lock()
         self._began = clock()

@@ -232,8 +232,9 @@ class Rounds:
             return await self._go_on(running, boundary)
         if boundary <= self._shared.last_boundary:
             return self._shared.last  # what the ranks hold is durable already
+        # The ranks stand until it is written: it is not beside training.
         return await self._saves.make(
-            boundary, running.cause, deadline=running.deadline, sealed=lambda: running.evacuate
+            boundary, running.cause, deadline=running.deadline, sealed=lambda: running.evacuate, full_speed=True
         )
 
     def _check_something_to_save(self) -> None:
@@ -249,6 +250,7 @@ class Rounds:
         planning = running.planning = Planning(
             self._shared, running.number, running.cause, running.deadline, self._periodic.under_way_seconds
         )
+        self._saves.hurry()
         await self._worth_it(planning)
         self._check_something_to_save()
         votes = await self._ask(running, planning)

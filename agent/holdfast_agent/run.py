@@ -79,7 +79,7 @@ class Agent:
             if config.local_dir
             else None
         )
-        self._threads = Threads()
+        self._threads = Threads(settings.config.background_bytes_per_second)
         self._metrics = Metrics(config.worker)
         self._record = Record(config.job_uid, config.worker, settings.pod_uid)
         self._changes = Changes()

@@ -65,6 +65,8 @@ class Saves:
         self._did_not_fit: dict[int, bool] = {}
         """Saves of which something may still lie in the store -> whether their commit record was on the way."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._hurried = False
+        """The save that is being made was begun beside training, and an emergency counts on it."""
         self.closed = False
         """The attempt is over: a commit that lands now is nobody's news here."""
         self.refused_by: StoreError | None = None
@@ -104,6 +106,11 @@ class Saves:
             commit.stop.at = monotonic() + commit.deadline.remaining
         self._shared.changes.bump()
 
+    def hurry(self) -> None:
+        """What is being saved is wanted by an emergency, or in its way: nothing holds it back any more."""
+        self._hurried = True
+        self._shared.changes.bump()
+
     # ---- one save
 
     async def make(
@@ -127,6 +134,7 @@ class Saves:
             if s.last is not None and boundary <= s.last_boundary:
                 return s.last  # by the commit that was under way
             save = self._number_for(boundary)
+            self._hurried = False
             self.started_at = monotonic()
             try:
                 base = s.base.ref if s.base is not None else None
@@ -310,7 +318,7 @@ class Saves:
         return answer
 
     async def _asked(self, worker: int, order: peers.FlushOrder, deadline: Deadline) -> peers.Flushed:
-        """The order is said again as soon as its deadline has moved; the flush that runs takes it over. Raises AgentError."""
+        """The order is said again as soon as its deadline has moved or it has become urgent; the flush that runs takes it over. Raises AgentError."""
         answer: peers.Flushed | None = None
         while answer is None:
             answer = await self._asked_until_it_moves(worker, order, deadline)
@@ -319,12 +327,17 @@ class Saves:
     async def _asked_until_it_moves(
         self, worker: int, order: peers.FlushOrder, deadline: Deadline
     ) -> peers.Flushed | None:
-        changes, at = self._shared.changes, deadline.at
-        asking = asyncio.ensure_future(self._shared.mesh.ask(worker, replace(order, deadline=at), until=deadline))
+        changes, at, hurried = self._shared.changes, deadline.at, self._hurried
+        said = replace(order, deadline=at, full_speed=order.full_speed or hurried)
+
+        def same() -> bool:
+            return deadline.at == at and self._hurried == hurried
+
+        asking = asyncio.ensure_future(self._shared.mesh.ask(worker, said, until=deadline))
         asking.add_done_callback(lambda _: changes.bump())
         try:
-            while not asking.done() and deadline.at == at:
-                await changes.until(lambda: asking.done() or deadline.at != at, Deadline.after(LOOK_SECONDS))
+            while not asking.done() and same():
+                await changes.until(lambda: asking.done() or not same(), Deadline.after(LOOK_SECONDS))
             return asking.result() if asking.done() else None
         finally:
             asking.cancel()

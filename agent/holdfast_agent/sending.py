@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
+from holdfast_agent.allowance import bytes_to_go
 from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.lanes import Lane
 from holdfast_agent.link import Link
@@ -13,6 +14,7 @@ from holdfast_agent.pace import Pace
 from holdfast_agent.progress import Progress
 from holdfast_agent.requests import seconds_for
 from holdfast_agent.threads import Stop, persist
+from holdfast_agent.throttle import Throttle
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Chunk, RankEntry, RankManifest
 from holdfast_store.bound import Bound
@@ -36,14 +38,20 @@ class Sending:
         link: Link,
         pace: Pace,
         lane: Lane,
+        throttle: Throttle,
+        logical_bytes: int,
         progress: Progress,
     ) -> None:
+        """`logical_bytes`: of all images, as far as the time for them is planned."""
         self._ref = ref
         self._base_has = base_has
         self._store = store.until(0.0)  # tries once: repeating is `persist`'s, with a longer patience each time
         self._stop = stop
         self._link = link
-        self._most = pace.most_requests
+        self._pace = pace
+        self._throttle = throttle
+        self._logical = logical_bytes
+        self._hashed = self._new = self._gone = 0
         self._lane = lane
         self._progress = progress
         self._lock = threading.Lock()
@@ -58,22 +66,48 @@ class Sending:
 
     def chunk(self, name: str, view: memoryview) -> Chunk:
         """Where a chunk of this content lies, or will when the lane is over: it is sent unless the base has it or it is on its way."""
+        with self._lock:
+            self._hashed += len(view)
         if (at := self._base_has.get(name)) is not None:
             return Chunk(name, len(view), at)
         with self._lock:
             first = name not in self._taken
             self._taken.add(name)
             self._scout = self._scout or name
+            self._new += len(view) if first else 0
         if first:
             # The second one does not wait for the first: if that fails, the whole save fails.
             self._lane.add(lambda: self._send(name, view))
         return Chunk(name, len(view), self._ref)
+
+    def hurry(self, pace: Pace) -> None:
+        """The save is an emergency's now."""
+        self._pace = pace
+        self._lane.resize(self._link.begin(pace))
+
+    @property
+    def is_held_back(self) -> bool:
+        """By the user's limit, as far as it applies."""
+        return self._pace.background and self._throttle.bytes_per_second > 0
+
+    def _to_go(self) -> float:
+        with self._lock:
+            return bytes_to_go(
+                waiting=self._new - self._gone,
+                unhashed=max(0, self._logical - self._hashed),
+                hashed=self._hashed,
+                new=self._new,
+            )
 
     def manifest(self, manifest: RankManifest) -> RankEntry:
         """Once its chunks are there."""
         return self._repeated(MANIFEST_BYTES, True, lambda bound: self._store.create_manifest(manifest, bound=bound))
 
     def _send(self, name: str, view: memoryview) -> None:
+        def held_back() -> None:
+            if self._pace.background:
+                self._throttle.wait(len(view), self._stop, self._to_go)
+
         def once(bound: Bound) -> bool:
             began, stored = time.monotonic(), False
             self._progress.begins(len(view))
@@ -82,26 +116,32 @@ class Sending:
                 stored = True
             except Unavailable:
                 if not self._stop.reason:
-                    self._lane.resize(self._link.failed(most=self._most))
+                    self._lane.resize(self._link.failed(most=self._pace.most_requests))
                 raise
             finally:
                 self._progress.ends(len(view), stored=stored)
-            waiting = self._lane.backlog
-            self._lane.resize(self._link.went(len(view), time.monotonic() - began, waiting=waiting, most=self._most))
+            # What the limit holds back does not say that more requests would bring more.
+            waiting = 0 if self.is_held_back else self._lane.backlog
+            took, most = time.monotonic() - began, self._pace.most_requests
+            self._lane.resize(self._link.went(len(view), took, waiting=waiting, most=most))
             self._speed_is_known()
             return new
 
-        new = self._repeated(len(view), name == self._scout, once)
+        new = self._repeated(len(view), name == self._scout, once, before=held_back)
         with self._lock:
+            self._gone += len(view)
             self.bytes_stored += len(view)
             self.bytes_sent += len(view) if new else 0
 
-    def _repeated(self, size: int, scout: bool, request: Callable[[Bound], T]) -> T:
+    def _repeated(
+        self, size: int, scout: bool, request: Callable[[Bound], T], *, before: Callable[[], None] = lambda: None
+    ) -> T:
         """Until it went through, each time with a time of its own, which ends when the save does: no request outlives what it is sent for."""
         tried = 0
 
         def once() -> T:
             nonlocal tried
+            before()
             if self._stop.wanted:
                 raise SaveGivenUp(self._stop.reason or "the time is up")
             known = self._link.bytes_per_second

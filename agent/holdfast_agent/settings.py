@@ -94,7 +94,13 @@ def check(config: AgentConfig) -> None:
         raise ConfigurationWrong(f"chunk_bytes is {config.chunk_bytes}; multiples of 4 KiB up to 1 GiB are possible")
     if config.slots not in (1, 2):
         raise ConfigurationWrong(f"slots is {config.slots}; 1 and 2 are possible")
-    for name in ("every_steps", "every_seconds", "grace_seconds", "sigterm_floor_seconds"):
+    for name in (
+        "every_steps",
+        "every_seconds",
+        "grace_seconds",
+        "sigterm_floor_seconds",
+        "background_bytes_per_second",
+    ):
         if getattr(config, name) < 0:
             raise ConfigurationWrong(f"{name} is {getattr(config, name)}; it cannot be negative")
     if config.notice_seconds < 1:

@@ -6,13 +6,14 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 from holdfast_agent.link import Link
 from holdfast_agent.mappings import Mappings
+from holdfast_agent.stopping import Stop as Stop
+from holdfast_agent.throttle import Throttle
 from holdfast_store.errors import Unavailable
 
 P = ParamSpec("P")
@@ -28,10 +29,11 @@ LONGEST_PAUSE_SECONDS = 2.0
 
 
 class Threads:
-    """Pools, and what flushes keep from one to the next (`link`, `slots`). Their threads begin when they are needed. They are not waited for when the process
-    ends: it ends by `os._exit` once everything that counts is durable."""
+    """Pools, and what flushes keep from one to the next (`link`, `slots`, `throttle`). Their threads begin when they are needed. They are not waited for
+    when the process ends: it ends by `os._exit` once everything that counts is durable."""
 
-    def __init__(self) -> None:
+    def __init__(self, background_bytes_per_second: int = 0) -> None:
+        """What is sent beside training at most; 0: no limit."""
         self.cpus = cpus()
         self.chunks = ThreadPoolExecutor(CHUNK_THREADS, thread_name_prefix="chunk")
         """Restores."""
@@ -43,6 +45,7 @@ class Threads:
         """Hashes beside training."""
         self.link = Link()
         self.slots = Mappings()
+        self.throttle = Throttle(background_bytes_per_second)
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs store metadata or other short blocking work."""
@@ -66,82 +69,6 @@ def _yield_to_training() -> None:
     """The calling thread gets what is left of the processors. It cannot be taken back without privileges: so background work has threads of its own."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
-
-
-class Stop:
-    """Tells threads that their work is no longer wanted, or no longer fits; or that it has become urgent. From any thread."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._set = self._hurried = False
-        self._listeners: dict[int, Callable[[], None]] = {}
-        self._listened = 0
-        self.reason = ""
-        self.at = float("inf")
-        """Monotonic seconds after which nothing is tried again."""
-        self.failing: Unavailable | None = None
-        """Why a call that is repeated has failed so far; None once one went through."""
-
-    def set(self, reason: str) -> None:
-        with self._changed:
-            if self._set:
-                return
-            self.reason, self._set = reason, True
-            self._changed.notify_all()
-        self._tell()
-
-    def hurry(self) -> None:
-        """What was begun beside training is an emergency's now: nothing holds it back any more. Twice is fine."""
-        with self._changed:
-            if self._hurried:
-                return
-            self._hurried = True
-            self._changed.notify_all()
-        self._tell()
-
-    @property
-    def wanted(self) -> bool:
-        return self._set or time.monotonic() >= self.at
-
-    @property
-    def hurried(self) -> bool:
-        return self._hurried
-
-    @contextlib.contextmanager
-    def heard_by(self, listener: Callable[[], None]) -> Iterator[None]:
-        """`listener` is called as soon as `set` or `hurry` was: at once if it was before. On the thread that says it, perhaps twice; it must not block."""
-        with self._changed:
-            self._listened += 1
-            mine = self._listened
-            self._listeners[mine] = listener
-            late = self._set or self._hurried
-        if late:
-            listener()
-        try:
-            yield
-        finally:
-            with self._changed:
-                del self._listeners[mine]
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return max(0.0, self.at - time.monotonic())
-
-    def pause(self, seconds: float, *, while_calm: bool = False) -> None:
-        """At most so long, and never past the end. `while_calm`: nor once it is urgent."""
-        with self._changed:
-            over = partial(self._is_over, while_calm)
-            self._changed.wait_for(over, min(seconds, self.left))
-
-    def _is_over(self, while_calm: bool) -> bool:
-        return self._set or (while_calm and self._hurried)
-
-    def _tell(self) -> None:
-        with self._changed:
-            listeners = list(self._listeners.values())
-        for listener in listeners:
-            listener()
 
 
 def persist(stop: Stop, function: Callable[[], T], *, patience: float = float("inf")) -> T:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 PERIODIC_SECONDS = 1800
 """A periodic save that takes longer is given up."""
 HISTORY_SECONDS = 10.0
+LOOK_SECONDS = 0.5
 STANDS_SECONDS, STANDS_STEPS = 2.0, 2.0
 """A rank without a slot that has passed no boundary for so long, in seconds and in steps of its own, waits for one."""
 REMEMBERED = 32
@@ -75,7 +76,9 @@ class Writing:
             return peers.Flushed(order.attempt, order.save, (), error=error)
         if running is None or self._may_repeat(running, order):
             running = self._start(order)
-        elif running.order.deadline != order.deadline and not running.task.done():
+        elif not running.task.done() and (
+            running.order.deadline != order.deadline or (order.full_speed and not running.order.full_speed)
+        ):
             self._renew(running, order)
         await asyncio.wait([running.task], timeout=LATER_SECONDS)
         return running.task.result() if running.task.done() else LATER
@@ -87,11 +90,13 @@ class Writing:
 
     @staticmethod
     def _renew(running: Flush, order: peers.FlushOrder) -> None:
-        """The deadline has proved to be another one while the flush runs (F1, F3)."""
+        """The deadline has proved to be another one while the flush runs (F1, F3), or an emergency has taken it over."""
         deadline = Deadline.of(order.deadline, otherwise_seconds=PERIODIC_SECONDS)
         log.info("save %d has %.1f s now", order.save, deadline.remaining)
         running.order, running.deadline.at = order, deadline.at
         running.stop.at = monotonic() + deadline.remaining
+        if order.full_speed:
+            running.stop.hurry()
 
     def committed(self, message: peers.Committed) -> None:
         """How a save ended."""
@@ -182,7 +187,9 @@ class Writing:
         # All ranks of the job hold this boundary, or the coordinator would not ask: what is older may go (E4).
         self._give_back(lambda r: slots.freed_by_newer(r.book, order.boundary) if r.book else [])
         unread = asyncio.get_running_loop().create_future()
-        progress = Progress(full_speed=order.emergency or order.full_speed)
+        full_speed = order.emergency or order.full_speed
+        limited = s.threads.throttle.bytes_per_second > 0
+        progress = Progress(full_speed=full_speed, held_back=limited and not full_speed)
         task = asyncio.ensure_future(self._run(order, stop, deadline, unread, progress))
         running = Flush(order, stop, deadline, task, unread, progress)
         self._flushes[order.save] = running
@@ -230,6 +237,7 @@ class Writing:
             if order.emergency:
                 s.record.stage(Stage.LOCAL_DURABLE, at)
 
+        waited_for = asyncio.ensure_future(self._hurry_if_waited_for(order, stop))
         try:
             job = self._job(order, deadline)
             store = s.store.until(stop.at)
@@ -250,6 +258,7 @@ class Writing:
             log.warning("save %d of attempt %d is not written: %s", order.save, order.attempt, e)
             return peers.Flushed(s.attempt, order.save, (), error=f"{type(e).__name__}: {e}"[:1000])
         finally:
+            waited_for.cancel()
             if on_node is None or on_node.done():
                 not_read()
             else:
@@ -261,6 +270,7 @@ class Writing:
             seconds=seconds,
             emergency=order.emergency or order.full_speed,
             based=bool(job.base_has),
+            at_its_pace=written.at_its_pace,
         )
         return await self._flushed(order, written, seconds, deadline)
 
@@ -315,17 +325,32 @@ class Writing:
     def _node_yields(self, save: int) -> bool:
         """The copy of a save that has ended has not begun, because the disk is busy with an older one, and a rank stands still for want of a slot."""
         ended = self._flushes.get(save)
-        return (
-            ended is not None
-            and ended.over
-            and any(
-                r.book is not None
-                and not r.book.has_free
-                and r.passed_at is not None
-                and monotonic() - r.passed_at > STANDS_SECONDS + STANDS_STEPS * r.step_seconds
-                for r in self._shared.crew
-            )
+        return ended is not None and ended.over and self._a_rank_stands()
+
+    def _a_rank_stands(self) -> bool:
+        """For want of a slot."""
+        return any(
+            r.book is not None
+            and not r.book.has_free
+            and r.passed_at is not None
+            and monotonic() - r.passed_at > STANDS_SECONDS + STANDS_STEPS * r.step_seconds
+            for r in self._shared.crew
         )
+
+    async def _hurry_if_waited_for(self, order: peers.FlushOrder, stop: Stop) -> None:
+        """The user's limit is for what happens beside training: where a rank stands until the save is written, that is not so."""
+        limit = self._shared.threads.throttle.bytes_per_second
+        if not limit or order.emergency or order.full_speed:
+            return
+        while not stop.hurried:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._a_rank_stands():
+                log.warning(
+                    "save %d is no longer held back to %d bytes a second: a rank waits for its slot. "
+                    "Raise spec.checkpoint.backgroundBytesPerSecond, or save less often",
+                    order.save, limit,
+                )  # fmt: skip
+                stop.hurry()
 
     async def _learn_history(self) -> None:
         """How old the base's chunks are (B5), once in an attempt, not in an emergency. A store that does not say it now is asked at the next save."""

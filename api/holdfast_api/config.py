@@ -58,6 +58,8 @@ class AgentConfig:
     """`every_auto`: work that an interruption without notice may cost at most."""
     max_overhead_percent: int = 5
     """`every_auto`: share of the time that saving may take."""
+    background_bytes_per_second: int = 0
+    """What this agent may send to the store beside training; never in an emergency, nor of the last state. 0: no limit."""
     image: str = ""
     """The trainer container's, as its template names it; for commit records."""
     schema: int = 1

@@ -31,6 +31,7 @@ def test_what_makes_sense_is_taken() -> None:
         ({"worker": 2}, "worker 2 is not one of 2 workers"),
         ({"processes_per_worker": 0}, "processes_per_worker is 0"),
         ({"chunk_bytes": 0}, "chunk_bytes is 0"),
+        ({"background_bytes_per_second": -1}, "background_bytes_per_second is -1"),
         ({"chunk_bytes": 4097}, "chunk_bytes is 4097; multiples of 4 KiB"),
         ({"chunk_bytes": 1 << 40}, "chunk_bytes is 1099511627776"),
         ({"slots": 3}, "slots is 3; 1 and 2 are possible"),

@@ -103,6 +103,18 @@ def test_settings_of_s3_reach_the_agent() -> None:
     assert (storage.addressing, storage.encryption, storage.kms_key_id) == ("", "AES256", "")
 
 
+def test_the_limit_of_background_uploads_reaches_the_agent_and_there_is_none_by_default() -> None:
+    found = []
+    for more in ({}, {"backgroundBytesPerSecond": 5_000_000}):
+        job_spec = TrainingJobSpec.model_validate(
+            spec().model_dump(by_alias=True, mode="json", exclude_none=True)
+            | {"checkpoint": spec().checkpoint.model_dump(by_alias=True, mode="json", exclude_none=True) | more}
+        )
+        env = {e["name"]: e for e in pod(job_spec)["spec"]["containers"][0]["env"]}
+        found.append(codec.from_json(AgentConfig, env[names.ENV_CONFIG]["value"].encode()).background_bytes_per_second)
+    assert found == [0, 5_000_000]
+
+
 def test_what_the_user_wrote_stays_and_the_template_is_not_changed() -> None:
     template = {
         "metadata": {"labels": {"team": "x"}, "annotations": {"sidecar.istio.io/inject": "true"}},

@@ -173,6 +173,7 @@ def _config(
         every_seconds=checkpoint.every.seconds,
         **_automatic(checkpoint.every.auto),
         chunk_bytes=checkpoint.chunk_mi_b << 20,
+        background_bytes_per_second=checkpoint.background_bytes_per_second or 0,
         grace_seconds=int(pod["terminationGracePeriodSeconds"]),
         notice_seconds=spec.notices.default_deadline_seconds,
         operator_url=context.operator_url,

@@ -245,6 +245,10 @@ class Checkpoint(Model):
     """The node-local tier, read before the store. By default an emptyDir, which lives as long as the pod (F4)."""
     chunk_mi_b: Annotated[int, Field(ge=1, le=64)] = 16
     """Size of a chunk in MiB (J3)."""
+    background_bytes_per_second: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
+    """What each worker may send to the store beside training, in bytes per second on average. Absent: no limit. It never applies to an emergency, to the
+    last state of a job, nor to the first save of a pod, which shows what an emergency can rely on; and it gives way where a save could not be written in
+    its time or a rank waits for it. A change applies to pods that are made afterwards."""
     memory_mi_b: Annotated[int, Field(ge=0, le=16 << 20)] = 0
     """Size limit of the memory volume that holds the arena, in MiB. 0: the pod's memory limit bounds it."""
 
