@@ -543,6 +543,7 @@ async def _write(
         "bytes_sent": part.image_bytes,
         "bytes_stored": part.image_bytes,
         "node_durable_at": None,
+        "at_its_pace": True,
         "on_node": _nothing(),
     }
     return flush.Written(**{f.name: known[f.name] for f in dataclasses.fields(flush.Written)})
