@@ -21,6 +21,8 @@ from holdfast_agent.allowance import BURST_SECONDS, Allowance, bytes_to_go, hold
 from holdfast_agent.clock import Deadline, now
 from holdfast_agent.errors import ConfigurationWrong, SaveGivenUp
 from holdfast_agent.estimate import Estimates
+from holdfast_agent.outlook import outlook_of
+from holdfast_agent.progress import Progress
 from holdfast_agent.stopping import Stop
 from holdfast_agent.threads import Threads
 from holdfast_agent.throttle import Throttle
@@ -238,6 +240,29 @@ def test_a_save_that_is_held_back_does_not_make_the_store_look_slow() -> None:
     assert held.store_span(gib, now, based=False) == seen.store_span(gib, now, based=False)
     limited = held.beside_span(gib, now, based=False, limit=gib // 1000)
     assert limited.sure >= 1000 > held.beside_span(gib, now, based=False).sure
+
+
+async def test_a_flush_under_way_that_is_held_back_is_no_measurement(tmp_path: Path) -> None:
+    one, clock = Lone(tmp_path), [0.0]
+
+    def flush_of_a_byte_a_second(*, held_back: bool) -> Progress:
+        clock[0] = 0.0
+        progress = Progress(full_speed=False, held_back=held_back, clock=lambda: clock[0])
+        for _ in range(20):
+            progress.begins(1)
+            clock[0] += 1.0
+            progress.ends(1, stored=True)
+        return progress
+
+    known = outlook_of(one.shared)
+    assert known is not None
+    held_back = outlook_of(one.shared, flush_of_a_byte_a_second(held_back=True))
+    slow = outlook_of(one.shared, flush_of_a_byte_a_second(held_back=False))
+    assert held_back is not None
+    assert slow is not None
+    assert held_back.store.likely == pytest.approx(known.store.likely, rel=0.01)
+    assert slow.store.likely > 10 * known.store.likely
+    await one.close()
 
 
 # ---- what is set
