@@ -400,7 +400,7 @@ class Writing:
             wait_for_node=False,
             base=order.base,
             emergency=order.emergency or order.full_speed,
-            looks=lambda: not order.emergency and deadline.at == at,
+            looks=lambda: not order.emergency and deadline.at == at and not s.record.evacuating,
         )
 
     # ---- afterwards

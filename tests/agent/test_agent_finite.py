@@ -21,6 +21,7 @@ from holdfast_agent import flush, saves
 from holdfast_agent.clock import Deadline
 from holdfast_agent.finite import Look
 from holdfast_agent.threads import Stop
+from holdfast_api import peers
 from holdfast_api import ranks as wire
 from holdfast_api.manifest import NOT_FINITE_NAMED, TensorEntry
 from holdfast_api.messages import Cause
@@ -176,6 +177,19 @@ async def test_a_save_whose_deadline_moves_while_it_runs_does_not_look_any_more(
     go.set()
     assert (await making).finite is None
     assert [r.finite for r in one.commits()] == [None]
+    await one.close()
+
+
+async def test_a_save_that_an_evacuation_waits_for_does_not_look_any_more(tmp_path: Path) -> None:
+    """It joins the periodic save of the boundary that it wants, whose own deadline stays."""
+    one = Lone(tmp_path)
+    trains(one, 1.0)
+    capture(one, 0, 10)
+    deadline = Deadline.after(600)
+    job = one.writing._job(peers.FlushOrder(1, 1, 10, None, Cause.PERIODIC, False, deadline.at), deadline)
+    assert job.looks()
+    one.shared.record.evacuating = True
+    assert not job.looks()
     await one.close()
 
 
