@@ -28,6 +28,7 @@ ENGINE = (
     "background_persist",
     "nvme_flush",
     "store_upload",
+    "checksum_cost",
     "emergency_flush",
     "restore_speed",
     "start_to_step",

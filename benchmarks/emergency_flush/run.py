@@ -6,6 +6,7 @@ import statistics
 import time
 from pathlib import Path
 
+from benchmarks.emergency_flush.peers import peers
 from benchmarks.harness import figures, floors, servers, settings, states
 from benchmarks.harness.agent import Pod
 from benchmarks.harness.contender import Contender, Kind, Rounds, Sample
@@ -33,7 +34,12 @@ def main() -> None:
             plain = [c for c in clients(sink, view, memory / "none", signed=False) if c.kind is Kind.FLOOR]
             copies = [floors.memcpy(state.memory, state.bytes, n) for n in sorted({1, floors.cores()})]
             outcomes = compete(
-                [*(ours(seconds, scale.mebibytes, disk, memory, sink) for seconds in STEP_SECONDS), *copies, *plain],
+                [
+                    *(ours(seconds, scale.mebibytes, disk, memory, sink) for seconds in STEP_SECONDS),
+                    *copies,
+                    *plain,
+                    *(peer for seconds in STEP_SECONDS for peer in peers(seconds, scale.mebibytes, disk, sink)),
+                ],
                 scale.rounds,
                 memory,
                 warm_up=0,
@@ -124,13 +130,17 @@ def report(outcomes: list[Outcome], scale: settings.Scale) -> None:
         me = figures.named(outcomes, name_of(seconds))
         if not (me and copy and upload):
             continue
+        theirs = figures.table_of_peers(
+            [o for o in outcomes if o.contender.name.endswith(f"steps of {seconds} s")], figures.seconds
+        )
         bounds = [max(a.seconds, b.seconds) for a, b in zip(copy.samples, upload.samples, strict=True)]
         ratios = [(s.seconds - ALLOWED_SECONDS) / bound for s, bound in zip(me.samples, bounds, strict=True)]
         what = f"(notice → commit record in the store, less {ALLOWED_SECONDS} s) / the longer of copy and upload, steps of {seconds} s"
         page.add(
             figures.measure(
                 f"emergency_flush.{round(seconds * 1000)}ms_steps", what, "s", figures.median(me, figures.seconds), goal=GOAL, ratios=ratios,
-                floor=statistics.median(bounds), floor_name=upload.contender.name, store_bytes_per_second=RATE, step_seconds=seconds,
+                floor=statistics.median(bounds), floor_name=upload.contender.name,
+                peers=theirs, store_bytes_per_second=RATE, step_seconds=seconds,
             )
         )  # fmt: skip
         names = sorted({n for s in me.samples for n in s.extra} - {"notice answered, s"})

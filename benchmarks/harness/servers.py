@@ -79,13 +79,13 @@ def sink(folder: Path, *, keep: bool = False) -> Iterator[SinkServer]:
 
 @contextlib.contextmanager
 def versitygw(program: Path, folder: Path, *, tls: bool = False) -> Iterator[Server]:
-    """`folder` is made. Over TLS it has a certificate of an authority of its own."""
+    """`folder` is made. Over TLS it has a certificate of an authority of its own, and connections serve more than one request: else handshakes are measured."""
     folder.mkdir()
     certificate = None
     if tls:
         certificates.server_side(folder)
         certificate = folder / "server.pem", folder / "key.pem"
-    with s3_server.running(program, folder / "data", keep_alive=True, certificate=certificate) as server:
+    with s3_server.running(program, folder / "data", keep_alive=tls, certificate=certificate) as server:
         yield Server(server.port, "versitygw", folder / "ca.pem" if tls else None)
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.contender import Contender, Kind, Rounds
 from benchmarks.harness.servers import BUCKET, CREDENTIALS, Server
@@ -22,10 +23,12 @@ Send = Callable[[str], None]
 """Sends the whole state under a prefix; acknowledged when it returns."""
 
 
-def contender(name: str, kind: Kind, package: str, settings: str, count: int, prepare: Callable[[], Send]) -> Contender:
+def contender(
+    name: str, kind: Kind, package: str, settings: str, count: int, prepare: Callable[[], Send], environ: dict[str, str]
+) -> Contender:
     def rounds() -> Rounds:
         os.environ.update(
-            CREDENTIALS
+            environ
             | {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
         )
         send = prepare()
@@ -48,6 +51,7 @@ def pieces(view: memoryview) -> list[memoryview]:
 def clients(server: Server, view: memoryview, path: Path, *, signed: bool) -> list[Contender]:
     """`path`: a file in memory with the same bytes, for those that read files. `signed`: the server looks at signatures, so the plain client cannot play."""
     count = len(view)
+    environ = server.environ | ({"SSL_CERT_FILE": str(server.ca)} if server.ca else {})
     peers: list[tuple[str, str, str, Callable[[], Send]]] = [
         (
             OBSTORE,
@@ -76,7 +80,8 @@ def clients(server: Server, view: memoryview, path: Path, *, signed: bool) -> li
         ("s5cmd", "s5cmd", "cp from a file in memory, 16 MiB parts, 16 at once", lambda: _s5cmd(server, path)),
     ]
     found = [
-        contender(name, Kind.PEER, package, settings, count, prepare) for name, package, settings, prepare in peers
+        contender(name, Kind.PEER, package, settings, count, prepare, environ)
+        for name, package, settings, prepare in peers
     ]
     if not signed:
         found = [*(_floor(server, view, threads) for threads in (IN_FLIGHT, 2 * IN_FLIGHT)), *found]
@@ -85,7 +90,7 @@ def clients(server: Server, view: memoryview, path: Path, *, signed: bool) -> li
 
 def _floor(server: Server, view: memoryview, threads: int) -> Contender:
     name, settings = f"plain PUT, {threads} connections", "stdlib sockets, CRC64NVME of every chunk before it is sent"
-    return contender(name, Kind.FLOOR, "", settings, len(view), lambda: _plain(server, view, threads))
+    return contender(name, Kind.FLOOR, "", settings, len(view), lambda: _plain(server, view, threads), server.environ)
 
 
 def _plain(server: Server, view: memoryview, threads: int) -> Send:
@@ -138,7 +143,8 @@ def _obstore(server: Server, view: memoryview) -> Send:
         virtual_hosted_style_request=False,
         checksum_algorithm="CRC64NVME",
         unsigned_payload=True,
-        client_options={"allow_http": True, "timeout": "120s"},
+        client_options={"allow_http": True, "timeout": "120s"}
+        | ({"root_certificate": server.ca.read_bytes()} if server.ca else {}),
     )
     pool = ThreadPoolExecutor(IN_FLIGHT)
 
@@ -202,7 +208,8 @@ def _awscrt(server: Server, path: Path) -> Send:
         bootstrap=bootstrap,
         region="us-east-1",
         signing_config=signing,
-        tls_mode=S3RequestTlsMode.DISABLED,
+        tls_mode=S3RequestTlsMode.ENABLED if server.ca else S3RequestTlsMode.DISABLED,
+        tls_connection_options=_tls(server.ca) if server.ca else None,
         part_size=CHUNK_BYTES,
         throughput_target_gbps=100.0,
     )
@@ -211,7 +218,7 @@ def _awscrt(server: Server, path: Path) -> Send:
     def send(prefix: str) -> None:
         headers = HttpHeaders(
             [
-                ("Host", f"127.0.0.1:{server.port}"),
+                ("Host", server.endpoint.partition("//")[2]),
                 ("Content-Length", str(path.stat().st_size)),
                 ("Content-Type", "application/octet-stream"),
             ]
@@ -223,6 +230,14 @@ def _awscrt(server: Server, path: Path) -> Send:
         made.finished_future.result(120)
 
     return send
+
+
+def _tls(authority: Path) -> Any:
+    from awscrt.io import ClientTlsContext, TlsContextOptions
+
+    options = TlsContextOptions()
+    options.override_default_trust_store_from_path(None, str(authority))
+    return ClientTlsContext(options).new_connection_options()
 
 
 def _s3torch(server: Server, view: memoryview) -> Send:

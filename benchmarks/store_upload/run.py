@@ -17,6 +17,16 @@ HERE = Path(__file__).resolve().parent
 NAME = "Holdfast"
 FLOOR, OBSTORE, CPU, CPU_PEER = Goal(0.92, at_least=True), Goal(1.0, at_least=True), Goal(0.40), Goal(0.3)
 RATES = (1e9, 5e9)
+OVER_TLS = "versitygw over TLS"
+"""Its objects lie in memory: on a disk everybody would wait for the disk and nobody for TLS."""
+IDS = {"versitygw": "real", OVER_TLS: "tls"}
+CLIENTS = {
+    "s5cmd": Goal(5.0, True),
+    "boto3, tuned": Goal(15.0, True),
+    "awscrt": Goal(3.0, True),
+    "s3torchconnector": Goal(3.0, True),
+}
+"""As fast as ours is to be against each, on loopback at 5 GB/s."""
 
 
 def main() -> None:
@@ -42,13 +52,15 @@ def main() -> None:
         if program is None:
             print("   versitygw is not built: the real server is left out (`make test` builds it)", flush=True)
         else:
-            with servers.versitygw(program, disk / "s3") as server:
-                print("   versitygw", flush=True)
-                crew = [
-                    ours(state, memory, server),
-                    *clients(server, memoryview(state.memory)[: state.bytes], path, signed=True),
-                ]
-                results["versitygw"] = compete(crew, 2 if scale.quick else 3, memory, warm_up=0 if scale.quick else 1)
+            for name, folder, tls in (("versitygw", disk / "s3", False), (OVER_TLS, memory / "s3", True)):
+                with servers.versitygw(program, folder, tls=tls) as server:
+                    print(f"   {name}", flush=True)
+                    crew = [
+                        ours(state, memory, server),
+                        *clients(server, memoryview(state.memory)[: state.bytes], path, signed=True),
+                    ]
+                    results[name] = compete(crew, 2 if scale.quick else 3, memory, warm_up=0 if scale.quick else 1)
+                shutil.rmtree(folder)
     finally:
         shutil.rmtree(disk)
         shutil.rmtree(memory)
@@ -66,7 +78,7 @@ def ours(state: states.State, memory: Path, server: servers.Server) -> Contender
         from holdfast_agent.threads import Threads
         from holdfast_store.opening import open_bucket
 
-        os.environ.update(servers.CREDENTIALS)
+        os.environ.update(server.environ)
         slot, threads = parts.Slot.of(state, memory), Threads()
         bucket = open_bucket(server.config(f"holdfast-{server.name}-{os.getpid()}"), os.environ)
         store = parts.job_store(bucket)
@@ -108,7 +120,7 @@ def report(found: dict[str, list[Outcome]], scale: settings.Scale) -> None:
         floor = figures.best(figures.running(outcomes, Kind.FLOOR), figures.rate, larger=True)
         rival = figures.named(outcomes, RIVAL)
         known = figures.table_of_peers(outcomes, figures.rate)
-        id = "real" if where == "versitygw" else where.split()[3] + "gbps"
+        id = IDS.get(where) or where.split()[3] + "gbps"
         if me and floor:
             page.add(
                 figures.measure(
@@ -124,6 +136,14 @@ def report(found: dict[str, list[Outcome]], scale: settings.Scale) -> None:
                 )
             )  # fmt: skip
         if me and id == "5gbps":
+            for name, goal in CLIENTS.items():
+                if other := figures.named(outcomes, name):
+                    page.add(
+                        figures.measure(
+                            f"store_upload.5gbps_{name.split(',')[0]}", f"upload to {where} / {name}", "GB/s", figures.median(me, figures.rate),
+                            goal=goal, ratios=figures.paired(me, other, figures.rate), peers=known,
+                        )
+                    )  # fmt: skip
             costs = figures.table_of_peers(outcomes, figures.cpu)
             cheapest = figures.best(
                 [o for o in figures.running(outcomes, Kind.PEER) if o is not rival], figures.cpu, larger=False

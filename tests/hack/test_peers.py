@@ -42,7 +42,15 @@ def test_it_installs_what_the_lock_names_by_hash_and_finds_the_rest(tmp_path: Pa
 def test_torch_is_not_in_the_lock_so_it_is_never_there_twice() -> None:
     names = {line.split("==")[0] for line in peers.LOCK.read_text().splitlines() if "==" in line}
     assert not {n for n in names if n == "torch" or n.startswith("nvidia-cu")}
-    assert {"torchsnapshot", "torch-checkpointing", "s3torchconnector", "dlrover", "s5cmd", "awscrt"} <= names
+    assert {
+        "torchsnapshot",
+        "torch-checkpointing",
+        "s3torchconnector",
+        "dlrover",
+        "transformers",
+        "s5cmd",
+        "awscrt",
+    } <= names
 
 
 def test_peers_that_cannot_be_installed_are_a_reason_and_no_failure(
