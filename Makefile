@@ -1,6 +1,6 @@
 # One line per verb; what a verb does stands in scripts/ or hack/. `make` without a verb lists them.
 PY ?= python3
-.PHONY: help demo test test-fast lint format generate lock cluster-up cluster-down cluster-status bench bench-gpu images clean
+.PHONY: help demo test test-fast test-train lint format generate lock cluster-up cluster-down cluster-status bench bench-gpu images clean
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 demo: ## the main job from nothing: cluster, training, preemption, bit-exact resume (KEEP=1 keeps the cluster; DAMAGE=1 damages the emergency checkpoint)
@@ -9,6 +9,8 @@ test: ## everything: lint, types, import rules, unit, store against the real S3 
 	@$(PY) scripts/test all
 test-fast: ## lint, types, import rules, unit tests (no cluster, no S3 server)
 	@$(PY) scripts/test fast
+test-train: ## the library and its integrations, with the frameworks themselves
+	@$(PY) scripts/test train
 lint: ## ruff, mypy, import-linter
 	@$(PY) scripts/test lint
 format: ## format the code

@@ -41,18 +41,26 @@ def shared_paths() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*inside, *torch]))
 
 
-def environment(cache: Cache, project: Path, shared: tuple[str, ...]) -> Artefact:
+def environment(
+    cache: Cache,
+    project: Path,
+    shared: tuple[str, ...],
+    *,
+    name: str = NAME,
+    what: str = "the benchmark's peers",
+    lock: Path = LOCK,
+) -> Artefact:
     """As in hack/venv.py, the artefact stands for a directory of its own, which cannot be moved."""
-    home = cache.directory / f"peers-{digest_of((sys.version, str(project), *shared, LOCK))}"
+    home = cache.directory / f"{name}-{digest_of((sys.version, str(project), *shared, lock))}"
 
     def make(workshop: Workshop, directory: Path) -> None:
         if not (home / "complete").exists():
-            _make(workshop, home, shared)
+            _make(workshop, home, shared, lock)
         (directory / "home").symlink_to(home)
 
     return Artefact(
-        name=NAME,
-        what=f"the benchmark's peers from {LOCK.name}",
+        name=name,
+        what=f"{what} from {lock.name}",
         usual_seconds=40,
         made_from=(str(home),),
         make=make,
@@ -60,7 +68,7 @@ def environment(cache: Cache, project: Path, shared: tuple[str, ...]) -> Artefac
     )
 
 
-def _make(workshop: Workshop, home: Path, shared: tuple[str, ...]) -> None:
+def _make(workshop: Workshop, home: Path, shared: tuple[str, ...], lock: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
     home.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -68,7 +76,7 @@ def _make(workshop: Workshop, home: Path, shared: tuple[str, ...]) -> None:
         python = home / "bin/python"
         # What the lock names is installed with all it needs but torch, which pip would not find through a .pth file.
         pip = (python, "-m", "pip", "--disable-pip-version-check", "--quiet")
-        workshop.run(*pip, "install", "--no-deps", "--require-hashes", "-r", LOCK)
+        workshop.run(*pip, "install", "--no-deps", "--require-hashes", "-r", lock)
         (packages,) = (home / "lib").glob("python3.*/site-packages")
         (packages / "project.pth").write_text("".join(f"{path}\n" for path in shared))
         (home / "complete").touch()
