@@ -688,12 +688,27 @@ def _as_part(value: Any, path: str) -> Any:
     return sharding.part_of(value, path) if sharding.is_sharded(value) else value
 
 
+_EQUAL_AFTER = {
+    "allreduce_hook",
+    "fp16_compress_hook",
+    "bf16_compress_hook",
+    "fp16_compress_wrapper",
+    "bf16_compress_wrapper",
+    "powerSGD_hook",
+    "batched_powerSGD_hook",
+}
+"""Communication hooks of DistributedDataParallel that give every rank the same gradients. Local SGD lets ranks go apart for a while; of others nothing is known."""
+
+
 def _replicated_over(module: nn.Module) -> dict[int, str]:
     """By id, the parameters that DistributedDataParallel keeps equal, and the ranks it does so on."""
     while not isinstance(module, nn.parallel.DistributedDataParallel):
         module = getattr(module, "_orig_mod", None)
         if not isinstance(module, nn.Module):
             return {}
+    hooks = [getattr(hook, "__name__", "") for hook, _ in getattr(module, "_comm_hooks", [])]
+    if not {*hooks} <= _EQUAL_AFTER:
+        return {}
     group = sharding.ranks_text(torch.distributed.get_process_group_ranks(module.process_group))
     ignored = module.parameters_to_ignore
     return {id(p): group for n, p in module.module.named_parameters() if n not in ignored}

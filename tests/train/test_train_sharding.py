@@ -212,3 +212,20 @@ def test_optimizer_state_follows_the_names_of_the_parameters(agent: FakeAgent) -
     optimizer.param_groups[0]["params"][2] = nn.Parameter(torch.zeros(3))
     with pytest.raises(holdfast.RestoreError, match=r"optimizer: parameter group 0 .* the checkpoint has model\.b"):
         holdfast.Checkpointer(model=grown, optimizer=optimizer).restore()
+
+
+@pytest.mark.parametrize(("hook", "group"), [("fp16_compress_hook", "0"), ("of_the_script", "")])
+def test_only_gradients_that_are_equal_make_copies(hook: str, group: str, lone_group: None, agent: FakeAgent) -> None:
+    """Local SGD, for example, lets ranks go apart by intention: that is no damage."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    def of_the_script(state, bucket):
+        return default_hooks.noop_hook(None, bucket)
+
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+    model.register_comm_hook(None, getattr(default_hooks, hook, of_the_script))
+    ckpt = holdfast.Checkpointer(model=model)
+    ckpt.restore()
+    ckpt.step()
+    ckpt.finish()
+    assert {e.name: e.group for e in agent.newest().entries}["model.weight"] == group
