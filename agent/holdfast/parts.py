@@ -697,7 +697,7 @@ _EQUAL_AFTER = {
     "powerSGD_hook",
     "batched_powerSGD_hook",
 }
-"""Communication hooks of DistributedDataParallel that give every rank the same gradients. Local SGD lets ranks go apart for a while; of others nothing is known."""
+"""Communication hooks of DistributedDataParallel that give every rank the same gradients. Local SGD lets ranks go apart; of others nothing is known."""
 
 
 def _replicated_over(module: nn.Module) -> dict[int, str]:

@@ -110,12 +110,12 @@ def test_ranks_whose_state_lies_otherwise_are_not_compared(tmp_path: Path) -> No
 def test_parts_are_compared_with_copies_of_the_same_part_alone() -> None:
     """Ranks 0 and 2 hold the first half, 1 and 3 the second, and all of them a counter."""
 
-    def told(rank: int, half: int, content: bytes) -> tuple[ReplicaDigest, ...]:
+    def told(rank: int, half: int, content: bytes, step: bytes = b"step") -> tuple[ReplicaDigest, ...]:
         tensors = (
             TensorEntry("w", "uint8", (CHUNK,), CHUNK, CHUNK, None, (2 * CHUNK,), (half * CHUNK,), "0-3"),
             TensorEntry("step", "uint8", (4,), 2 * CHUNK, 4, None, (), (), "0-3"),
         )
-        image = bytes(CHUNK) + content + b"step" + bytes(CHUNK - 4)
+        image = bytes(CHUNK) + content + step + bytes(CHUNK - 4)
         sides = replicas.compared(tensors, len(image), CHUNK)
         chunks = tuple(
             flush.Chunk(flush.digest(image[i : i + CHUNK]), CHUNK, CheckpointRef(1, 1))
@@ -131,6 +131,8 @@ def test_parts_are_compared_with_copies_of_the_same_part_alone() -> None:
     assert replicas.compare(good) == ()
     (found,) = replicas.compare([*told(0, 0, one), *told(1, 1, two), *told(2, 0, bad), *told(3, 1, two)])
     assert (found.odd, found.others) == ((2,), (0,))
+    (found,) = replicas.compare([*told(0, 0, one), *told(1, 1, two, b"stop"), *told(2, 0, one), *told(3, 1, two)])
+    assert (found.odd, found.others) == ((1,), (0, 2, 3)), "the counter is all ranks', whatever part they hold"
 
 
 def test_what_has_no_copy_says_nothing() -> None:
