@@ -13,15 +13,20 @@ can be gone on with.
 import logging
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import isgenerator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from holdfast import rng
+from holdfast import rng, tree
 from holdfast.errors import RestoreError, UnsupportedState
+from holdfast.filling import cloned
 from holdfast.ledger import Ledger
+from holdfast.parts import Leaves, StatefulPart, freeze
+from holdfast_rank.image import Tier
 
 log = logging.getLogger("holdfast")
 FOREVER = 1 << 40
@@ -37,6 +42,12 @@ class Position:
             raise UnsupportedState(
                 f"the loader ({type(loader).__name__}) has in_order=False: after so many batches nobody can say which samples they held, and a resumed run "
                 "would lose or repeat some. Leave in_order out"
+            )
+        data = getattr(loader, "dataset", None)
+        if hasattr(loader, "load_state_dict") and isinstance(data, IterableDataset) and not hasattr(data, "state_dict"):
+            raise UnsupportedState(
+                f"{type(loader).__name__} keeps its place by its data set's, and {type(data).__name__} is an iterable data set without state_dict and "
+                "load_state_dict: give it both, or read it by a plain DataLoader, which is read again up to the position"
             )
         self.loader = loader
         self.epoch = 0
@@ -67,6 +78,23 @@ class Position:
         self._crc = 0
         self._ledger = Ledger(loader)
         self._boundary = self._here()
+        self._own: Any = None
+        """What a loader that keeps its own place said at the last boundary; None before the first."""
+
+    def own_state(self) -> Any:
+        """Of a loader that keeps its own place: where it stood at the last boundary."""
+        return self._own if self._own is not None else freeze(self.loader.state_dict())
+
+    def load_own_state(self, state: Any) -> None:
+        """Raises RestoreError where the loader does not take it."""
+        self._own = freeze(state)
+        try:
+            self.loader.load_state_dict(state)
+        except Exception as e:
+            raise RestoreError(
+                f"the loader ({type(self.loader).__name__}) does not take its place back: {type(e).__name__}: {e}. Probably its data has changed: fewer files "
+                "or shards, another number of worker processes, another release of its library. Put back what it was made with"
+            ) from e
 
     def state(self) -> dict[str, Any]:
         """The position at the last boundary (I1): a batch that was handed out since then will be handed out again. Plain values and bytes."""
@@ -93,6 +121,8 @@ class Position:
     def note_boundary(self) -> None:
         """`state` is from now on the position at hand."""
         self._boundary = self._here()
+        if self._reader and hasattr(self.loader, "load_state_dict"):
+            self._own = freeze(self.loader.state_dict())
 
     def allow_other_order(self) -> None:
         """The user accepts that samples may be lost or repeated once."""
@@ -184,10 +214,13 @@ class Position:
 
     def _begin(self, generators: Callable[[], dict[str, Any] | None]) -> Iterator[Any]:
         """The epoch's iterator. Where it goes on in an epoch, the generators are put back after it exists, else before (K4)."""
-        for target in (self.loader, getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None)):
+        for target in (
+            self.loader,
+            *(getattr(self.loader, name, None) for name in ("sampler", "batch_sampler", "dataset")),
+        ):
             set_epoch = getattr(target, "set_epoch", None)
             if callable(set_epoch):
-                set_epoch(self.epoch)  # DistributedSampler: without it the same order in every epoch
+                set_epoch(self.epoch)  # DistributedSampler, shuffled streams: without it the same order in every epoch
         resumed, self._resume = self._resume and self._inside, False
         saved = generators()
         self._ledger.begin(self.epoch, fresh=self.batch == 0)
@@ -209,9 +242,23 @@ class Position:
 
     def _go_on(self) -> Iterator[Any]:
         if self._start is None:  # the loader has been put to its place by its own `load_state_dict`
-            return iter(self.loader)
+            iterator = iter(self.loader)
+            late = isgenerator(iterator) and isinstance(self.loader, DataLoader)
+            return self._made_late(iterator) if late else iterator
         self._put_start_back(self._start)
         return self._make(self.batch)
+
+    def _made_late(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Of a loader whose `__iter__` is a generator (MosaicML's) the real iterator is made with the first batch, when the generators are back already:
+        the seed that it draws must not come from them (K4)."""
+        loader: Any = self.loader
+        given, loader.generator = loader.generator, torch.Generator()
+        try:
+            first = list(islice(iterator, 1))
+        finally:
+            loader.generator = given
+        yield from first
+        yield from iterator
 
     def _put_start_back(self, start: dict[str, Any]) -> None:
         rng.put_back(start)
@@ -261,6 +308,26 @@ class Position:
                     f"the sampler or its seed has changed, or the sampler draws while training does. {ACCEPT}"
                 )
         return iterator
+
+
+class LoaderPart(StatefulPart):
+    """A loader that keeps its own place, as torchdata's or MosaicML's: its state is that of the last boundary (I1), also when a batch was read since."""
+
+    def __init__(self, name: str, position: Position) -> None:
+        super().__init__(name, position.loader)
+        self._position = position
+
+    def capture(self, leaves: Leaves) -> Any:
+        return leaves.put(self.snapshot(), self.name, Tier.OPTIMIZER)
+
+    def snapshot(self) -> Any:
+        return self._position.own_state()
+
+    def put_back(self, snapshot: Any) -> None:
+        self._position.load_own_state(cloned(snapshot))
+
+    def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._position.load_own_state(cloned(tree.decode(saved, tensors)))
 
 
 class _Indices:

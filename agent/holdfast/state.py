@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import IterableDataset
 
 from holdfast import rng, tree
 from holdfast.describe import Dataset
 from holdfast.errors import CheckpointDamaged, RestoreError
 from holdfast.gradients import OpenGradients
-from holdfast.loader import Position
-from holdfast.parts import Leaves, ModulePart, NotLive, OptimizerPart, Part, is_loader, part_for
+from holdfast.loader import LoaderPart, Position
+from holdfast.parts import Leaves, ModulePart, NotLive, OptimizerPart, Part, StatefulPart, is_loader, part_for
 from holdfast.progress import Progress
 from holdfast_api import codec
 from holdfast_api.errors import ContractError
@@ -74,6 +75,8 @@ class Registry:
         self.optimizers = {n: p for n, p in self.parts.items() if isinstance(p, OptimizerPart)}
         self.open_gradients = OpenGradients(o.optimizer for o in self.optimizers.values())
         self._watch_optimizers()
+        for position in self.positions.values():
+            self._refuse_two_places(position.loader)
 
     @property
     def planned(self) -> bool:
@@ -90,6 +93,7 @@ class Registry:
             raise ValueError(
                 f"{type(loader).__name__} keeps its place by itself (load_state_dict), so it must be registered: Checkpointer(loader=...)"
             )
+        self._refuse_two_places(loader)
         name = f"batches.{sum(n.startswith('batches.') for n in self.positions)}"
         position = self.positions[name] = Position(loader)
         if name in self._unclaimed:
@@ -239,10 +243,24 @@ class Registry:
 
     def _register(self, name: str, target: Any) -> None:
         part = part_for(name, target)
-        if part is not None:
-            self.parts[name] = part
         if is_loader(target):
             self.positions[name] = Position(target)
+            if type(part) is StatefulPart:
+                part = LoaderPart(name, self.positions[name])
+        if part is not None:
+            self.parts[name] = part
+
+    def _refuse_two_places(self, loader: Any) -> None:
+        """An iterable data set that is put to its place, under a loader that is then read up to that place from there: samples would be lost (K1)."""
+        data = getattr(loader, "dataset", None)
+        if hasattr(loader, "load_state_dict") or not isinstance(data, IterableDataset):
+            return
+        for name, part in self.parts.items():
+            if isinstance(part, StatefulPart) and part.target is data:
+                raise ValueError(
+                    f"{name} is the data set that {type(loader).__name__} reads: the place would be kept twice, and samples be left out "
+                    "after a resume. Register the loader alone; to go on by the data set's own state, read it by torchdata's StatefulDataLoader"
+                )
 
     def _watch_optimizers(self) -> None:
         held = {id(p) for part in self.modules.values() for p in part.module.parameters()}
