@@ -1,5 +1,8 @@
-"""K1, K2 for loaders that keep their own place: torchdata's StatefulDataLoader (where it is installed), MosaicML streaming's protocol. Each is stopped at every boundary,
-resumed several times within one epoch, at the end of one, and at the last step; samples and the noise drawn beside them must be those of an unstopped run."""
+"""K1, K2 for loaders that keep their own place: torchdata's StatefulDataLoader (where it is installed), MosaicML streaming's protocol.
+
+Each is stopped at every boundary, resumed several times within one epoch, at the end of one, and at the last step; samples and the noise drawn beside them
+must be those of an unstopped run.
+"""
 
 import random
 from collections.abc import Callable, Iterator
