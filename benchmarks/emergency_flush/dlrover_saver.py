@@ -43,6 +43,7 @@ def main() -> None:
     say("on disk")
     uploader.send([made[-1]])
     say("stored")
+    saver.close()  # takes its shared memory away
     os._exit(0)  # its threads wait for ever
 
 

@@ -1,5 +1,6 @@
 """How others bring the state at hand into the store at a notice, which is a SIGTERM to them. Each round is a process of its own, as with ours."""
 
+import contextlib
 import json
 import os
 import random
@@ -50,7 +51,7 @@ def _rounds(module: str, step_seconds: float, mebibytes: int, disk: Path, sink: 
         with (folder.with_suffix(".log")).open("w") as log:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True,
-                env=os.environ | sink.environ,
+                env=os.environ | sink.environ, start_new_session=True,
             )  # fmt: skip
         try:
             assert process.stdout is not None
@@ -64,7 +65,8 @@ def _rounds(module: str, step_seconds: float, mebibytes: int, disk: Path, sink: 
             stored = time.monotonic()
             yield Sample(stored - began, mebibytes << 20, cpu_seconds() - cpu, {"on disk, s": on_disk - began})
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it has forked too
             process.wait()
             shutil.rmtree(folder, ignore_errors=True)
         yield None
