@@ -9,7 +9,7 @@ import json
 import mmap
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +34,10 @@ class Hint:
 class Arena:
     """The slots of this worker's ranks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, removed: Callable[[], None] = lambda: None) -> None:
+        """`removed` is called when a slot has been given back: whoever has it mapped lets go of it, or its memory stays in use."""
         self.folder = folder
+        self._removed = removed
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as e:
@@ -79,6 +81,7 @@ class Arena:
                 self.path(rank, 1).unlink()
                 self._hints.pop((rank, 1), None)
                 self._write_hints()
+                self._removed()
             for slot in range(choice.form.slots):
                 if have.get((rank, slot), 0) < choice.slot_bytes:
                     self._grow(self.path(rank, slot), have.get((rank, slot), 0), choice.slot_bytes, room.in_memory)

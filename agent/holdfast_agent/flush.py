@@ -19,7 +19,7 @@ from holdfast_agent import replicas
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.finite import Look
 from holdfast_agent.lanes import Lane
-from holdfast_agent.mappings import Mappings, Reading
+from holdfast_agent.mappings import Mappings, Use
 from holdfast_agent.pace import Pace, pace_of
 from holdfast_agent.progress import Progress
 from holdfast_agent.sending import Sending
@@ -95,7 +95,7 @@ class Image:
     """A part in this process's memory."""
 
     part: Part
-    reading: Reading
+    reading: Use
     views: tuple[memoryview, ...]
 
     @classmethod

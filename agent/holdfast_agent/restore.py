@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from holdfast_agent import prefault, targets
-from holdfast_agent.arena import Arena, Mapped
+from holdfast_agent.arena import Arena
 from holdfast_agent.contents import Contents
 from holdfast_agent.errors import AgentError, CheckpointBad, NoRoom
+from holdfast_agent.mappings import Mappings
 from holdfast_agent.threads import Stop, Threads, persist
 from holdfast_api.manifest import Chunk, CommitRecord, RankManifest
 from holdfast_store.chunks import digest
@@ -217,7 +218,7 @@ async def fetch(
             raise NoRoom(f"every slot of rank {rank} holds something newer than {record.ref}")
         slots[rank], believed[rank] = slot, held.get(slot) == wanted
     await threads.call(arena.ensure, {(r, slots[r]): manifests[r].image_bytes for r in ranks})
-    with _mapped(manifests, slots, believed, arena) as opened:
+    with _mapped(manifests, slots, believed, arena, threads.slots) as opened:
         sources: list[Source] = [OnNode(node)] if node is not None else []
         sources.append(InStore(store, stop))
         failures = await _fetch_pieces(opened, sources, threads, tally, stop)
@@ -270,16 +271,20 @@ class _Opened:
 
 @contextlib.contextmanager
 def _mapped(
-    manifests: dict[int, RankManifest], slots: dict[int, int], believed: dict[int, bool], arena: Arena
+    manifests: dict[int, RankManifest],
+    slots: dict[int, int],
+    believed: dict[int, bool],
+    arena: Arena,
+    mappings: Mappings,
 ) -> Iterator[_Opened]:
-    opened, maps = _Opened(), []
+    opened, uses = _Opened(), []
     try:
         for rank, manifest in manifests.items():
-            mapped = Mapped(arena.path(rank, slots[rank]), manifest.image_bytes, write=True)
-            maps.append(mapped)
+            use = mappings.write(arena.path(rank, slots[rank]), manifest.image_bytes)
+            uses.append(use)
             offset = 0
             for index, chunk in enumerate(manifest.chunks):
-                view = mapped.view[offset : offset + chunk.length]
+                view = use.view[offset : offset + chunk.length]
                 opened.pieces.append(Piece(manifest, index, slots[rank], offset, view, believed[rank]))
                 offset += chunk.length
         yield opened
@@ -287,8 +292,8 @@ def _mapped(
         if not opened.busy:
             for piece in opened.pieces:
                 piece.view.release()
-            for mapped in maps:
-                mapped.close()
+            for use in uses:
+                use.close()
 
 
 async def _fetch_pieces(

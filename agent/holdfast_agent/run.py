@@ -72,7 +72,6 @@ class Agent:
         self._own_orders = own_orders
         self._fresh, self._resume_from = fresh, resume_from
         self._memory = Path(config.memory_dir)
-        self._arena = Arena(self._memory)
         self._experience = Experience(self._memory)
         self._node = (
             LocalTier(Path(config.local_dir), config.namespace, config.job, config.job_uid)
@@ -80,6 +79,7 @@ class Agent:
             else None
         )
         self._threads = Threads(settings.config.background_bytes_per_second)
+        self._arena = Arena(self._memory, self._threads.slots.tidy)
         self._metrics = Metrics(config.worker)
         self._record = Record(config.job_uid, config.worker, settings.pod_uid)
         self._changes = Changes()

@@ -10,6 +10,20 @@ def digest(data: Buffer) -> str:
     return str(blake3.blake3(data).hexdigest())
 
 
+class Digest:
+    """The same of bytes that come one after another. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._hash = blake3.blake3()
+
+    def add(self, data: Buffer) -> None:
+        self._hash.update(data)
+
+    def __str__(self) -> str:
+        """64 hex digits."""
+        return str(self._hash.hexdigest())
+
+
 def ranges(total_bytes: int, chunk_bytes: int) -> list[tuple[int, int]]:
     """(offset, length) of every chunk of an image: all but the last have `chunk_bytes`."""
     if chunk_bytes <= 0:

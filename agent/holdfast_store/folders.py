@@ -20,7 +20,7 @@ from pathlib import Path
 
 from holdfast_store import direct
 from holdfast_store.bucket import Buffer
-from holdfast_store.direct_read import DirectReader
+from holdfast_store.direct_read import DirectReader, Seen
 from holdfast_store.errors import (
     Absent,
     AlreadyExists,
@@ -142,14 +142,16 @@ class Folder:
         finally:
             os.close(fd)
 
-    def read_range_into(self, key: str, view: memoryview, *, offset: int, whole_bytes: int) -> None:
-        """Fills `view` from `offset` of a file that must have `whole_bytes` bytes."""
+    def read_range_into(
+        self, key: str, view: memoryview, *, offset: int, whole_bytes: int, seen: Seen = lambda _piece: None
+    ) -> None:
+        """Fills `view` from `offset` of a file that must have `whole_bytes` bytes. `seen` is shown each piece while it is hot."""
         fd = self.open(key)
         try:
             size = os.fstat(fd).st_size
             if size != whole_bytes:
                 raise Corrupt(key, f"{size} bytes where {whole_bytes} were written")
-            self._fill(key, fd, view, offset)
+            self._fill(key, fd, view, offset, seen)
         finally:
             os.close(fd)
 
@@ -219,9 +221,9 @@ class Folder:
             return entries
         return []
 
-    def _fill(self, key: str, fd: int, view: memoryview, offset: int) -> None:
+    def _fill(self, key: str, fd: int, view: memoryview, offset: int, seen: Seen = lambda _piece: None) -> None:
         with wrapped(key):
-            done = self._direct.fill(fd, view, offset)
+            done = self._direct.fill(fd, view, offset, seen)
         if done < view.nbytes:
             raise Corrupt(key, f"ends after {offset + done} bytes")
 

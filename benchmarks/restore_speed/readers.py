@@ -16,6 +16,7 @@ from benchmarks.harness.states import State
 from benchmarks.harness.usage import Metered, metered
 from benchmarks.nvme_flush.peers import version_of
 from benchmarks.restore_speed.sources import Sources, forget
+from holdfast_agent.arena import Arena
 from holdfast_api import __version__
 
 CHUNK_BYTES = 16 << 20
@@ -24,7 +25,14 @@ NAMED = (FAST, RUNAI, S3TORCH)
 """The restorers that a goal names; the rest stands in the table."""
 
 
-def holdfast(sources: Sources, memory: Path, *, store: bool, load: bool) -> Contender:
+def prefaulted(sources: Sources, memory: Path) -> Arena:
+    """One slot for all who read into one: they take turns."""
+    arena = Arena(memory / "arena")
+    arena.ensure({(0, 0): sources.image_bytes})
+    return arena
+
+
+def holdfast(sources: Sources, shared: Arena, *, store: bool, load: bool) -> Contender:
     """restore.fetch into an arena that has been prefaulted before; with `load` also the library's way into live tensors, checks included."""
 
     def rounds() -> Rounds:
@@ -37,7 +45,6 @@ def holdfast(sources: Sources, memory: Path, *, store: bool, load: bool) -> Cont
         from holdfast.progress import Progress
         from holdfast.state import Registry
         from holdfast_agent import restore
-        from holdfast_agent.arena import Arena
         from holdfast_agent.threads import Stop, Threads
         from holdfast_api.layout import CheckpointRef
 
@@ -49,11 +56,9 @@ def holdfast(sources: Sources, memory: Path, *, store: bool, load: bool) -> Cont
             return plain(data, **options)
 
         blake3.blake3 = counting  # type: ignore[misc,assignment]  # whoever hashes while restoring is counted
-        folder = memory / f"arena-{store}-{load}"
-        folder.mkdir()
+        folder = shared.folder
         job, node, threads = sources.store(), None if store else sources.node(), Threads()
         record, _ = job.read_commit(CheckpointRef(1, 1))
-        Arena(folder).ensure({(0, 0): sources.image_bytes})
         live = Model(_empty(sources))
         registry = Registry({"model": live})
         registry.capture(Progress(), window_open=False)

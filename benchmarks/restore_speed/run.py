@@ -26,11 +26,12 @@ def main() -> None:
     try:
         with servers.sink(memory, keep=True) as sink:
             sources = lay_down(state, disk, memory, sink)
+            arena = readers.prefaulted(sources, memory)
             print("   from the local disk", flush=True)
             from_disk = compete(
                 [
-                    *(readers.holdfast(sources, memory, store=False, load=load) for load in (False, True)),
-                    *(floors.direct_read(sources.raw, state.bytes, n) for n in IN_FLIGHT),
+                    *(readers.holdfast(sources, arena, store=False, load=load) for load in (False, True)),
+                    *(floors.direct_read(sources.raw, state.bytes, n, arena.path(0, 0)) for n in IN_FLIGHT),
                     *readers.disk_peers(sources),
                 ],
                 scale.rounds,
@@ -40,7 +41,7 @@ def main() -> None:
             sink.limit(RATE)
             from_store = compete(
                 [
-                    *(readers.holdfast(sources, memory, store=True, load=load) for load in (False, True)),
+                    *(readers.holdfast(sources, arena, store=True, load=load) for load in (False, True)),
                     *(readers.plain_get(sources, n) for n in IN_FLIGHT),
                     *readers.store_peers(sources),
                 ],

@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lone import UID, Lone, image, in_thread
 
 from holdfast_agent import flush, writing
+from holdfast_agent.arena import Arena
 from holdfast_agent.clock import Deadline, monotonic
+from holdfast_agent.forms import Form
 from holdfast_agent.mappings import Mappings
 from holdfast_api.messages import Cause
 from holdfast_store.folders import SPARE, NewFile
@@ -250,6 +252,56 @@ def test_a_slot_that_is_gone_keeps_no_memory(tmp_path: Path) -> None:
     reading.close()
     gone.unlink()
     slots.read(other, 4096).close()
+    with pytest.raises(ValueError):
+        mapped.view[:1].tobytes()
+
+
+def test_what_a_restore_has_mapped_the_first_save_finds_mapped_and_cannot_write(tmp_path: Path) -> None:
+    path, slots = tmp_path / "slot", Mappings()
+    path.write_bytes(b"1" * 8192)
+    writing = slots.write(path, 8192)
+    writing.view[:4096] = b"2" * 4096
+    reading = slots.read(path, 4096)
+    assert reading._mapping is writing._mapping
+    assert bytes(reading.view) == b"2" * 4096 == path.read_bytes()[:4096]
+    with pytest.raises(TypeError):
+        reading.view[0] = 0
+    writing.close()
+    assert bytes(reading.view[:1]) == b"2"
+
+
+def test_what_was_only_read_is_mapped_anew_to_be_written_and_nothing_is_pulled_away(tmp_path: Path) -> None:
+    path, slots = tmp_path / "slot", Mappings()
+    path.write_bytes(b"1" * 4096)
+    reading = slots.read(path, 4096)
+    writing = slots.write(path, 4096)
+    writing.view[:1] = b"2"
+    assert bytes(reading.view[:1]) == b"2"
+    reading.close()
+    assert bytes(writing.view[:2]) == b"21"
+
+
+def test_a_mapped_slot_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    path, slots = tmp_path / "slot", Mappings()
+    path.write_bytes(b"1" * 8192)
+    slots.write(path, 8192).close()
+    os.truncate(path, 4096)
+    with pytest.raises(OSError, match="4096 bytes where 8192"):
+        slots.write(path, 8192)
+    slots.write(path, 4096).close()
+
+
+def test_a_slot_that_is_given_back_is_let_go_before_its_memory_is_used_again(tmp_path: Path) -> None:
+    """J6: what a restore keeps mapped must not count twice when the plan has room for one slot only."""
+    slots = Mappings()
+    arena = Arena(tmp_path, slots.tidy)
+    mib = 1 << 20
+    arena.ensure({(0, 0): mib, (0, 1): mib})
+    use = slots.write(arena.path(0, 1), mib)
+    mapped = use._mapping.mapped
+    use.close()
+    assert arena.make(0, {0: mib}, 1, most=1).form is Form.ONE_SLOT
+    assert not arena.path(0, 1).exists()
     with pytest.raises(ValueError):
         mapped.view[:1].tobytes()
 

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,53 @@ def test_a_file_system_that_refuses_is_read_as_usual_and_not_asked_again(
         assert reader.fill(fd, memory[:SIZE], 0) == SIZE
         assert memory[:SIZE] == CONTENT
     assert asked == [1]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_what_is_read_is_shown_piece_by_piece_while_the_rest_is_still_to_come(
+    fd: int, memory: memoryview, shift: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C3: whoever verifies is not left with everything to do when the disk has done its part. `shift`: not aligned, so read as usual."""
+    monkeypatch.setattr(direct_read, "PIECE_BYTES", WORTH_BYTES)
+    events: list[str] = []
+    real = os.preadv
+
+    def preadv(*arguments: Any) -> int:
+        events.append("read")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    shown = bytearray()
+
+    def seen(piece: memoryview) -> None:
+        events.append("seen")
+        shown.extend(piece)
+
+    assert DirectReader().fill(fd, memory[shift : shift + SIZE], 0, seen) == SIZE
+    assert shown == CONTENT
+    assert events[:6] == ["read", "seen"] * 3
+
+
+def test_a_refusal_halfway_shows_no_byte_twice(fd: int, memory: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct_read, "PIECE_BYTES", WORTH_BYTES)
+    real, direct = os.preadv, []
+
+    def refuse_second(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            direct.append(offset)
+            if len(direct) == 2:
+                raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refuse_second)
+    shown = bytearray()
+    reader = DirectReader()
+    assert reader.fill(fd, memory[:SIZE], 0, shown.extend) == SIZE
+    if not direct:
+        pytest.skip("the file system of temporary files has no direct reads")
+    assert reader.refused
+    assert shown == CONTENT
+    assert memory[:SIZE] == CONTENT
 
 
 def test_an_input_output_error_is_no_refusal(fd: int, memory: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:

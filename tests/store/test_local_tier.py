@@ -11,6 +11,7 @@ from worlds import World, ref
 
 from holdfast_api import layout
 from holdfast_api.manifest import RankManifest
+from holdfast_store import direct_read
 from holdfast_store.errors import Absent, Corrupt, Misconfigured
 from holdfast_store.folders import TEMPORARY
 from holdfast_store.local import LocalTier
@@ -56,6 +57,19 @@ def test_what_was_written_lies_under_the_names_of_the_store_and_is_read_back(wor
     for name in (layout.manifest_key(ref(1, 2), 0), layout.commit_key(ref(1, 2))):
         in_store = world.store.bucket.get(world.store.prefix + name, max_bytes=100_000)
         assert (tier.root / world.store.prefix / name).read_bytes() == in_store
+
+
+def test_a_chunk_of_several_pieces_is_verified_over_all_of_them(
+    world: World, tier: LocalTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct_read, "PIECE_BYTES", 1)
+    manifest = keep(world, tier, 1, b"aaaabbbb")
+    assert read(tier, manifest) == b"aaaabbbb"
+    [image] = images_on(tier)
+    for damaged in (b"Xaaabbbb", b"aXaabbbb", b"aaaXbbbb", b"abaabbbb"):
+        image.path.write_bytes(damaged)
+        with pytest.raises(Corrupt, match="chunk 0"):
+            tier.read_chunk_into(manifest, 0, memoryview(bytearray(4)))
 
 
 def test_the_image_is_a_file_that_safetensors_reads(tier: LocalTier) -> None:
