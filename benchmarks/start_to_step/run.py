@@ -64,6 +64,7 @@ def ours(mebibytes: int, disk: Path) -> Contender:
                 ready = local.ready
                 assert ready["boundary"] == 3, f"it did not resume: boundary {ready['boundary']}"
                 extra = {
+                    "rank started, s": ready["began"] - local.started,
                     "imported, s": ready["imported"] - local.started,
                     "asked, s": ready["asked"] - local.started,
                     "restored, s": ready["restored"] - local.started,
