@@ -18,7 +18,7 @@ from holdfast_api import layout
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim
 from holdfast_api.messages import AgentPhase, Exit, Stage
-from holdfast_store import job, local
+from holdfast_store import chunks, job
 from holdfast_store.memory import Effect, Fault
 from tests.agent.conftest import Gang, eventually
 from tests.agent.members import IMAGE, Member, ref, until
@@ -44,8 +44,15 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counted.append(len(data))
         return real(data)
 
-    for module in (restore, job, local):
+    real_add = chunks.Digest.add
+
+    def add(self: chunks.Digest, data: Any) -> None:
+        counted.append(len(data))
+        real_add(self, data)
+
+    for module in (restore, job):
         monkeypatch.setattr(module, "digest", digest)
+    monkeypatch.setattr(chunks.Digest, "add", add)
     return counted
 
 
