@@ -158,7 +158,7 @@ class Claims:
             return
         earlier = await s.threads.call(store.earlier_jobs)
         if earlier:
-            raise NeedsPerson(BlockedReason.EARLIER_JOB, earlier_job_message(earlier))
+            raise NeedsPerson(BlockedReason.EARLIER_JOB, earlier_job_message(earlier, laptop=s.settings.laptop))
 
     async def _may_claim(self) -> None:
         """A3. While the attempt waits for the operator it is not blocked. Where it need not wait, the reason of an earlier try stands until something
@@ -323,8 +323,13 @@ def _has_history(store: JobStore) -> bool:
     return store.newest_claim() is not None or store.ever_committed()
 
 
-def earlier_job_message(uids: tuple[str, ...]) -> str:
+def earlier_job_message(uids: tuple[str, ...], *, laptop: bool = False) -> str:
     """A9: prints exactly what to add, for both choices."""
+    if laptop:
+        return (
+            f"checkpoints of an earlier job exist in this directory (uid {', '.join(uids[:5])}). "
+            f"To continue them add --resume-from {uids[-1]}; to leave them and start from nothing add --fresh"
+        )
     return (
         f"checkpoints of an earlier job of this name exist (uid {', '.join(uids[:5])}). To continue them add to the spec:\n"
         f"  resumeFrom: {{uid: {uids[-1]}}}\n"

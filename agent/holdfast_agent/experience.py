@@ -71,9 +71,6 @@ class Experience:
     def store(self, size: int, *, based: bool) -> Span:
         return self.estimates.store_span(size, _at(), based=based)
 
-    def beside(self, size: int, *, based: bool, limit: int = 0) -> Span:
-        return self.estimates.beside_span(size, _at(), based=based, limit=limit)
-
     def request(self) -> Span:
         return self.estimates.request_span(_at())
 
