@@ -36,6 +36,7 @@ from holdfast_agent.saves import Saves
 from holdfast_agent.settings import Settings
 from holdfast_agent.shared import Shared
 from holdfast_agent.slots import SlotBook
+from holdfast_agent.throttle import Throttle
 from holdfast_agent.writing import Writing
 from holdfast_api import peers as messages
 from holdfast_api import ranks as wire
@@ -462,6 +463,7 @@ class Threads:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.link = SimpleNamespace(requests=0, new_refusals=lambda: 0)
+        self.throttle = Throttle()
         self.sending = None
         """Connections are not warmed to a bucket in memory."""
 
@@ -535,7 +537,7 @@ async def _write(
         UID, job.ref.attempt, job.ref.save, part.rank, job.world_size, part.boundary, STANDS_FOR_BYTES, STANDS_FOR_BYTES,
         (Chunk(name, STANDS_FOR_BYTES, job.ref),),
     )  # fmt: skip
-    known = {
+    known: dict[str, Any] = {
         "manifests": (manifest,),
         "entries": (store.create_manifest(manifest),),
         "refers_to": (),
@@ -546,7 +548,7 @@ async def _write(
         "at_its_pace": True,
         "on_node": _nothing(),
     }
-    return flush.Written(**{f.name: known[f.name] for f in dataclasses.fields(flush.Written)})
+    return flush.Written(**known)
 
 
 def _nothing() -> asyncio.Task[None]:
