@@ -182,7 +182,7 @@ def _hash_of_text(text: str) -> int:
 def _length(data: Any) -> int | None:
     try:
         return len(data)
-    except TypeError:
+    except Exception:  # whatever a data set of the user's says: it has none
         return None
 
 

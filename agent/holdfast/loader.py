@@ -79,11 +79,20 @@ class Position:
         self._ledger = Ledger(loader)
         self._boundary = self._here()
         self._own: Any = None
-        """What a loader that keeps its own place said at the last boundary; None before the first."""
+        """What a loader that keeps its own place said at the last boundary; None if it is not read by `run`: then only it knows its state."""
 
     def own_state(self) -> Any:
-        """Of a loader that keeps its own place: where it stood at the last boundary."""
-        return self._own if self._own is not None else freeze(self.loader.state_dict())
+        """Of a loader that keeps its own place: where it stood at the last boundary. Of anything else that can be iterated over and has a state (a
+        container of schedulers, a loader that the script reads by itself): its state now."""
+        if self._own is not None:
+            return self._own
+        if not self._resume or not isinstance(self.loader, DataLoader):
+            return freeze(self.loader.state_dict())
+        before = torch.get_rng_state()  # torchdata's makes an iterator anew for it, which draws a seed (K4)
+        try:
+            return freeze(self.loader.state_dict())
+        finally:
+            torch.set_rng_state(before)
 
     def load_own_state(self, state: Any) -> None:
         """Raises RestoreError where the loader does not take it."""
@@ -109,7 +118,7 @@ class Position:
         self._reused, self._crc, self._resume = state["reused"], state["crc"], True
         self.used = self.samples > 0
         self._ledger.load(state.get("ledger"))
-        self.note_boundary()
+        self._boundary = self._here()  # what the loader has just been given is not asked back
         _put_owned_back(self.loader, state["owned"])
 
     def at_boundary(self) -> None:
@@ -121,8 +130,8 @@ class Position:
     def note_boundary(self) -> None:
         """`state` is from now on the position at hand."""
         self._boundary = self._here()
-        if self._reader and hasattr(self.loader, "load_state_dict"):
-            self._own = freeze(self.loader.state_dict())
+        reads = self._reader and hasattr(self.loader, "load_state_dict")
+        self._own = freeze(self.loader.state_dict()) if reads else None
 
     def allow_other_order(self) -> None:
         """The user accepts that samples may be lost or repeated once."""
@@ -184,7 +193,7 @@ class Position:
             "inside": self._inside,
             "start": self._start if self._inside else None,
             "reused": self._reused,
-            "crc": self._indices.crc_at(self.batch) if self._indices and self._inside else self._crc,
+            "crc": self._indices.crc_at(self.batch) if self._indices is not None and self._inside else self._crc,
             "ledger": self._ledger.state(),
         }
 

@@ -1,7 +1,7 @@
 """K1, checkable: the ledgers in a lineage's checkpoints show that each sample was trained on exactly once per epoch, and do not where it was not."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from safetensors import safe_open
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -285,3 +287,30 @@ def test_images_are_files(agent: FakeAgent, tmp_path: Path) -> None:
     entry = next(e for e in saved[1].entries if e.name == samples.STATE_NAME)
     data = saved[1].path.read_bytes()
     assert json.loads(data[entry.offset_bytes : entry.offset_bytes + entry.length_bytes]) == document(saved[1])
+
+
+class WithoutLength(Dataset):  # type: ignore[type-arg]
+    """Says so by another error than Python's."""
+
+    def __getitem__(self, index: int) -> float:
+        return float(index)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class Three(Sampler):  # type: ignore[type-arg]
+    """Has no length either."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+def test_data_and_samplers_without_a_length_are_read_as_torch_reads_them(agent: FakeAgent) -> None:
+    loader = DataLoader(WithoutLength(), sampler=Three(), batch_size=2)
+    ckpt = holdfast.Checkpointer(loader=loader)
+    ckpt.restore()
+    for _ in ckpt.batches(loader):
+        ckpt.step()
+    ckpt.finish()
+    assert agent.newest().boundary == 2

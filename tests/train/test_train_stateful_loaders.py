@@ -234,3 +234,56 @@ def test_a_loader_without_a_length_needs_none(agent: FakeAgent) -> None:
         ckpt.finish()
         agent.restore_from = {0: [agent.newest()]}
     assert got == [0, 1, 2, 3, 4]
+
+
+# ---- what can be iterated over and is not read by `batches`
+
+
+class Schedules:
+    """A container of schedulers, as torchtitan's: it has an iterator and a state, and is no loader."""
+
+    at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+def test_what_is_iterated_over_by_nobody_keeps_its_state_life_after_life(agent: FakeAgent) -> None:
+    for life in range(3):
+        schedules = Schedules()
+        ckpt = holdfast.Checkpointer(schedules=schedules)
+        assert ckpt.restore() == schedules.at == 3 * life
+        for _ in range(3):
+            schedules.at += 1
+            ckpt.step()
+        ckpt.finish()
+        agent.restore_from = {0: [agent.newest()]}
+
+
+class DrawingLoader(DataLoader):  # type: ignore[misc]
+    """Makes an iterator when it is asked for its state, as torchdata's does, and an iterator draws a seed."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": int(torch.empty((), dtype=torch.int64).random_())}
+
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+def test_a_restored_loader_that_waits_for_its_turn_draws_nothing_when_it_is_saved(agent: FakeAgent) -> None:
+    agent.every_steps = 1
+    for life in range(2):
+        ckpt = holdfast.Checkpointer(loader=DrawingLoader(Numbers()))
+        ckpt.restore()
+        before = torch.get_rng_state()
+        ckpt.step()
+        ckpt.step()
+        ckpt.finish()
+        assert agent.newest().boundary == 2 * life + 2
+        assert life == 0 or torch.equal(torch.get_rng_state(), before)
+        agent.restore_from = {0: [agent.newest()]}
