@@ -9,6 +9,7 @@ For copies between two boundaries (I6) a part tells beforehand where its large t
 
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -260,6 +261,8 @@ class OptimizerPart:
         """Ids of the parameters that modules save; set once all parts are known, as the next two."""
         self.names: dict[int, str] = {}
         """By id, what those parameters are called in the image."""
+        self._saved_as: list[int] = []
+        """For each parameter, its number in the checkpoint that was loaded."""
         self.replicas: dict[int, str] = {}
         """By id, the parameters that other ranks hold as well, and those ranks (J4)."""
 
@@ -400,24 +403,34 @@ class OptimizerPart:
         return [self.names.get(id(p)) for p in self._parameters()]
 
     def _order(self, saved: Any) -> list[int]:
-        """For each parameter here, the number under which the checkpoint has its state: by name, where both sides name them all."""
+        """For each parameter here, the number under which the checkpoint has its state: by name; those that no module names in their order."""
         here, there = self._names(), saved.get("names")
-        if there is None or here == there or None in here or len({*there}) != len(there) or {*there} != {*here}:
+        if there is None or here == there:
             return list(range(len(here)))
-        return [there.index(name) for name in here]
+        left: defaultdict[str | None, list[int]] = defaultdict(list)
+        for number in reversed(range(len(there))):
+            left[there[number]].append(number)
+        try:
+            return [left[name].pop() for name in here]
+        except IndexError:  # `compare` says so
+            return list(range(len(here)))
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         state = cloned(tree.decode(saved["state"], tensors, place=False))  # torch moves it to the parameters
         inner = self.inner
         parameters = [holder[i] for holder, i in _slots_of(inner)]
-        order = self._order(saved)
+        order = self._saved_as = self._order(saved)
         loaded_state = {here: state["state"][there] for here, there in enumerate(order) if there in state["state"]}
         for index, values in loaded_state.items():
             for key, value in values.items():
                 if isinstance(value, sharding.Part):
                     values[key] = sharding.whole(value, parameters[index].detach(), f"{self.name}.state.{index}.{key}")
         rest = {k: v for k, v in state["state"].items() if type(k) is not int}
-        state = {**state, "state": loaded_state | rest}
+        groups = [
+            saved | {"param_names": live["param_names"]} if "param_names" in live and "param_names" in saved else saved
+            for saved, live in zip(state["param_groups"], inner.param_groups, strict=True)
+        ]
+        state = {**state, "state": loaded_state | rest, "param_groups": groups}
         inner.load_state_dict(state)
         # torch casts state to the parameter's dtype: 32-bit state of a 16-bit parameter would lose bits.
         for index, (holder, i) in enumerate(_slots_of(inner)):
@@ -446,8 +459,9 @@ class OptimizerPart:
 
     def load_gradients(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         for i, parameter in self._orphans():
-            if str(i) in saved:
-                _load_gradient(parameter, saved[str(i)], tensors, f"the gradient of {self.name}.orphan.{i}")
+            there = str(self._saved_as[i] if self._saved_as else i)
+            if there in saved:
+                _load_gradient(parameter, saved[there], tensors, f"the gradient of {self.name}.orphan.{there}")
 
     def _orphans(self) -> list[tuple[int, torch.Tensor]]:
         return [(i, p) for i, p in enumerate(self._parameters()) if id(p) not in self.held]

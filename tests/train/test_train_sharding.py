@@ -214,6 +214,39 @@ def test_optimizer_state_follows_the_names_of_the_parameters(agent: FakeAgent) -
         holdfast.Checkpointer(model=grown, optimizer=optimizer).restore()
 
 
+@pytest.mark.parametrize(("first", "then"), [("abc-", "cab-"), ("abc-", "-abc"), ("a-b-c", "-cb-a")])
+def test_state_follows_the_names_beside_parameters_that_have_none(first: str, then: str, agent: FakeAgent) -> None:
+    """`-` is a parameter that only the optimizer holds; those stay in their order. Gradients of an open window go with them."""
+
+    def build(order: str) -> tuple[nn.Module, list[nn.Parameter], torch.optim.Optimizer]:
+        model = nn.ParameterDict({name: nn.Parameter(torch.zeros(3)) for name in "abc"})
+        alone = [nn.Parameter(torch.zeros(3)) for _ in range(order.count("-"))]
+        left = iter(alone)
+        named = [(f"p.{i}", next(left) if name == "-" else model[name]) for i, name in enumerate(order)]
+        return model, alone, torch.optim.AdamW(named)
+
+    model, alone, optimizer = build(first)
+    ckpt = holdfast.Checkpointer(model=model, optimizer=optimizer)
+    ckpt.restore()
+    for update in (True, False):
+        for number, parameter in enumerate([*(model[n] for n in "abc"), *alone]):
+            parameter.grad = torch.full((3,), number + 1.0 + 10 * update)
+        if update:
+            optimizer.step()
+        ckpt.step()
+    ckpt.finish()
+    agent.restore_from = {0: [agent.newest()]}
+    other, lonely, turned = build(then)
+    live = [g["param_names"] for g in turned.param_groups]
+    assert holdfast.Checkpointer(model=other, optimizer=turned).restore() == 2
+    here, there = ([*(m[n] for n in "abc"), *rest] for m, rest in ((other, lonely), (model, alone)))
+    for mine, its in zip(here, there, strict=True):
+        assert torch.equal(turned.state[mine]["exp_avg"], optimizer.state[its]["exp_avg"])
+        assert torch.equal(mine, its)
+        assert torch.equal(mine.grad, its.grad)
+    assert [g["param_names"] for g in turned.param_groups] == live
+
+
 @pytest.mark.parametrize(("hook", "group"), [("fp16_compress_hook", "0"), ("of_the_script", "")])
 def test_only_gradients_that_are_equal_make_copies(hook: str, group: str, lone_group: None, agent: FakeAgent) -> None:
     """Local SGD, for example, lets ranks go apart by intention: that is no damage."""
