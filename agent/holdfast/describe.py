@@ -187,9 +187,11 @@ def _world() -> str:
 
 
 class History:
-    """The tail of the metrics, for people: at most a point a second, the last KEPT. Main thread."""
+    """The tail of the metrics, for people: at most a point a second, the last KEPT, fewer where each has many numbers. Main thread."""
 
     KEPT = 32
+    MOST_NUMBERS = 2048
+    """It travels with every save, in messages of bounded length (codec.MAX_MESSAGE_BYTES): a norm for each of a thousand tensors would not."""
     SECONDS = 1.0
 
     def __init__(self) -> None:
@@ -201,4 +203,5 @@ class History:
         if not metrics or now - self._noted_at < self.SECONDS:
             return
         self._noted_at = now
-        self.points = (*self.points[1 - self.KEPT :], (boundary, metrics.copy()))
+        kept = min(self.KEPT, max(1, self.MOST_NUMBERS // len(metrics)))
+        self.points = (*self.points, (boundary, metrics.copy()))[-kept:]

@@ -83,7 +83,7 @@ class Saver:
         if self.possible and self._plan is None:
             try:
                 self._send_plan(self._registry.capture(self._progress, window_open=False))
-            except UnsupportedState as e:
+            except (LinkLost, UnsupportedState, OSError, ValueError) as e:
                 self.lose(str(e))
 
     def open_slots(self) -> None:

@@ -51,7 +51,10 @@ class SnapshotPlan:
 
 
 def document_bytes(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return text.encode(
+        errors="backslashreplace"
+    )  # half a character, as in a file's name that is no UTF-8: JSON's own form of it
 
 
 def items_of(leaves: Leaves) -> tuple[Item, ...]:

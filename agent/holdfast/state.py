@@ -16,7 +16,17 @@ from holdfast.describe import Dataset
 from holdfast.errors import CheckpointDamaged, RestoreError
 from holdfast.gradients import OpenGradients
 from holdfast.loader import LoaderPart, Position
-from holdfast.parts import Leaves, ModulePart, NotLive, OptimizerPart, Part, StatefulPart, is_loader, part_for
+from holdfast.parts import (
+    LARGE_BYTES,
+    Leaves,
+    ModulePart,
+    NotLive,
+    OptimizerPart,
+    Part,
+    StatefulPart,
+    is_loader,
+    part_for,
+)
 from holdfast.progress import Progress
 from holdfast_api import codec
 from holdfast_api.errors import ContractError
@@ -133,12 +143,20 @@ class Registry:
         return Ended(self.snapshot(progress, window_open=False), rng.capture())
 
     def as_of(self, ended: Ended, captured: Captured) -> Captured:
-        """`captured`, but what is small as it was at that end. Raises NotLive where the parts have changed their form since."""
-        leaves, parts = Leaves(), captured.document["parts"]
+        """`captured`, but what is small as it was at that end. An object with large tensors of its own stays whole as it is: nobody has kept those.
+        Raises NotLive where the parts have changed their form since."""
+        leaves, parts = Leaves(), captured.document["parts"].copy()
         if parts.keys() != ended.small.parts.keys():
             raise NotLive("parts were added or removed")
+        for name, part in self.parts.items():
+            own = Leaves()
+            then = part.render(ended.small.parts[name], parts[name], own)
+            if not any(t.nbytes > LARGE_BYTES for t in own.tensors.values()):
+                parts[name] = then
+                leaves.tensors |= own.tensors
+                leaves.tiers |= own.tiers
         document = captured.document | {
-            "parts": {n: p.render(ended.small.parts[n], parts[n], leaves) for n, p in self.parts.items()},
+            "parts": parts,
             "rng": tree.encode(ended.generators, "rng", leaves.tensors),
             "positions": tree.encode(ended.small.positions, "positions", leaves.tensors),
         }

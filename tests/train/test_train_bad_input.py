@@ -126,6 +126,19 @@ def test_what_cannot_be_saved_is_refused_by_name_before_training(agent: FakeAgen
             holdfast.Checkpointer(model=Holder(a=make())).restore()
 
 
+def test_text_with_half_a_character_comes_back(agent: FakeAgent) -> None:
+    """The name of a file that is no UTF-8, as Python gives it."""
+    at = holdfast.Value("/data/\udcff.bin")
+    ckpt = holdfast.Checkpointer(at=at)
+    ckpt.restore()
+    ckpt.step()
+    ckpt.finish()
+    agent.restore_from = {0: [agent.newest()]}
+    again = holdfast.Value("")
+    assert holdfast.Checkpointer(at=again).restore() == 1
+    assert again.value == at.value
+
+
 def test_a_lazy_module_is_refused_with_what_to_do(agent: FakeAgent) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

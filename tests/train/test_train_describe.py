@@ -12,7 +12,9 @@ from fake_agent import FakeAgent
 import holdfast
 from holdfast import describe
 from holdfast.describe import Dataset, History, fingerprint, flat
-from holdfast_api import names
+from holdfast_api import codec, names
+from holdfast_api.manifest import MetricPoint
+from holdfast_api.peers import Flushed
 
 
 def captured(agent: FakeAgent, *, steps: int = 1, **described: Any) -> Any:
@@ -115,6 +117,17 @@ def test_the_tail_of_the_metrics_is_bounded_and_thinned(monkeypatch: pytest.Monk
     monkeypatch.setattr("holdfast.describe.time.monotonic", lambda: 99.5)
     history.note(100, {"loss": 1.0})
     assert history.points[-1][0] == 99
+
+
+def test_a_history_of_many_metrics_still_fits_into_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that did not fit would cost every save of a job with several workers."""
+    monkeypatch.setattr(History, "SECONDS", 0.0)
+    history, norms = History(), {f"grad_norm/model.layers.{i}.self_attn.q_proj.weight": i / 7 for i in range(3000)}
+    for boundary in range(100):
+        history.note(boundary, norms)
+    points = tuple(MetricPoint(b, v) for b, v in history.points)
+    assert points[-1].boundary == 99
+    assert len(codec.to_json(Flushed(1, 1, (), metrics=norms, history=points))) < codec.MAX_MESSAGE_BYTES / 4
 
 
 def test_the_history_is_in_the_record(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:

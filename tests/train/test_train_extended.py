@@ -137,6 +137,45 @@ def test_what_was_noted_at_an_end_is_not_used_for_a_later_boundary(tmp_path: Pat
         ckpt.finish()
 
 
+class Average:
+    """Of weights, with a count of its updates: an object of its own ways with tensors that are too large to be kept at each boundary."""
+
+    def __init__(self) -> None:
+        self.count, self.shadow = 0, torch.zeros(40_000)
+
+    def update(self) -> None:
+        self.count += 1
+        self.shadow += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        self.shadow.copy_(state["shadow"])
+
+
+def test_what_changes_after_a_pass_and_is_large_is_not_mixed_with_what_it_was(tmp_path: Path) -> None:
+    def ends(average: Average, epochs: int) -> None:
+        loader = DataLoader(TensorDataset(torch.randn(4, 2)), batch_size=2)
+        ckpt = holdfast.Checkpointer(average=average, loader=loader)
+        ckpt.restore()
+        for _ in range(epochs):
+            for _ in ckpt.batches(loader):
+                ckpt.step()
+            average.update()
+        ckpt.finish()
+
+    with FakeAgent(tmp_path / "first") as agent, agent.as_environment():
+        ends(Average(), 2)
+        image = agent.newest()
+    with FakeAgent(tmp_path / "second") as agent, agent.as_environment():
+        agent.restore_from = {0: [image]}
+        again = Average()
+        ends(again, 0)
+    assert (again.count, again.shadow[0].item()) == (2, 2.0)
+
+
 # ---- gradients of parameters that only an optimizer holds
 
 
