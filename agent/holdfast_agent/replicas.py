@@ -72,7 +72,7 @@ def summary(sides: dict[str, Compared], manifest: RankManifest) -> tuple[Replica
     told = []
     for key, side in sorted(sides.items()):
         content = [manifest.chunks[i].digest for i in side.chunks] + [pieces[n, a] for n, a, _ in side.pieces]
-        group = key.removesuffix(PARTS)
+        group = key.removesuffix(PARTS).removesuffix(WHOLE)
         table, text = codec.to_json(side.table), " ".join(content).encode()
         told.append(ReplicaDigest(manifest.rank, group, digest(table), digest(text)))
     return tuple(told)
@@ -134,8 +134,12 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-PARTS = " (parts)"
+PARTS, WHOLE = " (parts)", " (whole boxes)"
 
 
 def _key(tensor: TensorEntry) -> str:
-    return tensor.group + PARTS if tensor.global_offset and tensor.group else tensor.group
+    """A DTensor that is whole on every rank lies beside others of which each rank has another part. It is no plain tensor either: of one too short to be
+    shared out a single rank has all."""
+    if not tensor.group or not tensor.global_shape:
+        return tensor.group
+    return tensor.group + (WHOLE if tensor.shape == tensor.global_shape else PARTS)

@@ -135,6 +135,30 @@ def test_parts_are_compared_with_copies_of_the_same_part_alone() -> None:
     assert (found.odd, found.others) == ((1,), (0, 2, 3)), "the counter is all ranks', whatever part they hold"
 
 
+def test_a_dtensor_that_every_rank_has_whole_is_compared_beside_parts_that_differ() -> None:
+    """Tensor parallel: norms are replicated on the mesh on which weights are shared out."""
+
+    def told(rank: int, norm: bytes) -> tuple[ReplicaDigest, ...]:
+        tensors = (
+            TensorEntry("norm", "uint8", (CHUNK,), CHUNK, CHUNK, None, (CHUNK,), (0,), "0-2"),
+            TensorEntry("w", "uint8", (CHUNK,), 2 * CHUNK, CHUNK, None, (3 * CHUNK,), (rank * CHUNK,), "0-2"),
+        )
+        image = bytes(CHUNK) + norm + bytes([rank]) * CHUNK
+        sides = replicas.compared(tensors, len(image), CHUNK)
+        chunks = tuple(
+            flush.Chunk(flush.digest(image[i : i + CHUNK]), CHUNK, CheckpointRef(1, 1))
+            for i in range(0, len(image), CHUNK)
+        )
+        loose = replicas.loose_digests(sides.values(), memoryview(image))
+        return replicas.summary(sides, RankManifest("uid", 1, 1, rank, 3, 7, len(image), CHUNK, chunks, tensors, loose))
+
+    good, bad = b"1" * CHUNK, b"1" * (CHUNK - 1) + b"3"
+    assert replicas.is_compared(told(0, good) + told(1, good) + told(2, good))
+    assert replicas.compare(told(0, good) + told(1, good) + told(2, good)) == ()
+    (found,) = replicas.compare(told(0, good) + told(1, bad) + told(2, good))
+    assert (found.group, found.odd) == ("0-2", (1,))
+
+
 def test_what_has_no_copy_says_nothing() -> None:
     assert replicas.compared(entries(world=""), SIZE, CHUNK) == {}
     lone = [ReplicaDigest(0, "0", "t", "c"), ReplicaDigest(1, "1", "t", "d")]
