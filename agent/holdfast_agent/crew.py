@@ -71,6 +71,11 @@ class Rank:
             self.link.send(message)
 
     @property
+    def looks(self) -> bool:
+        """What it loads, it has looked at: it is finite (C4). Directory mode puts files back and knows nothing of what is in them."""
+        return self.hello is None or self.hello.versions.get("mode") != "directory"
+
+    @property
     def connected(self) -> bool:
         return self.link is not None and self.link.open
 

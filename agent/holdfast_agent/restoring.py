@@ -287,8 +287,10 @@ class Restoring:
         if self._handed_at is not None:
             s.metrics.restore_seconds.labels("load").observe(time.monotonic() - self._handed_at)
         if self._record is not None:
-            # Every rank has looked at what it loaded (C4), also at what nobody had looked at when it was saved.
-            info = replace(info_of(self._record), finite=True, not_finite=())
+            info = info_of(self._record)
+            if s.crew.all(lambda r: r.looks):
+                # Every rank has looked at what it loaded (C4), also at what nobody had looked at when it was saved.
+                info = replace(info, finite=True, not_finite=())
             s.record.restored = info
             s.record.boundary = info.boundary
             s.last = info

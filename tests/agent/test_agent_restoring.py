@@ -10,6 +10,7 @@ import pytest
 from holdfast_agent import restore, restoring
 from holdfast_api import layout
 from holdfast_api.messages import BlockedReason
+from holdfast_api.ranks import Hello
 from holdfast_store.errors import Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.local import LocalTier
 from holdfast_store.memory import Effect, Fault
@@ -154,6 +155,16 @@ async def test_what_every_rank_has_loaded_is_known_to_be_finite(tmp_path: Path) 
     member.restoring.loaded(member.shared.crew.ranks[0])
     assert member.record.restored is not None
     assert member.record.restored.finite is True
+
+
+async def test_what_directory_mode_puts_back_is_not_known_to_be_finite(tmp_path: Path) -> None:
+    """Nobody looks into a script's own files."""
+    member = Member(tmp_path)
+    member.shared.crew.ranks[0].hello = Hello(0, 0, 1, 2, 1, {"holdfast": "1", "mode": "directory"})
+    assert (await member.fetched()).rejection is None
+    member.restoring.loaded(member.shared.crew.ranks[0])
+    assert member.record.restored is not None
+    assert member.record.restored.finite is None
 
 
 async def test_a_checkpoint_that_was_mended_is_tried_again_when_the_lead_offers_it_again(tmp_path: Path) -> None:
