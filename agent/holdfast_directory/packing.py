@@ -16,7 +16,7 @@ from typing import Any
 
 from holdfast_api.manifest import TensorEntry
 from holdfast_directory.finding import OWN
-from holdfast_directory.survey import CannotKeep, File, Survey
+from holdfast_directory.survey import CannotKeep, File, Survey, survey
 from holdfast_rank.image import STATE_NAME, Item, Layout, Tier, lay_out, state_capacity
 
 PREFIX = "files/"
@@ -132,15 +132,20 @@ def unpack(
 
 def put_in_place(root: Path, incoming: Path, document: Mapping[str, Any], later: Iterator[str]) -> list[str]:
     """The restored checkpoint takes its name; `later` ones, of which nobody knows whether they are whole, and what had its name are set aside, not
-    deleted. Returns the names of what was set aside. Raises OSError. Run again after it was cut short, it does the same."""
+    deleted, but what is the restored checkpoint itself: from before the start, or from a restore that was cut short. Returns the names of what was set
+    aside. Raises OSError. Run again after it was cut short, it does the same."""
     arriving = [
         document["name"],
         *(f["path"] for f in document["files"] if "/" not in f["path"] and f["path"] != document["name"]),
     ]
-    aside = root / OWN / "aside"
+    aside, replaced = root / OWN / "aside", root / OWN / "replaced"
+    _remove(replaced)
     moved = []
     for name in [*later, *arriving]:
-        if os.path.lexists(root / name):
+        if name in arriving and _same(root, incoming, name):
+            replaced.mkdir(exist_ok=True)
+            (root / name).rename(replaced / name)
+        elif os.path.lexists(root / name):
             aside.mkdir(parents=True, exist_ok=True)
             _remove(aside / name)
             (root / name).rename(aside / name)
@@ -148,7 +153,18 @@ def put_in_place(root: Path, incoming: Path, document: Mapping[str, Any], later:
     for name in arriving:  # the pointer last, as the script would
         (incoming / name).rename(root / name)
     _sync_folder(root)
+    _remove(replaced)
     return moved
+
+
+def _same(root: Path, incoming: Path, name: str) -> bool:
+    """By paths, sizes and times."""
+    try:
+        there, new = survey(root, name), survey(incoming, name)
+    except (OSError, CannotKeep):
+        return False
+    a, b = ([(f.path, f.size, f.mtime_ns) for f in s.files] for s in (there, new))
+    return (a, there.links, there.folders) == (b, new.links, new.folders)
 
 
 def clear(folder: Path) -> None:

@@ -14,8 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from holdfast_api import __version__, names, ranks
-from holdfast_directory import packing
-from holdfast_directory.finding import OWN, POINTERS, Candidate, Rule, Taken, Watched, look
+from holdfast_directory import packing, processes
+from holdfast_directory.finding import (
+    OWN,
+    POINTERS,
+    Candidate,
+    Rule,
+    Taken,
+    Watched,
+    is_named,
+    is_newer,
+    look,
+    names_none,
+    passed_over,
+)
 from holdfast_directory.restoring import restore
 from holdfast_directory.script import Script
 from holdfast_directory.slots import Slots
@@ -25,9 +37,12 @@ from holdfast_rank.errors import LinkLost
 from holdfast_rank.gate import Gate, LoopClass
 
 log = logging.getLogger("holdfast")
-LOOK_SECONDS = 1.0
+LOOK_SECONDS, SOON_SECONDS = 1.0, 0.2
 AFTER_FAILURE_SECONDS = 60.0
 """A script has failed; what it wrote before is made durable first."""
+HELPERS_SECONDS = 30.0
+HELPERS_AT_A_NOTICE_SECONDS = 2.0
+"""So long processes that the script has started are waited for when it has ended well."""
 STOPPED_FOR_A_NOTICE = 75
 """EX_TEMPFAIL: the script ended well, because it was told to, and has not finished."""
 
@@ -54,6 +69,7 @@ class DirectoryRank:
         self._boundary = 0
         self._taken = Taken()
         self._watched = Watched()
+        self._pause = LOOK_SECONDS
         self._taken_at = time.monotonic()
         self._said: dict[str, str] = {}
         self._impossible = ""
@@ -66,17 +82,19 @@ class DirectoryRank:
         versions = {"holdfast": __version__, "mode": "directory"}
         self._link.send(ranks.Hello(rank, local, world, int(os.environ[names.ENV_ATTEMPT]), os.getpid(), versions))
         self._chunk_bytes = self._link.expect(ranks.Welcome).chunk_bytes
+        self._script.end_strays()
         self._boundary, self._taken = restore(self._link, self._o.root, self._o.rule)
         self._gate.start(self._boundary)
         if self._boundary:
             self._gate.rest(self._boundary)
+        self._watched = Watched.leftovers(self._candidates())
         threading.Thread(target=self._hand_over_to_rounds, name="holdfast-rounds", daemon=True).start()
         self._script.start(self._o.root / self._taken.name if self._taken.name else None)
         # Nobody sees a step of the script's: to have been started counts as training. The next boundary is as far as an answer to a signal.
         self._link.send(ranks.Passed(self._boundary, self._o.answer_seconds, 0, self._metrics()))
         while (code := self._script.poll()) is None:
             self._look()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(self._pause)
         return self._ended(code)
 
     # ---- the reader
@@ -86,7 +104,7 @@ class DirectoryRank:
             case ranks.CloseGate():
                 if message.evacuating:
                     self._script.tell(message.seconds)
-                    self._on_request = self._script.told
+                    self._on_request = self._script.asked
                 answer = self._gate.close(message.round, message.lease_seconds, live=not self._on_request)
                 if answer is not None:
                     self._link.send(ranks.Vote(message.round, *answer))
@@ -155,7 +173,7 @@ class DirectoryRank:
             now = time.monotonic()
             self._period, self._taken_at = now - self._taken_at, now
             self._boundary += 1
-            self._taken = Taken(ripe.name, self._o.rule.number(ripe.name), ripe.print)
+            self._taken = Taken(ripe.name, self._o.rule.number(ripe.name), ripe.print, ripe.files)
             log.info("holdfast: %s is whole: boundary %d", ripe.name, self._boundary)
         round_ = self._gate.arrive(self._boundary)
         if slot is not None:
@@ -169,23 +187,46 @@ class DirectoryRank:
             self._gate.rest(self._boundary)
 
     def _find(self, ended: bool | None) -> Candidate | None:
-        root, rule = self._o.root, self._o.rule
+        root, rule, taken = self._o.root, self._o.rule, self._taken
+        candidates = self._candidates()
+        pointed = [text for p in POINTERS if (text := pointer(root / p)) is not None]
+        for text in pointed:
+            if names_none(text, rule):
+                self._say(
+                    "pointer",
+                    f"holdfast: NOTHING IS SAVED as long as a file {' or '.join(POINTERS)} names {text[:200]!r}, which is no checkpoint's name by "
+                    f"--pattern {rule.pattern.pattern}; set --pattern, or remove that file",
+                )
+        for c in passed_over(self._watched, candidates, taken, rule):
+            self._say(
+                c.name,
+                f"holdfast: {c.name} IS NOT SAVED: its number {rule.number(c.name)} is not above that of {taken.name}, which was saved before; "
+                "set --pattern so that its first group is the step, or remove what is left over of another run",
+            )
+        self._watched, ripe = look(self._watched, candidates, pointed, taken, time.monotonic(), rule, ended=ended)
+        # A pointer may move on within a second: what it names is looked at again before that.
+        soon = ripe is None and any(is_named(c, pointed, rule) and is_newer(c, taken, rule) for c in candidates)
+        self._pause = SOON_SECONDS if soon else LOOK_SECONDS
+        return ripe
+
+    def _candidates(self) -> list[Candidate]:
+        root, rule, taken = self._o.root, self._o.rule, self._taken
         candidates = []
         for name in _names(root):
-            if not rule.is_one(name):
+            if not rule.takes(name, folder=(root / name).is_dir()):
                 continue
             try:
                 seen = survey(root, name)
             except CannotKeep as e:
-                self._say(name, f"holdfast: {name} IS NOT SAVED: {e}")
+                number = rule.number(name)
+                if number is None or taken.number is None or number >= taken.number:  # else it is being removed
+                    self._say(name, f"holdfast: {name} IS NOT SAVED: {e}")
                 continue
             except OSError:
                 continue  # it is being written, or removed
             marked = bool(rule.marker) and (root / name / rule.marker).exists()
             candidates.append(Candidate(name, seen.print, len(seen.files), marked))
-        pointed = [text for p in POINTERS if (text := pointer(root / p)) is not None]
-        self._watched, ripe = look(self._watched, candidates, pointed, self._taken, time.monotonic(), rule, ended=ended)
-        return ripe
+        return candidates
 
     def _copy(self, name: str, print: str) -> int | None:
         """Copies the checkpoint into a slot, which is held for the boundary only once it is offered. None where that cannot be: it looks otherwise than
@@ -263,7 +304,7 @@ class DirectoryRank:
     def _ended(self, code: int) -> int:
         """The script has ended. Returns what this process ends with."""
         told = self._script.told
-        self._look(ended=code == 0)
+        self._look(ended=code == 0 and self._helpers_ended())
         if code == 0 and not told:
             return self._finish()
         if code == 0:
@@ -274,6 +315,19 @@ class DirectoryRank:
         if self._slots is not None:
             self._slots.settled(AFTER_FAILURE_SECONDS)
         return code
+
+    def _helpers_ended(self) -> bool:
+        """What the script has forked may write its checkpoint still. Of helpers that do not end, only what keeps quiet counts."""
+        end = time.monotonic() + max(HELPERS_SECONDS, self._o.rule.quiet_seconds + 5 * LOOK_SECONDS)
+        if self._on_request:
+            end = time.monotonic() + HELPERS_AT_A_NOTICE_SECONDS
+        while left := processes.others_of_this_session():
+            if time.monotonic() >= end:
+                log.warning("holdfast: the script has ended, and processes that it started have not: %s", left[:16])
+                return self._on_request
+            self._look()
+            time.sleep(SOON_SECONDS)
+        return True
 
     def _finish(self) -> int:
         if not self._boundary:

@@ -66,7 +66,10 @@ def _put_back(message: ranks.RestoreReady, root: Path, rule: Rule) -> Taken:
         name
         for name in sorted(os.listdir(root))
         if name != document["name"]
-        and ((rule.is_one(name) and _is_later(rule.number(name), number)) or (name in POINTERS and name not in kept))
+        and (
+            (rule.takes(name, folder=(root / name).is_dir()) and _is_later(rule.number(name), number))
+            or (name in POINTERS and name not in kept)
+        )
     ]
     moved = packing.put_in_place(root, incoming, document, iter(later))
     packing.clear(incoming)
@@ -77,7 +80,8 @@ def _put_back(message: ranks.RestoreReady, root: Path, rule: Rule) -> Taken:
             ", ".join(moved),
         )
     log.info("holdfast: %s is back from checkpoint %d/%d", document["name"], message.attempt, message.save)
-    return Taken(document["name"], number, survey(root, document["name"]).print)
+    seen = survey(root, document["name"])
+    return Taken(document["name"], number, seen.print, len(seen.files))
 
 
 def _is_later(number: int | None, restored: int | None) -> bool:

@@ -74,6 +74,8 @@ def _walk(root: Path, at: str, top: str, files: list[File], links: list[tuple[st
                 if where.startswith(top + os.sep) and os.path.exists(where):
                     links.append((_text(path), _text(os.path.relpath(where, os.path.dirname(root / path)))))
                     continue
+                if not os.path.lexists(where):
+                    raise CannotKeep(f"{path} is a link to {where}, which does not exist; remove it")
                 if os.path.isdir(where):
                     raise CannotKeep(
                         f"{path} is a link to a folder outside the checkpoint ({where}); write a copy instead"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast_agent import laptop
+from holdfast_directory.script import Script
 
 SCRIPT = str(Path(__file__).with_name("writes_its_own.py"))
 WAIT_SECONDS = 60
@@ -136,6 +137,36 @@ def test_a_script_that_saves_when_told_loses_no_step(
     start(at + 10)
     said("finished")
     assert log_of(tmp_path)[-2:] == [f"resumed {at} checkpoint-{at}", f"finished {at + 10} {right(at + 10)}"]
+
+
+def test_a_script_that_was_told_has_not_finished_when_the_notice_is_taken_back_before_it_ends(tmp_path: Path) -> None:
+    script = Script(tmp_path, ["sleep", "60"], signal.SIGUSR1)
+    script.start(None)
+    try:
+        script.tell(30.0)
+        assert script.told
+        assert script.asked
+        script.untell()
+        assert script.told
+        assert not script.asked
+    finally:
+        assert script._child is not None
+        script._child.kill()
+        script._child.wait()
+
+
+def test_what_a_killed_script_left_before_anything_was_committed_is_not_committed(
+    start: Start, said: Callable[..., None], tmp_path: Path
+) -> None:
+    """Attempt 1 died while it wrote; nothing changes in that folder any more."""
+    torn = tmp_path / "out" / "checkpoint-7"
+    torn.mkdir(parents=True)
+    (torn / "model.bin").write_bytes(b"half")
+    start(100_000, "--every", "100000", "--waits", mode=("--quiet-seconds", "0.2"))
+    said("waits")
+    time.sleep(4)
+    assert "is whole" not in (tmp_path / "agent.log").read_text()
+    assert commits(tmp_path) == 0
 
 
 def test_a_notice_without_a_signal_seals_what_is_whole(start: Start, said: Callable[..., None], tmp_path: Path) -> None:

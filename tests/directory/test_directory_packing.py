@@ -159,8 +159,46 @@ def test_what_is_in_the_way_is_set_aside_and_again_does_the_same(out: Path, tmp_
         (out / "checkpoint-5" / "big.bin").write_bytes(b"torn")
         (out / "checkpoint-6").mkdir()
         moved = packing.put_in_place(out, out / ".holdfast" / "incoming", document, iter(["checkpoint-6"]))
-        assert moved == ["checkpoint-6", "checkpoint-5", "latest"]
+        assert moved == ["checkpoint-6", "checkpoint-5"]  # `latest` is the same
         assert (out / ".holdfast" / "aside" / "checkpoint-5" / "big.bin").read_bytes() == b"torn"
         assert len((out / "checkpoint-5" / "big.bin").read_bytes()) == 3 << 20
         assert (out / "latest").read_text() == "checkpoint-5"
         assert not (out / "checkpoint-6").exists()
+
+
+def test_a_restore_that_is_cut_short_and_made_again_keeps_what_was_set_aside(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a checkpoint that is there already is not kept twice."""
+    packed, image = image_of(out)
+    document = packing.describe(image, packed.layout.entries)
+    incoming, aside = out / ".holdfast" / "incoming", out / ".holdfast" / "aside"
+    (out / "checkpoint-5" / "big.bin").write_bytes(b"torn")
+    renames, rename = [], Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if target == out / "latest":
+            raise SystemExit
+        renames.append(target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dies)
+    packing.unpack(document, image, packed.layout.entries, incoming)
+    with pytest.raises(SystemExit):
+        packing.put_in_place(out, incoming, document, iter([]))
+    assert out / "checkpoint-5" in renames
+    monkeypatch.undo()
+    for _ in range(2):
+        packing.clear(incoming)
+        packing.unpack(document, image, packed.layout.entries, incoming)
+        assert packing.put_in_place(out, incoming, document, iter([])) == []
+        assert (aside / "checkpoint-5" / "big.bin").read_bytes() == b"torn"
+        assert len((out / "checkpoint-5" / "big.bin").read_bytes()) == 3 << 20
+        assert not (out / ".holdfast" / "replaced").exists()
+
+
+def test_a_link_to_nothing_is_refused_by_name(out: Path) -> None:
+    """Not taken for a checkpoint that is being written: it would never be saved, and nobody would hear of it."""
+    (out / "checkpoint-5" / "base").symlink_to("/nowhere/model.bin")
+    with pytest.raises(CannotKeep, match=r"checkpoint-5/base is a link to /nowhere/model\.bin, which does not exist"):
+        survey(out, "checkpoint-5")

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--torn-at", type=int, default=-1, help="dies with half of this checkpoint written")
     parser.add_argument("--on-signal", choices=["exit", "go-on"], default="")
     parser.add_argument("--pointer", action="store_true")
+    parser.add_argument("--waits", action="store_true", help="imports and loads for ever")
     parser.add_argument("--keep", type=int, default=2)
     parser.add_argument("--log", type=Path, required=True)
     o = parser.parse_args()
@@ -36,6 +37,9 @@ def main() -> None:
     if o.on_signal:
         signal.signal(signal.SIGUSR1, lambda *_: told.append(True))
 
+    if o.waits:
+        say(o.log, "waits")
+        time.sleep(3600)
     step, digest = 0, hashlib.sha256(b"start").hexdigest()
     found = sorted((int(m[1]), p) for p in o.out.iterdir() if (m := re.fullmatch(r"checkpoint-(\d+)", p.name)))
     if found:
