@@ -70,6 +70,8 @@ class Position:
         """A call of `run` had nothing to hand out, because what it asked for was over before the restart."""
         self._left = False
         """The loop over the pass at hand was left, and no boundary was passed since."""
+        self._abandoned = False
+        """The newest pass was left and is over. A loader that keeps its own place still stands in it."""
         self._reader = 0
         """The number of the call of `run` that hands out batches."""
         self._resume = False
@@ -116,6 +118,7 @@ class Position:
         self._spent = state.get("spent", self.epoch)
         self._inside, self._start = state["inside"], state["start"]
         self._reused, self._crc, self._resume = state["reused"], state["crc"], True
+        self._abandoned = state.get("abandoned", False)
         self.used = self.samples > 0
         self._ledger.load(state.get("ledger"))
         self._boundary = self._here()  # what the loader has just been given is not asked back
@@ -193,6 +196,7 @@ class Position:
             "inside": self._inside,
             "start": self._start if self._inside else None,
             "reused": self._reused,
+            "abandoned": self._abandoned,
             "crc": self._indices.crc_at(self.batch) if self._indices is not None and self._inside else self._crc,
             "ledger": self._ledger.state(),
         }
@@ -204,6 +208,7 @@ class Position:
         self._ledger.end(self.epoch, left=left)
         self._spent = self._granted if left else self._spent + 1
         self.epoch, self.batch, self._inside, self._left = self.epoch + 1, 0, False, False
+        self._abandoned = left
 
     def _must_be_reader(self, reader: int) -> None:
         if reader != self._reader:
@@ -230,6 +235,9 @@ class Position:
             set_epoch = getattr(target, "set_epoch", None)
             if callable(set_epoch):
                 set_epoch(self.epoch)  # DistributedSampler, shuffled streams: without it the same order in every epoch
+        if self._resume and self._abandoned and hasattr(self.loader, "load_state_dict"):
+            self._leave_restored_pass()
+        self._abandoned = False
         resumed, self._resume = self._resume and self._inside, False
         saved = generators()
         self._ledger.begin(self.epoch, fresh=self.batch == 0)
@@ -248,6 +256,17 @@ class Position:
         self._start = rng.capture() | {"owned": [rng.generator_bytes(g) for g in owned_generators(self.loader)]}
         self._reused = _goes_on_serving(self.loader)
         return self._make(0)
+
+    def _leave_restored_pass(self) -> None:
+        """The loader stands in a pass that was left before the restart, and would give its rest as the next one: it is left once more. No batch is taken
+        unless the loader begins a pass by that: from a data set that goes on where it is, whoever reads it, it would be lost."""
+        before, owned = rng.capture(), [rng.generator_bytes(g) for g in owned_generators(self.loader)]
+        iterator = iter(self.loader)
+        if isgenerator(iterator) and isinstance(self.loader, DataLoader):
+            next(iterator, None)
+            iterator.close()
+        rng.put_back(before)
+        _put_owned_back(self.loader, owned)
 
     def _go_on(self) -> Iterator[Any]:
         if self._start is None:  # the loader has been put to its place by its own `load_state_dict`

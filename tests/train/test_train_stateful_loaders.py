@@ -163,6 +163,33 @@ def test_resumed_at_every_boundary_it_goes_on_as_if_nothing_had_happened(agent: 
     every_boundary(agent, LOADERS[name])
 
 
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_pass_that_was_left_for_good_is_not_gone_on_with(agent: FakeAgent, name: str) -> None:
+    """A boundary outside the loop ends it: the next pass is after a restart what it is without one, a whole one but of data that goes on where it is."""
+
+    def run(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        loader, done = LOADERS[name](), []
+        ckpt = holdfast.Checkpointer(loader=loader)
+        ckpt.restore()
+        for _ in range(3):
+            for batch in ckpt.batches(loader):
+                done.append(f"{ckpt.epoch} {samples_of(batch)} {torch.rand(()).item()}")
+                ckpt.step()
+                if ckpt.boundary == 2:
+                    break
+            if ckpt.boundary == 2:
+                ckpt.step()
+        ckpt.finish()
+        return done
+
+    agent.every_steps = 3
+    want = run(1)
+    assert len(want) == 2 + (2 if name == "torchdata, stream with a state" else 4) + 4
+    agent.restore_from = {0: [agent.images[0][3]]}
+    assert run(50) == want[2:]
+
+
 def test_a_shuffled_stream_is_told_the_epoch(agent: FakeAgent) -> None:
     class Told(Stream):
         epochs: list[int] = []  # noqa: RUF012
