@@ -264,12 +264,17 @@ def _delete_leftovers(records: Records, doomed: list[CheckpointRef]) -> tuple[in
 
 def discard(records: Records, ref: CheckpointRef, *, sent: bool) -> int:
     """Bytes freed of a save that was given up. Nothing refers to what lies under it: a base is a committed checkpoint (B4). If its commit record is there all
-    the same, it is a checkpoint and left alone. `sent`: the record may still arrive, so a tombstone goes before (D2)."""
+    the same, it is a checkpoint and left alone. `sent`: the record may still arrive, so a tombstone goes before (D2), and it is looked at again after:
+    one that arrived in between may be the parent of the next claim by now."""
     state = inventory.state(records, ref)
     if state.committed:
         return 0
     if sent and not state.expired:
-        _bury(records, ref, ref.attempt, "given up: it did not fit")
+        ours = _bury(records, ref, ref.attempt, "given up: it did not fit")
+        if inventory.state(records, ref).committed:
+            if ours:
+                records.bucket.delete([records.prefix + layout.tombstone_key(ref)])
+            return 0
     prefix = records.prefix + layout.checkpoint_prefix(ref)
     stone = records.prefix + layout.tombstone_key(ref)
     found = [info for info in records.bucket.list(prefix) if info.key != stone]

@@ -362,3 +362,26 @@ def test_only_the_newest_claim_discards_what_its_saves_have_stored(world: World)
     with pytest.raises(Superseded):
         world.store.discard(ref(1, 1), sent=False)
     assert world.stored("checkpoints/0000000001/0000000001/chunks/")
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_commit_record_that_arrives_while_its_save_is_being_discarded_loses_nothing(goes_on: bool) -> None:
+    """Between the look and the tombstone: it is a checkpoint then, and the next attempt may have claimed it as its parent already (A5, D2)."""
+    bucket = MemoryBucket()
+    world = World(bucket).claimed(1).saved(1, 1, b"aaaabbbb")
+    late = world.prepared(1, 2, b"ccccdddd")
+    text, key = world.store.commit(late), world.store.prefix + layout.commit_key(late.ref)
+    bucket.delete([key])  # it has been on its way until now
+
+    def arrives(operation: str, of: str) -> None:
+        if operation == "create" and of.endswith("expired.json"):
+            bucket.before_call = None
+            bucket.create(key, text.encode())
+            if goes_on:
+                world.claimed(2, ref(1, 2))
+
+    bucket.before_call = arrives
+    assert world.store.discard(late.ref, sent=True) == 0
+    assert bucket.before_call is None
+    assert world.image(late.ref) == b"ccccdddd"
+    assert world.candidates(3)[:1] == ["1/2"]
