@@ -144,10 +144,17 @@ class Sending:
             before()
             if self._stop.wanted:
                 raise SaveGivenUp(self._stop.reason or "the time is up")
-            known = self._link.bytes_per_second
-            bound = Bound(seconds_for(size, bytes_per_second=known, left=self._stop.left, tried=tried, scout=scout))
+            before_this, bound = tried, Bound(self._seconds_for(size, tried, scout))
             tried += 1
-            with self._noted(bound, size), self._stop.heard_by(lambda: self._cut_if_stopped(bound)):
+
+            def changed() -> None:
+                """What is stopped ends now; where there is less time than there was, it gets no more than if it were begun now."""
+                if self._stop.wanted:
+                    bound.cut()
+                else:
+                    bound.tighten(self._seconds_for(size, before_this, scout))
+
+            with self._noted(bound, size), self._stop.heard_by(changed):
                 try:
                     return request(bound)
                 except Unavailable as e:
@@ -157,9 +164,9 @@ class Sending:
 
         return persist(self._stop, once)
 
-    def _cut_if_stopped(self, bound: Bound) -> None:
-        if self._stop.wanted:
-            bound.cut()
+    def _seconds_for(self, size: int, tried: int, scout: bool = True) -> float:
+        known, left = self._link.bytes_per_second, self._stop.left
+        return seconds_for(size, bytes_per_second=known, left=left, tried=tried, scout=scout)
 
     @contextmanager
     def _noted(self, bound: Bound, size: int) -> Iterator[None]:
@@ -179,5 +186,4 @@ class Sending:
         with self._lock:
             waiting, self._waiting_for_speed = self._waiting_for_speed, {}
         for bound, size in waiting.items():
-            known, left = self._link.bytes_per_second, self._stop.left
-            bound.tighten(seconds_for(size, bytes_per_second=known, left=left, tried=0))
+            bound.tighten(self._seconds_for(size, 0))

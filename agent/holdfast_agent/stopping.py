@@ -31,6 +31,13 @@ class Stop:
             self._changed.notify_all()
         self._tell()
 
+    def move(self, at: float) -> None:
+        """The end is another one now (F1, F3), in monotonic seconds."""
+        with self._changed:
+            self.at = at
+            self._changed.notify_all()
+        self._tell()
+
     def hurry(self) -> None:
         """What was begun beside training is an emergency's now: nothing holds it back any more. Twice is fine."""
         with self._changed:
@@ -50,7 +57,8 @@ class Stop:
 
     @contextlib.contextmanager
     def heard_by(self, listener: Callable[[], None]) -> Iterator[None]:
-        """`listener` is called as soon as `set` or `hurry` was: at once if it was before. On the thread that says it, perhaps twice; it must not block."""
+        """`listener` is called as soon as `set`, `hurry` or `move` was: at once if one of the first two was before. On the thread that says it, perhaps twice;
+        it must not block."""
         with self._changed:
             self._listened += 1
             mine = self._listened

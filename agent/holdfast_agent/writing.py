@@ -94,7 +94,7 @@ class Writing:
         deadline = Deadline.of(order.deadline, otherwise_seconds=PERIODIC_SECONDS)
         log.info("save %d has %.1f s now", order.save, deadline.remaining)
         running.order, running.deadline.at = order, deadline.at
-        running.stop.at = monotonic() + deadline.remaining
+        running.stop.move(monotonic() + deadline.remaining)
         if order.full_speed:
             running.stop.hurry()
 

@@ -210,6 +210,56 @@ def test_a_save_that_is_stopped_waits_for_no_request_in_flight(
     assert far.threads.link.refused == 0, "that it was cut says nothing about the store"
 
 
+class HangsOnce(MemoryBucket):
+    """Fake: the first request for a chunk is on a dead connection, and ends only when it is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hung = threading.Event()
+        self._first = threading.Semaphore(1)
+
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
+        if "/chunks/" not in key or not self._first.acquire(blocking=False):
+            return super().create(key, data)
+        assert bound is not None
+
+        async def never() -> None:
+            self.hung.set()
+            await asyncio.get_running_loop().create_future()
+
+        with pytest.raises(TimeoutError):
+            cut.within(bound, never)
+        raise Unavailable("cut")
+
+
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_a_request_in_flight_gets_no_more_than_a_deadline_that_has_moved_leaves_it(
+    far: Far, taken_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F1: a save that had an hour has half a minute now. What hangs is cut while there is time for another try."""
+    monkeypatch.setattr(sending, "seconds_for", lambda *args, left, **named: 10.0**6 if left > 3600 else 0.1)
+    bucket, stop, done = HangsOnce(), Stop(), threading.Event()
+    far.store = far.near = JobStore(bucket, "ns", "job", "uid")
+
+    def saver() -> None:
+        assert far.arrived(far.write(seconds=10**6, stop=stop, emergency=False))
+        done.set()
+
+    threading.Thread(target=saver, daemon=True).start()
+    assert bucket.hung.wait(60)
+    end = time.monotonic() + 60
+    while sum("/chunks/" in key for key in bucket.objects) < CHUNKS - 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not done.is_set()
+    try:
+        stop.move(time.monotonic() + 600)
+        if taken_over:
+            stop.hurry()
+        assert done.wait(60), "the request was waited for"
+    finally:
+        stop.set("the test is over")
+
+
 def test_a_save_that_is_stopped_cuts_its_requests_to_a_real_server(far: Far) -> None:
     far.proxy.hangs = lambda number: True
     stop = Stop()
