@@ -238,6 +238,8 @@ class Attempt:
         assert isinstance(message, wire.Done)
         rank.done_at = message.boundary
         rank.boundary = max(rank.boundary, message.boundary)
+        if message.not_saved:
+            self.shared.record.exit_detail = f"the last checkpoint is NOT SAVED: {message.not_saved}"[:2000]
         if self.shared.crew.done_at is not None:
             self.finish.begin()
 

@@ -40,6 +40,8 @@ log = logging.getLogger("holdfast")
 LOOK_SECONDS, SOON_SECONDS = 1.0, 0.2
 AFTER_FAILURE_SECONDS = 60.0
 """A script has failed; what it wrote before is made durable first."""
+LAST_TRIES = 3
+"""Nothing makes up for the last checkpoint: a copy that fails is made again."""
 HELPERS_SECONDS = 30.0
 HELPERS_AT_A_NOTICE_SECONDS = 2.0
 """So long processes that the script has started are waited for when it has ended well."""
@@ -73,6 +75,8 @@ class DirectoryRank:
         self._taken_at = time.monotonic()
         self._said: dict[str, str] = {}
         self._impossible = ""
+        self._lacking: dict[str, str] = {}
+        """What is newer than what was taken and cannot be saved, and why."""
 
     def run(self) -> int:
         """The exit status of this process. Raises LinkLost, CannotStart."""
@@ -212,6 +216,7 @@ class DirectoryRank:
     def _candidates(self) -> list[Candidate]:
         root, rule, taken = self._o.root, self._o.rule, self._taken
         candidates = []
+        self._lacking.clear()
         for name in _names(root):
             if not rule.takes(name, folder=(root / name).is_dir()):
                 continue
@@ -221,6 +226,7 @@ class DirectoryRank:
                 number = rule.number(name)
                 if number is None or taken.number is None or number >= taken.number:  # else it is being removed
                     self._say(name, f"holdfast: {name} IS NOT SAVED: {e}")
+                    self._lacking[name] = str(e)
                 continue
             except OSError:
                 continue  # it is being written, or removed
@@ -304,7 +310,13 @@ class DirectoryRank:
     def _ended(self, code: int) -> int:
         """The script has ended. Returns what this process ends with."""
         told = self._script.told
-        self._look(ended=code == 0 and self._helpers_ended())
+        ended = code == 0 and self._helpers_ended()
+        self._look(ended=ended)
+        for _ in range(LAST_TRIES):
+            if self._impossible or self._find(ended) is None:
+                break
+            time.sleep(LOOK_SECONDS)
+            self._look(ended=ended)
         if code == 0 and not told:
             return self._finish()
         if code == 0:
@@ -332,15 +344,14 @@ class DirectoryRank:
     def _finish(self) -> int:
         if not self._boundary:
             log.error(
-                "holdfast: NOTHING WAS SAVED: the script has ended and nothing in %s matches %s",
+                "holdfast: NOTHING WAS SAVED: the script has ended, and nothing in %s matches %s, or it cannot be kept",
                 self._o.root,
                 self._o.rule.pattern.pattern,
             )
-            return 0
         number = self._gate.finish()
         if number is not None:
             self._link.send(ranks.Vote(number, self._boundary, True))
-        self._link.send(ranks.Done(self._boundary))
+        self._link.send(ranks.Done(self._boundary, self._not_saved()))
         try:
             self._link.expect(ranks.FinishAllowed)
         except LinkLost as e:
@@ -348,6 +359,15 @@ class DirectoryRank:
             return 1
         self._link.close()
         return 0
+
+    def _not_saved(self) -> str:
+        if self._impossible:
+            return self._impossible
+        if (ripe := self._find(True)) is not None:
+            self._lacking.setdefault(ripe.name, "it cannot be read, or changes; the log says more")
+        if not self._boundary and not self._lacking:
+            return f"nothing in {self._o.root} matches {self._o.rule.pattern.pattern}"
+        return "; ".join(f"{name}: {why}" for name, why in self._lacking.items())
 
     def _say(self, about: str, text: str) -> None:
         """Once for each cause."""

@@ -186,6 +186,8 @@ class OpenGate:
 @dataclass(frozen=True, slots=True)
 class Done:
     boundary: int
+    not_saved: str = ""
+    """Directory mode: the script has written something newer than `boundary`, and why that cannot be saved."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,25 @@ def test_what_a_killed_script_left_before_anything_was_committed_is_not_committe
     assert commits(tmp_path) == 0
 
 
+@pytest.mark.parametrize(
+    ("writes", "says"),
+    [
+        ("os.mkdir(f'{o}/checkpoint-2'); os.mkfifo(f'{o}/checkpoint-2/pipe')", "checkpoint-2/pipe is neither a file"),
+        ("", "nothing in"),
+    ],
+)
+def test_a_job_whose_last_checkpoint_cannot_be_kept_says_so_at_its_end(
+    start: Start, tmp_path: Path, writes: str, says: str
+) -> None:
+    """The operator shows it with `Succeeded` (UNSAVED)."""
+    script = [sys.executable, "-c", f"import os, sys; o = sys.argv[1]; {writes}", str(tmp_path / "out")]
+    ranks = [sys.executable, "-m", "holdfast_directory", str(tmp_path / "out"), "--quiet-seconds", "0.5", "--", *script]
+    agent = [sys.executable, "-m", "holdfast_agent", "run", "--local", str(tmp_path / "job"), "--", *ranks]
+    done = subprocess.run(agent, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"ending: finished the last checkpoint is NOT SAVED: {says}" in done.stderr.replace("checkpoint-2: ", "")
+
+
 def test_a_notice_without_a_signal_seals_what_is_whole(start: Start, said: Callable[..., None], tmp_path: Path) -> None:
     agent = start(100_000, "--every", "100")
     said("is whole: boundary 1", "agent.log")
