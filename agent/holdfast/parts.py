@@ -261,6 +261,8 @@ class OptimizerPart:
         """Ids of the parameters that modules save; set once all parts are known, as the next two."""
         self.names: dict[int, str] = {}
         """By id, what those parameters are called in the image."""
+        self.also: dict[str, int] = {}
+        """The id by every name that a parameter has: one of two modules may be a part of the other."""
         self._saved_as: list[int] = []
         """For each parameter, its number in the checkpoint that was loaded."""
         self.replicas: dict[int, str] = {}
@@ -373,7 +375,7 @@ class OptimizerPart:
         if "names" not in saved:  # by an older release
             return
         for group, (here, there) in enumerate(
-            zip(self._by_group(self._names()), self._by_group(saved["names"]), strict=True)
+            zip(self._by_group(self._names()), self._by_group(self._named_there(saved)), strict=True)
         ):
             if sorted(here) != sorted(there):
                 only_here, only_there = sorted({*here} - {*there}), sorted({*there} - {*here})
@@ -402,10 +404,14 @@ class OptimizerPart:
         """Of the parameters, in the optimizer's order; None for one that no registered module holds."""
         return [self.names.get(id(p)) for p in self._parameters()]
 
+    def _named_there(self, saved: Any) -> list[str | None]:
+        """As `_names`, in the checkpoint's order; by the names that are used here."""
+        return [self.names.get(self.also.get(name, 0), name) for name in saved["names"]]
+
     def _order(self, saved: Any) -> list[int]:
         """For each parameter here, the number under which the checkpoint has its state: by name; those that no module names in their order."""
-        here, there = self._names(), saved.get("names")
-        if there is None or here == there:
+        here = self._names()
+        if "names" not in saved or here == (there := self._named_there(saved)):
             return list(range(len(here)))
         left: defaultdict[str | None, list[int]] = defaultdict(list)
         for number in reversed(range(len(there))):

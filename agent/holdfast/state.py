@@ -286,8 +286,13 @@ class Registry:
         called = {
             id(p): f"{name}.{key}" for name, part in self.modules.items() for key, p in part.module.named_parameters()
         }
+        also = {
+            f"{name}.{key}": id(p)
+            for name, part in self.modules.items()
+            for key, p in part.module.named_parameters(remove_duplicate=False)
+        }
         for part in self.optimizers.values():
-            part.held, part.names, part.replicas = held, called, replicas
+            part.held, part.names, part.also, part.replicas = held, called, also, replicas
             part.optimizer.register_step_post_hook(self._stepped)
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

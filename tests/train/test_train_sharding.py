@@ -247,6 +247,26 @@ def test_state_follows_the_names_beside_parameters_that_have_none(first: str, th
     assert [g["param_names"] for g in turned.param_groups] == live
 
 
+def test_a_module_registered_beside_the_one_that_it_is_a_part_of_may_change_places_with_it(agent: FakeAgent) -> None:
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        return model, torch.optim.Adam(model.parameters())
+
+    model, optimizer = build()
+    ckpt = holdfast.Checkpointer(model=model, head=model[1], optimizer=optimizer)
+    ckpt.restore()
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    ckpt.step()
+    ckpt.finish()
+    agent.restore_from = {0: [agent.newest()]}
+    other, restored = build()
+    assert holdfast.Checkpointer(head=other[1], model=other, optimizer=restored).restore() == 1
+    for mine, its in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(restored.state[mine]["exp_avg"], optimizer.state[its]["exp_avg"])
+
+
 @pytest.mark.parametrize(("hook", "group"), [("fp16_compress_hook", "0"), ("of_the_script", "")])
 def test_only_gradients_that_are_equal_make_copies(hook: str, group: str, lone_group: None, agent: FakeAgent) -> None:
     """Local SGD, for example, lets ranks go apart by intention: that is no damage."""
