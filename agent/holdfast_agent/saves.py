@@ -197,7 +197,9 @@ class Saves:
                 freed = await s.threads.call(s.store.discard, CheckpointRef(s.attempt, number), sent=sent)
             except StoreError as e:
                 log.warning("what save %d has stored is not removed yet: %s", number, e)
-                continue
+                if isinstance(e, Full):
+                    continue
+                break  # a store that is away, or lets nothing be deleted, says the same of all others
             if number != save:
                 del self._did_not_fit[number]
             if freed:
