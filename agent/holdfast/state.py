@@ -220,7 +220,14 @@ class Registry:
                 f"registered here but not in the checkpoint: {only_here}; in the checkpoint but not registered: {only_there}"
             )
         for name in saved.keys() & self.parts.keys():
-            problems += self.parts[name].compare(saved[name], tensors)
+            part, body = self.parts[name], saved[name]
+            form = "loose" if isinstance(part, ModulePart) else "orphans" if isinstance(part, OptimizerPart) else ""
+            if form and not (isinstance(body, dict) and form in body):
+                problems.append(
+                    f"{name} is {'a module' if form == 'loose' else 'an optimizer'} here, and not in the checkpoint"
+                )
+            else:
+                problems += part.compare(body, tensors)
         if problems:
             raise RestoreError("the checkpoint does not fit this program:\n  " + "\n  ".join(problems))
 
