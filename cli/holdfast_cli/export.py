@@ -2,8 +2,8 @@
 
 import contextlib
 import json
+import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from enum import StrEnum
@@ -124,7 +124,7 @@ def export(
                 progress=lambda done, total: shown.update(fetching, completed=done, total=total),
             )
             counted = _write(found, bodies, entries, image, kind, everything, limit, written, shown)
-        written.rename(to)
+        hand_out(written, to)
     said: dict[str, Any] = {
         "checkpoint": str(record.ref),
         "boundary": record.progress.boundary,
@@ -189,18 +189,42 @@ def beside(to: Path, scratch: Path | None) -> Iterator[tuple[Path, Path]]:
     """(room for the sparse image, the name under which the result is made); both are gone at the end, whatever happens. Ends the program if `to` exists."""
     if to.exists():
         fail(f"--to {to} exists; nothing is overwritten", EXIT_USAGE)
+    with contextlib.ExitStack() as left:
+        try:
+            room, made = (
+                left.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True))
+                for prefix, folder in ((".holdfast-export-", scratch or to.parent), (f".{to.name}-", to.parent))
+            )
+        except OSError as e:
+            fail(f"{e.filename}: {e.strerror}", EXIT_USAGE)
+        try:
+            yield Path(room), Path(made) / to.name
+        except OSError as e:
+            fail(f"{e.filename or to}: {e.strerror or e}", EXIT_USAGE)
+
+
+def hand_out(written: Path, to: Path) -> None:
+    """`to` appears whole and durably, also if the power fails right after. FileExistsError if another has made it meanwhile: nothing is overwritten."""
+    for path in (*(sorted(written.rglob("*")) if written.is_dir() else ()), written):
+        _flush(path)
+    if written.is_dir():
+        written.rename(to)  # replaces an empty directory at most
+    else:
+        try:
+            to.hardlink_to(written)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            written.rename(to)
+    _flush(to.parent)
+
+
+def _flush(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        room = Path(tempfile.mkdtemp(prefix=".holdfast-export-", dir=scratch or to.parent))
-        made = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
-    except OSError as e:
-        fail(f"{e.filename}: {e.strerror}", EXIT_USAGE)
-    try:
-        yield room, made / to.name
-    except OSError as e:
-        fail(f"{e.filename or to}: {e.strerror or e}", EXIT_USAGE)
+        os.fsync(fd)
     finally:
-        shutil.rmtree(room, ignore_errors=True)
-        shutil.rmtree(made, ignore_errors=True)
+        os.close(fd)
 
 
 def shard_bytes(text: str) -> int:

@@ -1,6 +1,7 @@
 """`holdfast export`: what other tools read is, bit by bit, what was saved."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 from holdfast_api.manifest import TensorEntry
+from holdfast_cli.export import hand_out
 from holdfast_cli.safetensors_layout import Weight, shards
 from holdfast_cli.stored import Stored
 from holdfast_store.file import FileBucket
@@ -128,6 +130,40 @@ def test_mistakes_are_answered_in_one_line(tmp_path: Path, arguments: list[str],
     assert result.exit_code in (1, 2)
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_another_has_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "ours").write_text("ours")
+    (tmp_path / "theirs").write_text("theirs")
+    with pytest.raises(FileExistsError):
+        hand_out(tmp_path / "ours", tmp_path / "theirs")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    hand_out(tmp_path / "ours", tmp_path / "free")
+    assert (tmp_path / "free").read_text() == "ours"
+
+
+def test_everything_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made" / "below").mkdir(parents=True)
+    (tmp_path / "made" / "below" / "file").write_text("x")
+    flushed = []
+
+    def fsync(fd: int) -> None:
+        assert Path(os.readlink(f"/proc/self/fd/{fd}")) == tmp_path or not (tmp_path / "to").exists()
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    hand_out(tmp_path / "made", tmp_path / "to")
+    assert flushed == ["below", "file", "made", tmp_path.name]
+
+
+def test_a_wrong_target_leaves_nothing_in_the_scratch_folder(tmp_path: Path) -> None:
+    stored(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    assert (
+        call("export", tmp_path / "bucket", "--to", "/nonexistent/out", "--scratch", tmp_path / "scratch").exit_code
+        == 2
+    )
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_the_command_line_imports_no_torch_and_safetensors_need_none(tmp_path: Path) -> None:
