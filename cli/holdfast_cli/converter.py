@@ -4,6 +4,7 @@ The command line itself has no torch, and a file of somebody else's is read in a
 Python needs to start, and nothing else.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -25,17 +26,20 @@ def convert(request: dict[str, Any], progress: Callable[[int, int], None]) -> di
             EXIT_USAGE,
         )
     child = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "holdfast.interop"],
+        # -P: -m alone would import from the current directory first, which may be that of the files.
+        [sys.executable, "-P", "-W", "ignore", "-m", "holdfast.interop"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        process_group=0,  # Ctrl-C ends it through us, without a traceback of its own
         env={name: os.environ[name] for name in _KEPT if name in os.environ},
     )
     try:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(json.dumps(request))
-        child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: said below
+            child.stdin.write(json.dumps(request))
+            child.stdin.close()
         answer = _listen(child.stdout, progress)
         child.wait()
     finally:

@@ -54,11 +54,14 @@ def import_(
     boundary: Annotated[
         int | None,
         typer.Option(
-            "--boundary", min=0, help="Number of ckpt.step() calls so far; default: what the files say, else 0."
+            "--boundary",
+            min=0,
+            max=1 << 53,
+            help="Number of ckpt.step() calls so far; default: what the files say, else 0.",
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Of the random generators; each rank adds its number.")
+        int, typer.Option("--seed", min=0, max=1 << 53, help="Of the random generators; each rank adds its number.")
     ] = 0,
     trust: Annotated[
         bool,

@@ -1,11 +1,12 @@
 """`holdfast import`: what other tools have saved becomes a checkpoint that a job resumes from, bit by bit, and a stranger's pickle runs nothing."""
 
+import errno
 import json
 import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed import checkpoint as dcp
 
+from holdfast.errors import RestoreError
+from holdfast.interop import imported, pickles
+from holdfast.interop.errors import Refused
+from holdfast.interop.found import by_form
+from holdfast.state import Registry
 from tests.cli.foreign import Net, call, same, stored, trained
 
 RESUME = Path(__file__).parent / "resume_imported.py"
@@ -173,6 +179,101 @@ def test_a_dcp_directory_that_points_outside_is_refused(tmp_path: Path, bucket: 
     (name,) = [p.name for p in (tmp_path / "dcp").glob("*.distcp")]
     file.write_bytes(file.read_bytes().replace(name.encode(), b"../" + name[3:].encode()))
     assert "outside of the directory" in refused(bucket, "--from", tmp_path / "dcp")
+
+
+def test_neither_is_its_pointing_outside_by_a_path_that_says_another_name(tmp_path: Path, bucket: Path) -> None:
+    for name in ("dcp", "elsewhere"):
+        dcp.save({"model": {"w": torch.ones(3)}}, checkpoint_id=str(tmp_path / name), no_dist=True)
+    file = tmp_path / "dcp" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())  # our own
+    for info in metadata.storage_data.values():
+        info.relative_path = TwoFaced(f"../elsewhere/{info.relative_path}", info.relative_path)
+    file.write_bytes(pickle.dumps(metadata))
+    assert "which is no name" in refused(bucket, "--from", tmp_path / "dcp")
+
+
+class TwoFaced:
+    """A path that is one file and prints as another."""
+
+    def __init__(self, path: str, said: str) -> None:
+        self.path, self.said = path, said
+
+    def __reduce__(self) -> Any:
+        return PurePosixPath, (self.path,), (None, {"_str": self.said})
+
+
+@pytest.mark.parametrize(
+    "name", ["collections Counter", "torch._utils _rebuild_tensor_v2", "torch.storage UntypedStorage"]
+)
+def test_a_file_changes_no_class_or_function_of_the_reader(tmp_path: Path, name: str) -> None:
+    """torch writes NAME.patch for a class of an old file that is flagged so and whose source is another: with both set by the file, where it likes."""
+    module, kind = name.split()
+    target, victim = f"c{module}\n{kind}\n".encode(), tmp_path / "written"
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
+
+    change = target + b"N}(" + text("dump_patches") + b"\x88" + text("__name__") + text(str(victim)) + b"u\x86b0"
+    program = (
+        b"\x80\x02" + change + b"(" + text("module") + target + text("x.py") + text("the file's own text") + b"tQ."
+    )
+    head = (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {"little_endian": True})
+    file = tmp_path / "old.pt"
+    file.write_bytes(b"".join(pickle.dumps(x, protocol=2) for x in head) + program + pickle.dumps([], protocol=2))
+    with pytest.raises(Refused, match="would change"):
+        pickles.read(file, trusted=True)
+    assert not victim.with_suffix(".patch").exists()
+
+
+def test_modules_that_lie_beside_the_files_are_not_imported(
+    tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has unpacked a download and stands in it."""
+    torch.save(Net().state_dict(), tmp_path / "x.pt")
+    for name in ("torch", "safetensors", "random"):
+        (tmp_path / f"{name}.py").write_text("open('was-run', 'w')")
+    monkeypatch.chdir(tmp_path)
+    brought(bucket, "--from", "x.pt")
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_part_of_another_kind_refuses_the_start_in_words() -> None:
+    model = torch.nn.Linear(2, 2)
+    theirs = {"model": model.state_dict() | {"steps": 5}, "optimizer": {"w": torch.ones(1)}}
+    captured = imported.document_of(by_form("state-dict", theirs, ""), [], seed=0)
+    registered = {"model": model, "optimizer": torch.optim.SGD(model.parameters())}
+    with pytest.raises(RestoreError) as refusal:
+        Registry(registered).compare(captured.document, captured.leaves.tensors)
+    assert "model is a module here, and not in the checkpoint" in str(refusal.value)
+    assert "optimizer is an optimizer here, and not in the checkpoint" in str(refusal.value)
+
+
+def test_names_may_be_exchanged_and_what_is_left_out_makes_room_for_another(tmp_path: Path, bucket: Path) -> None:
+    theirs = {"model": {"w": torch.zeros(2)}, "ema": {"w": torch.ones(2)}}
+    for order in (theirs, dict(reversed(theirs.items()))):
+        torch.save(order, tmp_path / "x.pt")
+        said = brought(bucket, "--from", tmp_path / "x.pt", "--part", "model=ema", "--part", "ema=model")
+        both = taken_out(bucket, said["jobUid"], tmp_path / f"{said['jobUid']}.pt")
+        assert (both["model"]["w"].tolist(), both["ema"]["w"].tolist()) == ([1, 1], [0, 0])
+        said = brought(bucket, "--from", tmp_path / "x.pt", "--leave-out", "model", "--part", "ema=model")
+        only = taken_out(bucket, said["jobUid"], tmp_path / f"{said['jobUid']}.pt")
+        assert same(only, {"model": theirs["ema"]})
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the room being taken first, the write through the mapping would end the process by SIGBUS."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    torch.save(Net().state_dict(), tmp_path / "x.pt")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    request = {
+        "source": str(tmp_path / "x.pt"), "name": "model", "renames": {}, "leave_out": [], "anew": [], "ranks": 1, "boundary": None, "seed": 0,
+        "trusted": False, "chunk_bytes": 1 << 20, "scratch": str(tmp_path),
+    }  # fmt: skip
+    with pytest.raises(OSError, match="No space left"):
+        imported.convert(request, lambda _done, _total: None)
 
 
 def test_a_lightning_file_brings_weights_optimizer_scheduler_and_step(tmp_path: Path, bucket: Path) -> None:

@@ -102,6 +102,14 @@ def test_every_value_and_moment_is_found_again(
         assert same(dict(sorted(optimizer["state"][number].items())), dict(sorted(state.items())))
 
 
+def test_a_group_of_one_value_on_each_rank_is_no_scalar_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SHAPES", [{"scale": ()}, {"a.weight": (7, 5)}])
+    all_ = directory(tmp_path / "ds", 3, 2, monkeypatch)
+    state = deepspeed.read(tmp_path / "ds", "model", trusted=True).optimizers["optimizer"]["state"]
+    assert same(state[0]["exp_avg"], all_["exp_avg"]["scale"])
+    assert same(state[1]["exp_avg"], all_["exp_avg"]["a.weight"])
+
+
 def test_it_is_imported_with_the_flag_and_not_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = tmp_path / "bucket"
     bucket.mkdir()

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from holdfast.interop.errors import Refused
-from holdfast.interop.pickles import _of_torch
+from holdfast.interop.pickles import GuardedUnpickler, _of_torch
 
 _REAL = {
     "torch.distributed.checkpoint.metadata": {
@@ -32,7 +32,7 @@ _REAL = {
 }  # fmt: skip
 
 
-class _Metadata(pickle.Unpickler):
+class _Metadata(GuardedUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in _REAL.get(module, ()):
             return super().find_class(module, name)
@@ -65,7 +65,9 @@ def _metadata_of(directory: Path) -> Any:
         except Exception as e:
             raise Refused(f".metadata cannot be read: {type(e).__name__}: {e}") from e
     for info in (metadata.storage_data or {}).values():
-        name = str(info.relative_path)
+        name = info.relative_path
+        if type(name) is not str:  # a path can say one name and mean another
+            raise Refused(f".metadata says that data lie in a {type(name).__name__}, which is no name")
         if "/" in name or "\\" in name or name in ("", ".", ".."):
             raise Refused(f".metadata says that data lie in {name!r}, outside of the directory")
         if not (directory / name).is_file():

@@ -193,7 +193,8 @@ def _moments(
         mapped: dict[int, dict[str, Any]] = {i: {} for i in range(sum(map(len, groups)))}
         for key in keys:
             values = [[s[key] for s in rank] for rank in states]
-            if isinstance(values[0][0], torch.Tensor) and values[0][0].numel() > 1:
+            every = [v for rank in values for v in rank]
+            if all(isinstance(v, torch.Tensor) for v in every) and any(v.numel() > 1 for v in every):
                 found = cut([[v.flatten() for v in rank] for rank in values], groups, key)
                 for i, tensor in enumerate(found.values()):
                     mapped[i][key] = tensor

@@ -38,8 +38,9 @@ class Found:
                 f"two parts would be called {', '.join(twice)}: give each its own name with --part FOUND=NAME"
             )
         for group in (self.modules, self.optimizers, self.others):
-            for name in [n for n in group if n in renames]:
-                group[renames[name]] = group.pop(name)
+            parts = [(renames.get(n, n), state) for n, state in group.items()]
+            group.clear()
+            group.update(parts)  # at once: two parts may exchange their names
 
     def leave_out(self, names: list[str]) -> None:
         unknown = sorted(set(names) - set(self.names()))

@@ -5,6 +5,7 @@ the files lack and the program registers must be named (`anew`): it keeps what t
 """
 
 import mmap
+import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +30,8 @@ from holdfast_rank.image import Tier
 def convert(request: dict[str, Any], tell: Callable[[int, int], None]) -> dict[str, Any]:
     """Writes `image` below `scratch`. Raises Refused, UnsupportedState, OSError."""
     found = readers.read(Path(request["source"]), name=request["name"], trusted=request["trusted"])
-    found.rename(request["renames"])
     found.leave_out(request["leave_out"])
+    found.rename(request["renames"])
     anew = sorted(set(request["anew"]))
     if both := sorted(set(anew) & set(found.names())):
         raise Refused(
@@ -105,7 +106,7 @@ def _generators(seed: int) -> dict[str, Any]:
 
 def _write(path: Path, plan: SnapshotPlan, captured: Captured) -> None:
     with path.open("w+b") as file:
-        file.truncate(plan.layout.image_bytes)
+        os.posix_fallocate(file.fileno(), 0, plan.layout.image_bytes)  # a full disk is an error here, below it kills
         with ThreadPoolExecutor(max_workers=2) as pool:
             memory = mmap.mmap(file.fileno(), plan.layout.image_bytes)
             SlotWriter(plan, memory).write(captured.leaves.tensors, document_bytes(captured.document), pool)

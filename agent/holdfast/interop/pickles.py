@@ -13,8 +13,9 @@ Python's own unpickler, which would run it, is used nowhere in Holdfast.
 import collections
 import pickle
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 
@@ -56,7 +57,25 @@ class StandIn:
         return id(self)
 
 
-class InertUnpickler(pickle.Unpickler):
+class GuardedUnpickler(pickle._Unpickler):
+    """Python's reader in Python, which sets attributes of what a file has made and never of a class or function: a name, a flag or a default of one of
+    those, set by the file, would change what torch itself does with it afterwards (a class with `dump_patches` makes it write a file of the class's name).
+    """
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        target = self.stack[-2]  # type: ignore[attr-defined]
+        if isinstance(target, type | types.FunctionType | types.BuiltinFunctionType):
+            raise pickle.UnpicklingError(
+                f"the file would change {target.__name__[:100]!r}, a class or function of the reader's"
+            )
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+class InertUnpickler(GuardedUnpickler):
     """Resolves the names of `_REAL` and of torch's dtypes and storages; all others to stand-ins."""
 
     def find_class(self, module: str, name: str) -> Any:
