@@ -1,0 +1,108 @@
+"""Stands between the training loaders and Lightning's loop: sees when the loop asks for a batch, and hands out those that have not been trained on.
+
+Lightning makes iterators when it likes (one at the start, another at each later epoch), so one that was made begins a pass only with its first batch.
+The moment at which the first loader is asked is the boundary (I1): everything that Lightning does after a batch, validation and the end of an epoch
+included, has happened then, and nothing of the next batch has.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+_OWN = frozenset({"_loader", "_source", "_first", "_running"})
+
+
+class Source(Protocol):
+    """Where batches come from: the callback."""
+
+    def asked(self) -> None:
+        """The loop wants the next batch."""
+
+    def batches(self, loader: Any) -> Iterator[Any]:
+        """The next pass over the loader, or the rest of the one that was not over when the checkpoint was made."""
+
+    def batch(self, loader: Any) -> int:
+        """Batches of the pass at hand that were handed out."""
+
+
+class FedLoader:
+    """Stands in for a training loader, and is it for everything but being iterated over."""
+
+    def __init__(self, loader: Any, source: Source, *, first: bool) -> None:
+        """`first`: it is the one whose being asked makes the boundary."""
+        for name, value in {"_loader": loader, "_source": source, "_first": first, "_running": None}.items():
+            object.__setattr__(self, name, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.settle()
+        return _Pass(self)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._loader, name, value)
+
+    def settle(self) -> None:
+        """Ends the pass at hand: it is over where all batches were handed out, else it was left."""
+        running: Any = self._running
+        self._running = None
+        if running is None:
+            return
+        if self._whole():
+            next(running, None)
+        running.close()
+
+    def begin(self) -> Iterator[Any]:
+        self._running = self._source.batches(self._loader)
+        return self._running  # type: ignore[no-any-return]
+
+    def asked(self) -> None:
+        if self._first:
+            self._source.asked()
+
+    def _whole(self) -> bool:
+        try:
+            return self._source.batch(self._loader) >= len(self._loader)
+        except (TypeError, NotImplementedError):
+            return False
+
+
+class _Pass:
+    def __init__(self, fed: FedLoader) -> None:
+        self._fed = fed
+        self._batches: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self._fed.asked()
+        if self._batches is None:
+            self._batches = self._fed.begin()
+        return next(self._batches)
+
+
+def take_over(trainer: Any, source: Source) -> list[FedLoader]:
+    """Has Lightning make its training loaders, with ours in front of each: its own hook for strategies that change loaders shows them before anything
+    is read. Returns them in Lightning's order."""
+    fed: list[FedLoader] = []
+    process: Callable[[Any], Any] = trainer.strategy.process_dataloader
+
+    def in_front(loader: Any) -> Any:
+        fed.append(FedLoader(process(loader), source, first=not fed))
+        return fed[-1]
+
+    trainer.strategy.process_dataloader = in_front
+    try:
+        trainer.fit_loop.setup_data()
+    finally:
+        del trainer.strategy.process_dataloader
+    return fed

@@ -1,0 +1,224 @@
+"""K1, K2: whatever the Trainer was told, a run that goes on from a boundary does the same, logs the same and ends the same as one that was never stopped.
+
+Every boundary of a run is kept by the agent of the library's tests (tests/train/fake_agent.py, which keeps images and commits nothing), and a second process's
+worth of Trainer, module and callbacks goes on from it. The real agent is in test_lightning_example.py.
+"""
+
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, GradientAccumulationScheduler, ModelCheckpoint
+
+from holdfast.errors import RestoreError
+from tests.frameworks.lightning_runs import Net, Run, Written, after, differences, train
+from tests.train.fake_agent import FakeAgent, Image
+
+EPOCH = 6
+"""Batches in one."""
+
+
+def kept(run: Run, directory: Path, **trainer: Any) -> tuple[dict[str, Any], dict[int, Image]]:
+    """A run to its end, with an image of each boundary."""
+    with FakeAgent(directory / "whole", every_steps=1) as agent, agent.as_environment():
+        state = train(run, directory, **trainer)
+        return state, {n: keep(image, directory / f"image-{n}") for n, image in agent.images[0].items()}
+
+
+def keep(image: Image, path: Path) -> Image:
+    path.write_bytes(image.path.read_bytes())
+    return replace(image, path=path)
+
+
+def resumed(run: Run, image: Image, directory: Path, **how: Any) -> tuple[Run, dict[str, Any]]:
+    again = replace(run, record=[])
+    with FakeAgent(directory) as agent, agent.as_environment():
+        agent.restore_from = {0: [image]}
+        seed = random.randrange(1000)  # what was restored must not come from here
+        return again, train(again, directory, seed=seed, **how)
+
+
+def checkpoints(directory: str) -> list[Any]:
+    return [ModelCheckpoint(dirpath=directory, monitor="val_loss", save_top_k=2)]
+
+
+RUNS: dict[str, Run] = {
+    "a schedule by step, validation twice an epoch": Run(trainer={"val_check_interval": 0.5}),
+    "noise drawn while a batch is read": Run(noise=True),
+    "accumulation that does not divide the epoch": Run(trainer={"accumulate_grad_batches": 4}),
+    "another accumulation in each epoch": Run(callbacks=lambda: [GradientAccumulationScheduler({0: 2, 1: 1, 2: 3})]),
+    "clipping and bf16": Run(trainer={"gradient_clip_val": 0.3, "precision": "bf16-mixed"}),
+    "by hand, with two optimizers": Run(manual=True),
+    "a plateau of the epoch": Run(schedule="plateau epoch"),
+    "a plateau of each validation": Run(schedule="plateau step", trainer={"val_check_interval": 2}),
+    "validation in every second epoch, by a counter of batches": Run(trainer={"val_check_interval": 4, "check_val_every_n_epoch": None}),
+    "an epoch that ends before the loader does": Run(trainer={"limit_train_batches": 4}),
+    "two loaders, the shorter one again and again": Run(several="max_size_cycle"),
+    "two loaders, the longer one left": Run(several="min_size"),
+    "two loaders, the shorter one empty at last": Run(several="max_size"),
+    "a data module": Run(datamodule=True),
+    "early stopping": Run(callbacks=lambda: [EarlyStopping("val_loss", patience=1, min_delta=0.3)], trainer={"max_epochs": 5}),
+    "an average of the weights": Run(callbacks=lambda: [EMAWeightAveraging(decay=0.8)]),
+    "max_steps inside an epoch": Run(trainer={"max_steps": 15, "max_epochs": -1}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_from_any_boundary_as_if_nothing_had_been(name: str, tmp_path: Path) -> None:
+    run = replace(RUNS[name], record=[])
+    want, images = kept(run, tmp_path)
+    assert [n for what, n, *_ in run.record if what == "boundary"] == sorted(images)
+    assert len(images) > EPOCH, "more than one epoch"
+    for boundary in sorted(images):
+        again, state = resumed(run, images[boundary], tmp_path / str(boundary))
+        assert again.record == after(run.record, boundary), f"from {boundary}"
+        assert differences(want, state) == [], f"from {boundary}"
+
+
+def test_two_resumes_within_one_epoch_and_over_its_end(tmp_path: Path) -> None:
+    run = Run(trainer={"accumulate_grad_batches": 2, "val_check_interval": 0.5})
+    want, images = kept(run, tmp_path)
+    at, image = 2, images[2]
+    for died in (3, 5, 6, 8, 17):
+        again = replace(run, record=[])
+        directory = tmp_path / f"until-{died}"
+        with FakeAgent(directory, every_steps=1) as agent, agent.as_environment():
+            agent.restore_from = {0: [image]}
+            train(again, directory, die_after=died, seed=died)
+            image = keep(agent.images[0][died], directory / "kept")
+        whole = after(run.record, at)
+        assert again.record == whole[: whole.index(("boundary", died)) + 1]
+        at = died
+    again, state = resumed(run, image, tmp_path / "last")
+    assert again.record == after(run.record, 17)
+    assert differences(want, state) == []
+
+
+def test_what_is_over_stays_over_and_a_longer_run_goes_on(tmp_path: Path) -> None:
+    """As one that was to be longer from the start. After the end of an epoch, and, by max_steps, inside one."""
+    for name, short, long in (("epochs", {"max_epochs": 2}, {"max_epochs": 4}), ("steps", {"max_epochs": -1, "max_steps": 8}, {"max_epochs": -1, "max_steps": 20})):
+        run = Run()
+        want = train(run, tmp_path, **long)
+        begun = Run()
+        images = kept(begun, tmp_path / name, **short)[1]
+        last = images[max(images)]
+        over, _ = resumed(begun, last, tmp_path / name / "over", **short)
+        assert over.record == [], "nothing is trained, validated or logged"
+        again, state = resumed(run, last, tmp_path / name / "longer", **long)
+        assert again.record == after(run.record, last.boundary), name
+        assert differences(want, state) == [], name
+
+
+def test_a_run_without_an_agent_is_lightnings_own(tmp_path: Path) -> None:
+    """The callback changes nothing of a run: not the order of samples, not a bit."""
+    run, plain = Run(noise=True), Run(noise=True)
+    train(run, tmp_path)
+    torch.manual_seed(7)
+    module = Net(plain)
+    torch.manual_seed(8)
+    Trainer(
+        accelerator="cpu", max_epochs=3, log_every_n_steps=1, num_sanity_val_steps=1, logger=Written(plain), enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
+    ).fit(module, plain.make_loader())  # fmt: skip
+    assert [r for r in run.record if r[0] != "boundary"] == plain.record
+
+
+def test_modelcheckpoint_beside_it_keeps_its_best(tmp_path: Path) -> None:
+    """Its files are its own business; what it knows of them is part of the state."""
+    directory = str(tmp_path / "files")
+    run = Run(callbacks=partial(checkpoints, directory), trainer={"enable_checkpointing": True})
+    want, images = kept(run, tmp_path)
+    again, state = resumed(run, images[9], tmp_path / "again")
+    assert again.record == after(run.record, 9)
+    assert differences(want["callbacks"], state["callbacks"]) == []
+
+
+class Remembers(Net):
+    """By the old hooks, and by an attribute that only they keep."""
+
+    seen = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.seen += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seen"] = {"batches": self.seen, "twice": torch.tensor([self.seen, self.seen])}
+        checkpoint["state_dict"].pop("net.0.weight")  # smaller files, as people do; Holdfast saves it all the same
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seen = checkpoint["seen"]["batches"]
+        assert checkpoint["seen"]["twice"].tolist() == [self.seen, self.seen]
+        assert checkpoint["global_step"] == self.trainer.global_step
+        self.note("loaded", self.seen)
+
+
+def test_what_hooks_add_is_kept_and_given_back(tmp_path: Path) -> None:
+    run = Run(module=Remembers)
+    want, images = kept(run, tmp_path)
+    again, state = resumed(run, images[8], tmp_path / "again")
+    assert again.record == [("loaded", 8), *after(run.record, 8)]
+    assert differences(want, state) == []
+
+
+def test_callbacks_that_are_gone_are_named_and_may_be_let_go(tmp_path: Path) -> None:
+    run = Run(callbacks=lambda: [EarlyStopping("val_loss", patience=9)])
+    _, images = kept(run, tmp_path)
+    without = replace(run, callbacks=list)
+    with pytest.raises(RestoreError, match=r"callbacks that the Trainer does not have: \['EarlyStopping.*HoldfastCallback\(allow=\(\"callbacks\",\)\)"):
+        resumed(without, images[8], tmp_path / "refused")
+    again, _ = resumed(replace(without, holdfast={"allow": ("callbacks",)}), images[8], tmp_path / "allowed")
+    assert ("boundary", 9) in again.record
+
+
+def test_another_order_of_samples_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    run = Run()
+    _, images = kept(run, tmp_path)
+    other = replace(run, loader={"drop_last": True, "batch_size": 5})
+    with pytest.raises(RestoreError, match="the order of samples in epoch 1 is not the one"):
+        resumed(other, images[8], tmp_path / "refused")
+    again, _ = resumed(replace(other, holdfast={"allow": ("sample-order",)}), images[8], tmp_path / "allowed")
+    assert ("boundary", 9) in again.record
+
+
+def test_a_round_stops_training_at_a_boundary_and_it_goes_on_from_there(tmp_path: Path) -> None:
+    run = Run(trainer={"max_epochs": 40, "val_check_interval": 0.5})
+    want = train(run, tmp_path)
+    told = Run(**{**vars(run), "record": []})
+    with FakeAgent(tmp_path / "told") as agent, agent.as_environment():
+        stopped = Thread(target=train, args=(told, tmp_path))
+        stopped.start()
+        agent.wait(lambda: bool(agent.connections) and any(type(m).__name__ == "Passed" for m in agent.connections[0].messages), "steps")
+        target = agent.start_round(1, world=1)
+        agent.await_round(1, world=1)
+        image = keep(agent.images[0][target], tmp_path / "image")
+        agent.open_gates(1)
+        stopped.join()
+    assert told.record == run.record, "who stopped for a while goes on as well"
+    again, state = resumed(run, image, tmp_path / "again")
+    assert again.record == after(run.record, target)
+    assert differences(want, state) == []
+
+
+def test_pytorch_lightning_is_the_same_by_its_other_name(tmp_path: Path) -> None:
+    """In a process of its own: both names in one process are two frameworks."""
+    script = (
+        "from holdfast.integrations.lightning import HoldfastCallback\nimport pytorch_lightning as pl, torch\nfrom torch.utils.data import DataLoader\n"
+        "class M(pl.LightningModule):\n"
+        "    def __init__(self): super().__init__(); self.l = torch.nn.Linear(2, 1)\n"
+        "    def training_step(self, b, i): return self.l(b).sum()\n"
+        "    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), 0.1)\n"
+        "c = HoldfastCallback()\n"
+        "t = pl.Trainer(accelerator='cpu', max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[c])\n"
+        "t.fit(M(), DataLoader(torch.ones(6, 2), batch_size=2))\nprint('boundary', c.boundary)\n"
+    )
+    for text in (script, script.split("\n", 1)[1].replace("class M", script.split("\n", 1)[0] + "\nclass M", 1)):
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=tmp_path, timeout=240)
+        assert "boundary 3" in done.stdout, done.stderr
