@@ -40,7 +40,12 @@ class Net(LightningModule):
         x, y, samples = batch
         loss = nn.functional.cross_entropy(self.net(x), y)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
-        self.note(step=self.trainer.fit_loop.total_batch_idx + 1, loss=loss.item().hex(), samples=samples.tolist(), epoch=self.trainer.current_epoch)
+        self.note(
+            step=self.trainer.fit_loop.total_batch_idx + 1,
+            loss=loss.item().hex(),
+            samples=samples.tolist(),
+            epoch=self.trainer.current_epoch,
+        )
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -51,7 +56,9 @@ class Net(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.9), "interval": "step"}]
+        return [optimizer], [
+            {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.9), "interval": "step"}
+        ]
 
 
 def main() -> None:

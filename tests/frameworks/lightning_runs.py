@@ -58,7 +58,7 @@ class Run:
         loader = DataLoader(Numbers(noise=self.noise), **{"batch_size": 4, "shuffle": True, **self.loader})
         if not self.several:
             return loader
-        short = DataLoader(Numbers(9), batch_size=4, shuffle=True)
+        short = DataLoader(Numbers(10), batch_size=4, shuffle=True)
         return CombinedLoader({"long": loader, "short": short}, self.several)
 
 
@@ -112,7 +112,9 @@ class Net(LightningModule):
         self.log("val_loss", self.loss_of(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self.note("sanity" if self.trainer.sanity_checking else "validation", self.trainer.global_step, logged(self.trainer))
+        self.note(
+            "sanity" if self.trainer.sanity_checking else "validation", self.trainer.global_step, logged(self.trainer)
+        )
 
     def configure_optimizers(self) -> Any:
         if self.run.manual:
@@ -124,7 +126,12 @@ class Net(LightningModule):
             scheduler: Any = {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.9), "interval": "step"}
         else:  # of the kind that looks at a metric
             kind = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.1, factor=0.7)
-            scheduler = {"scheduler": kind, "interval": self.run.schedule.partition(" ")[2], "monitor": "loss_epoch", "strict": False}
+            scheduler = {
+                "scheduler": kind,
+                "interval": self.run.schedule.partition(" ")[2],
+                "monitor": "loss_epoch",
+                "strict": False,
+            }
             if "step" in self.run.schedule:
                 scheduler["monitor"] = "val_loss"
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -196,8 +203,21 @@ def train(run: Run, directory: Path, *, die_after: int = -1, seed: int = 7, **tr
     module = (run.module or Net)(run)
     torch.manual_seed(seed + 1)
     callback = Marked(run, die_after, **run.holdfast)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    settings = {"max_epochs": 3, "log_every_n_steps": 1, "num_sanity_val_steps": 1, "default_root_dir": directory, **quiet, **run.trainer, **trainer}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "accelerator": "cpu",
+    }
+    settings = {
+        "max_epochs": 3,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 1,
+        "default_root_dir": directory,
+        **quiet,
+        **run.trainer,
+        **trainer,
+    }
     made = Trainer(callbacks=[*run.callbacks(), callback], logger=Written(run), **settings)
     try:
         if run.datamodule:

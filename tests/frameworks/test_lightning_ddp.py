@@ -25,7 +25,13 @@ def reference(directory: Path) -> None:
     place = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     line = [sys.executable, str(SCRIPT), str(RANKS), str(directory)]
     ranks = [
-        subprocess.Popen(line, env=KEPT | place | {"RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            line,
+            env=KEPT | place | {"RANK": str(r), "LOCAL_RANK": str(r)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for r in range(RANKS)
     ]
     try:
@@ -46,7 +52,19 @@ def test_three_ranks_go_on_bitwise(tmp_path: Path) -> None:
     whole.mkdir()
     resumed.mkdir()
     reference(whole)
-    agent = [sys.executable, "-m", "holdfast_agent", "run", "--local", str(tmp_path / "saved"), "--every-steps", "5", "--processes", str(RANKS), "--"]
+    agent = [
+        sys.executable,
+        "-m",
+        "holdfast_agent",
+        "run",
+        "--local",
+        str(tmp_path / "saved"),
+        "--every-steps",
+        "5",
+        "--processes",
+        str(RANKS),
+        "--",
+    ]
     line = [*agent, sys.executable, str(SCRIPT), str(RANKS), str(resumed)]
     told = subprocess.Popen(line, env=KEPT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     moment = random.Random()
@@ -65,6 +83,8 @@ def test_three_ranks_go_on_bitwise(tmp_path: Path) -> None:
     assert not any("digest" in entry for rank in range(RANKS) for entry in written(resumed, rank))
     subprocess.run(line, env=KEPT, capture_output=True, text=True, timeout=LIMIT, check=True)
     for rank in range(RANKS):
-        assert written(resumed, rank) == written(whole, rank), f"rank {rank}, stopped after {first[rank]} lines: nothing twice, nothing left out"
+        assert written(resumed, rank) == written(whole, rank), (
+            f"rank {rank}, stopped after {first[rank]} lines: nothing twice, nothing left out"
+        )
     samples = [s for rank in range(RANKS) for e in written(resumed, rank) if e.get("epoch") == 4 for s in e["samples"]]
     assert set(samples) == set(range(53))

@@ -69,7 +69,9 @@ def test_a_run_that_was_told_to_go_and_one_that_was_killed_are_bitwise_the_same(
         interrupted([*agent, *example], moment.randrange(120, 200), signal.SIGKILL, moment),
         interrupted([*agent, *example], moment.randrange(260, 330), signal.SIGTERM, moment),
     ]
-    last = said(subprocess.run([*agent, *example], env=KEPT, capture_output=True, text=True, timeout=LIMIT, check=True).stdout)
+    last = said(
+        subprocess.run([*agent, *example], env=KEPT, capture_output=True, text=True, timeout=LIMIT, check=True).stdout
+    )
     for part in (*seen, last):
         assert part.losses == {n: whole.losses[n] for n in part.losses}
         assert part.samples == {n: whole.samples[n] for n in part.samples}, "the same samples in each step"

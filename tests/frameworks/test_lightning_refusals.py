@@ -30,7 +30,11 @@ from tests.train.fake_agent import FakeAgent
 
 def trainer(*callbacks: Callback, **settings: Any) -> Trainer:
     return Trainer(
-        callbacks=[*callbacks, HoldfastCallback()], accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, **settings
+        callbacks=[*callbacks, HoldfastCallback()],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        **settings,
     )
 
 
@@ -65,7 +69,10 @@ def test_a_checkpoint_file_of_lightning_beside_it(tmp_path: Path) -> None:
     run = Run()
     made.fit(Net(run), run.make_loader())
     made.save_checkpoint(tmp_path / "own.ckpt")
-    with pytest.raises(UnsupportedState, match=r"trainer.fit\(ckpt_path='.*own.ckpt'\) beside HoldfastCallback: two checkpoints.*holdfast import"):
+    with pytest.raises(
+        UnsupportedState,
+        match=r"trainer.fit\(ckpt_path='.*own.ckpt'\) beside HoldfastCallback: two checkpoints.*holdfast import",
+    ):
         trainer(max_steps=2).fit(Net(run), run.make_loader(), ckpt_path=str(tmp_path / "own.ckpt"), weights_only=False)
 
 
@@ -103,7 +110,9 @@ def test_strategies_that_have_not_been_tried(message: str) -> None:
 def test_another_number_of_ranks_than_the_agent_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_SOCKET", "somewhere")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="the agent has started 2 ranks, and the Trainer has 1: Trainer\\(strategy='ddp'"):
+    with pytest.raises(
+        ValueError, match="the agent has started 2 ranks, and the Trainer has 1: Trainer\\(strategy='ddp'"
+    ):
         refusals.check_world(trainer())
 
 
@@ -124,11 +133,15 @@ class WithoutLength(Run):
 
 
 def test_a_loader_without_a_length(tmp_path: Path) -> None:
-    assert "Give the data set a __len__, or say how long an epoch is: Trainer(limit_train_batches=N)" in refused(UnsupportedState, WithoutLength(), tmp_path)
+    assert "Give the data set a __len__, or say how long an epoch is: Trainer(limit_train_batches=N)" in refused(
+        UnsupportedState, WithoutLength(), tmp_path
+    )
 
 
 def test_a_module_that_reads_batches_by_itself(tmp_path: Path) -> None:
-    assert "training_step(self, dataloader_iter) reads batches by itself" in refused(UnsupportedState, Run(module=ReadsItself), tmp_path)
+    assert "training_step(self, dataloader_iter) reads batches by itself" in refused(
+        UnsupportedState, Run(module=ReadsItself), tmp_path
+    )
 
 
 def test_loaders_that_are_made_anew(tmp_path: Path) -> None:
@@ -139,9 +152,16 @@ def test_loaders_that_are_made_anew(tmp_path: Path) -> None:
 def test_a_second_fit(tmp_path: Path) -> None:
     run = Run()
     callback = HoldfastCallback()
-    made = Trainer(callbacks=[callback], accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    made = Trainer(
+        callbacks=[callback],
+        accelerator="cpu",
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
     made.fit(Net(run), run.make_loader())
-    with pytest.raises(ValueError, match="trainer.fit was called a second time with one HoldfastCallback"):
+    with pytest.raises(ValueError, match=r"trainer\.fit was called a second time with one HoldfastCallback"):
         made.fit(Net(run), run.make_loader())
 
 
@@ -177,19 +197,24 @@ def test_objects_that_a_hook_adds(tmp_path: Path) -> None:
 
 def test_a_hook_that_exchanges_the_weights(tmp_path: Path) -> None:
     message = refused(UnsupportedState, Run(callbacks=lambda: [Exchanges()]), tmp_path)
-    assert message.startswith("Exchanges.on_save_checkpoint replaces checkpoint['state_dict'], which Holdfast saves by itself")
+    assert message.startswith(
+        "Exchanges.on_save_checkpoint replaces checkpoint['state_dict'], which Holdfast saves by itself"
+    )
 
 
 def test_a_release_of_lightning_that_lacks_something() -> None:
     made = trainer()
     del made.fit_loop._restart_stage
-    with pytest.raises(UnsupportedState, match=r"Lightning 2\.\S+ has no trainer.fit_loop._restart_stage.*tried with 2.6. Install 'lightning>=2.6,<2.7'"):
+    with pytest.raises(
+        UnsupportedState,
+        match=r"Lightning 2\.\S+ has no trainer.fit_loop._restart_stage.*tried with 2.6. Install 'lightning>=2.6,<2.7'",
+    ):
         refusals.check_trainer(made, HoldfastCallback)
 
 
 def test_a_release_in_which_the_same_name_means_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_FitLoop, "restarted_mid_epoch", property(lambda self: self._restart_stage == "in the middle"))
-    with pytest.raises(UnsupportedState, match="another sense of fit_loop._restart_stage = 'restarted_mid_epoch'"):
+    with pytest.raises(UnsupportedState, match=r"another sense of fit_loop\._restart_stage = 'restarted_mid_epoch'"):
         refusals.check_trainer(trainer(), HoldfastCallback)
 
 

@@ -91,9 +91,9 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
         self._begun: set[int] = set()
         """By id, the loaders of which a pass was begun in this process."""
         self._gradients: list[tuple[Any, Any]] = []
-        self._resumes = self._trained = self._finished = self._checked = False
-        """The next batch that is asked for is the first after a restore inside an epoch; a batch was trained on since the last boundary; training is over;
-        the loop was seen to do what it is taken to do."""
+        self._resumes = self._trained = self._early = self._finished = self._checked = False
+        """The next batch that is asked for is the first after a restore inside an epoch; a batch was trained on since the last boundary; the epoch ended before
+        its loader; training is over; the loop was seen to do what it is taken to do."""
         self._metrics: dict[str, Any] = {}
         self._attached: list[bool] = []
         weakref.finalize(self, _say_if_unused, self._attached)
@@ -127,7 +127,9 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
             return
         self._attached.append(True)
         if self._ckpt is not None:
-            raise ValueError("trainer.fit was called a second time with one HoldfastCallback: a process is one run. Start another job for it")
+            raise ValueError(
+                "trainer.fit was called a second time with one HoldfastCallback: a process is one run. Start another job for it"
+            )
         refusals.check_trainer(trainer, HoldfastCallback)
         refusals.check_world(trainer)
         # First: others find their state when they look at it, and what they do at the end of training is no part of the last boundary.
@@ -135,16 +137,19 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._trainer = trainer
+        refusals.check_start(trainer)
         self._fed = take_over(trainer, self)
         refusals.check_loaders(trainer)
-        self._state = TrainerState(trainer, self, other_callbacks="callbacks" in self._allow)
+        self._state = TrainerState(trainer, self, self._fed, other_callbacks="callbacks" in self._allow)
         ckpt = self._ckpt = _Checkpointer(**self._parts(trainer, pl_module))
         self._describe(ckpt, pl_module)
         if ckpt.restore(allow=[a for a in self._allow if a in ALLOWANCES]):
             self._resumes = self._state.inside_epoch
             log.info("holdfast: training goes on after boundary %d, epoch %d", ckpt.boundary, trainer.current_epoch)
             if trainer.should_stop:
-                log.warning("holdfast: training had been stopped (trainer.should_stop) when the checkpoint was made, and is over")
+                log.warning(
+                    "holdfast: training had been stopped (trainer.should_stop) when the checkpoint was made, and is over"
+                )
         if self._resumes:  # Lightning clears gradients before it begins
             self._gradients = [(p, p.grad) for p in pl_module.parameters() if p.grad is not None]
 
@@ -160,14 +165,21 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
         self._metrics = {}
         if isinstance(loss, torch.Tensor) and loss.numel() == 1:
             # Lightning has divided it, so that the gradients of a window add up.
-            self._metrics["loss"] = loss.detach() * (trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1)
+            self._metrics["loss"] = loss.detach() * (
+                trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            )
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        self._early = not progress.is_last_batch and progress.current.ready < trainer.fit_loop.max_batches
+        if self._early:
+            self._known_state().note_epoch_end()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last boundary."""
         if self._trained:
-            progress = trainer.fit_loop.epoch_loop.batch_progress
             state = self._known_state()
-            state.stopped_early = not progress.is_last_batch and progress.current.ready < trainer.fit_loop.max_batches
+            state.stopped_early = self._early
             if not state.stopped_early:
                 for fed in self._fed:
                     fed.settle()
@@ -178,6 +190,8 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
         """Also where there was nothing left to train."""
         if self._state is not None and not self._state.begun:
             self._state.end()
+            for callback in filter(is_averaging, trainer.callbacks):
+                callback.on_train_end(trainer, pl_module)  # the end of training gives the model the average
         self._finish()
 
     # The loaders' source
@@ -191,7 +205,9 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
             self._pass_boundary()
 
     def batches(self, loader: Any) -> Iterator[Any]:
-        ckpt = self._known()
+        if self._ckpt is None:  # while loaders are made: the length would have been known
+            raise UnsupportedState(refusals.NO_LENGTH)
+        ckpt = self._ckpt
         if id(loader) in self._begun:
             return ckpt.batches(loader, epochs=1)
         self._begun.add(id(loader))
@@ -207,13 +223,17 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
         optimizers = [o for o in trainer.optimizers if type(o).__name__ != "_MockOptimizer"]
         averages = [c._average_model for c in trainer.callbacks if is_averaging(c)]
         parts: dict[str, Any] = {"model": trainer.strategy.model}
-        parts |= _numbered("optimizer", optimizers) | _numbered("scheduler", [c.scheduler for c in trainer.lr_scheduler_configs])
+        parts |= _numbered("optimizer", optimizers) | _numbered(
+            "scheduler", [c.scheduler for c in trainer.lr_scheduler_configs]
+        )
         parts |= _numbered("average", averages)
         if trainer.precision_plugin.state_dict():
             parts["precision"] = trainer.precision_plugin
-        parts |= _numbered("loader", [fed._loader for fed in self._fed])
+        parts |= _numbered("loader", [fed.inside for fed in self._fed])
         if taken := sorted(self._given.keys() & {*parts, "trainer"}):
-            raise ValueError(f"HoldfastCallback({taken[0]}=...): the Trainer's own is registered under this name; choose another")
+            raise ValueError(
+                f"HoldfastCallback({taken[0]}=...): the Trainer's own is registered under this name; choose another"
+            )
         return parts | self._given | {"trainer": self._state}
 
     def _describe(self, ckpt: _Checkpointer, pl_module: Any) -> None:
@@ -249,7 +269,8 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
             self._checked = True
             return
         reason = refusals.other_release(
-            refusals.version_of(self._trainer), f"a training loop that asks for a batch ({loop._data_fetcher.fetched} were asked for) when {now} is its progress"
+            refusals.version_of(self._trainer),
+            f"a training loop that asks for a batch ({loop._data_fetcher.fetched} were asked for) when {now} is its progress",
         )
         if not self._checked:
             raise UnsupportedState(reason)
@@ -272,7 +293,9 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
 def _say_if_unused(attached: list[bool]) -> None:
     """The callback is gone, or the process ends."""
     if not attached:
-        log.error("holdfast: a HoldfastCallback was made and trainer.fit never called with it: NOTHING WAS SAVED. Pass it on: Trainer(callbacks=[HoldfastCallback()])")
+        log.error(
+            "holdfast: a HoldfastCallback was made and trainer.fit never called with it: NOTHING WAS SAVED. Pass it on: Trainer(callbacks=[HoldfastCallback()])"
+        )
 
 
 def _numbered(name: str, parts: list[Any]) -> dict[str, Any]:

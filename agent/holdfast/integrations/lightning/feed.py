@@ -8,7 +8,7 @@ included, has happened then, and nothing of the next batch has.
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-_OWN = frozenset({"_loader", "_source", "_first", "_running"})
+_OWN = frozenset({"_loader", "_source", "_first", "_running", "_over"})
 
 
 class Source(Protocol):
@@ -27,13 +27,26 @@ class Source(Protocol):
 class FedLoader:
     """Stands in for a training loader, and is it for everything but being iterated over."""
 
+    _loader: Any
+    _source: Source
+    _first: bool
+    _running: Any
+    _over: bool
+
     def __init__(self, loader: Any, source: Source, *, first: bool) -> None:
         """`first`: it is the one whose being asked makes the boundary."""
-        for name, value in {"_loader": loader, "_source": source, "_first": first, "_running": None}.items():
+        for name, value in {
+            "_loader": loader,
+            "_source": source,
+            "_first": first,
+            "_running": None,
+            "_over": False,
+        }.items():
             object.__setattr__(self, name, value)
 
     def __iter__(self) -> Iterator[Any]:
         self.settle()
+        self._over = False
         return _Pass(self)
 
     def __len__(self) -> int:
@@ -52,7 +65,7 @@ class FedLoader:
 
     def settle(self) -> None:
         """Ends the pass at hand: it is over where all batches were handed out, else it was left."""
-        running: Any = self._running
+        running = self._running
         self._running = None
         if running is None:
             return
@@ -61,8 +74,20 @@ class FedLoader:
         running.close()
 
     def begin(self) -> Iterator[Any]:
-        self._running = self._source.batches(self._loader)
-        return self._running  # type: ignore[no-any-return]
+        running = self._running = self._source.batches(self._loader)
+        return running
+
+    @property
+    def inside(self) -> Any:
+        return self._loader
+
+    @property
+    def is_over(self) -> bool:
+        """It has no more batches in this epoch, and Lightning has been told so: of several loaders one may end before the others."""
+        return self._over
+
+    def end(self) -> None:
+        self._over = True
 
     def asked(self) -> None:
         if self._first:
@@ -85,9 +110,15 @@ class _Pass:
 
     def __next__(self) -> Any:
         self._fed.asked()
+        if self._fed.is_over:
+            raise StopIteration
         if self._batches is None:
             self._batches = self._fed.begin()
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except StopIteration:
+            self._fed.end()
+            raise
 
 
 def take_over(trainer: Any, source: Source) -> list[FedLoader]:

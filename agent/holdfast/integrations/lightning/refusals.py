@@ -4,8 +4,8 @@ Lightning tells nobody the place where training stands, so the callback reads an
 were in the releases this was tried with, so that another release is refused at its start and not found out by a run that went wrong.
 """
 
+import inspect
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,9 @@ from holdfast_api import names
 
 log = logging.getLogger("holdfast")
 TRIED = "2.6"
-REMEDY = f"Install 'lightning>={TRIED},<2.7', or let the script save its own files in directory mode (docs/directory.md)"
+REMEDY = (
+    f"Install 'lightning>={TRIED},<2.7', or let the script save its own files in directory mode (docs/directory.md)"
+)
 
 SEAM = {
     "": (
@@ -31,11 +33,16 @@ SEAM = {
     "_logger_connector": "_first_loop_iter _current_fx _callback_metrics _logged_metrics _progress_bar_metrics",
 }
 """By its path below the Trainer, what each object must have."""
+_ABSENT = object()
+NO_LENGTH = (
+    "the training loader has no length, and Lightning then reads one batch ahead of training, which a resumed run would lose. Give the data set a __len__, or "
+    "say how long an epoch is: Trainer(limit_train_batches=N)"
+)
 MID_EPOCH = "restarted_mid_epoch"
 
 CALLBACKS = {
     "StochasticWeightAveraging": "exchanges the schedulers in the middle of training. Use WeightAveraging or EMAWeightAveraging",
-    "BaseFinetuning": "adds parameter groups to the optimizer in the middle of training. Give it all groups in configure_optimizers, and freeze with requires_grad",
+    "BaseFinetuning": "adds parameter groups to the optimizer in the middle of training. Give it all groups in configure_optimizers; freeze by requires_grad",
     "ModelPruning": "gives the model other parameters in the middle of training. Prune before training, or in a run of its own",
     "BatchSizeFinder": "would search again at every start, and change the batch size of a run that is resumed. Search in a run of its own",
     "LearningRateFinder": "would search again at every start, and change the learning rate of a run that is resumed. Search in a run of its own",
@@ -56,7 +63,9 @@ def version_of(trainer: Any) -> str:
 def check_trainer(trainer: Any, ours: type) -> None:
     """Raises ValueError for what is asked for wrongly, UnsupportedState for what cannot be saved."""
     if sum(isinstance(c, ours) for c in trainer.callbacks) > 1:
-        raise ValueError("the Trainer has two HoldfastCallbacks; a run has one state and one agent: leave one of them out")
+        raise ValueError(
+            "the Trainer has two HoldfastCallbacks; a run has one state and one agent: leave one of them out"
+        )
     check_seam(trainer)
     for problem in (*_of_the_start(trainer), *_of_callbacks(trainer), *_of_the_strategy(trainer)):
         raise UnsupportedState(problem)
@@ -70,7 +79,7 @@ def check_seam(trainer: Any) -> None:
         for step in filter(None, path.split(".")):
             target = getattr(target, step)
         for name in wanted.split():
-            if not hasattr(target, name):
+            if inspect.getattr_static(target, name, _ABSENT) is _ABSENT:
                 raise UnsupportedState(other_release(version, f"no trainer.{path}{'.' if path else ''}{name}"))
     loop = trainer.fit_loop
     before, loop._restart_stage = loop._restart_stage, MID_EPOCH
@@ -85,18 +94,21 @@ def other_release(version: str, what: str) -> str:
     return f"Lightning {version} has {what}, by which training is put back to its place; Holdfast's callback has been tried with {TRIED}. {REMEDY}"
 
 
+def check_start(trainer: Any) -> None:
+    """Once Lightning has looked for a file to load. Raises UnsupportedState."""
+    if trainer.ckpt_path:
+        raise UnsupportedState(
+            f"trainer.fit(ckpt_path={str(trainer.ckpt_path)!r}) beside HoldfastCallback: two checkpoints cannot both be restored, and Holdfast's is the newer. "
+            "Leave ckpt_path out; to begin from that file make a checkpoint of it: holdfast import --format lightning (docs/interoperability.md)"
+        )
+
+
 def check_loaders(trainer: Any) -> None:
     """Once they have been made. Raises UnsupportedState."""
-    loop = trainer.fit_loop
-    if type(loop._data_fetcher).__name__ == "_DataLoaderIterDataFetcher":
+    if type(trainer.fit_loop._data_fetcher).__name__ == "_DataLoaderIterDataFetcher":
         raise UnsupportedState(
             "training_step(self, dataloader_iter) reads batches by itself, so nobody knows which were trained on: take the batch as an argument, "
             "training_step(self, batch, batch_idx)"
-        )
-    if loop._combined_loader is not None and math.isinf(loop.max_batches):
-        raise UnsupportedState(
-            "the training loader has no length, and Lightning then reads one batch ahead of training, which a resumed run would lose. Give the data set a "
-            "__len__, or say how long an epoch is: Trainer(limit_train_batches=N)"
         )
 
 
@@ -111,11 +123,6 @@ def check_world(trainer: Any) -> None:
 
 
 def _of_the_start(trainer: Any) -> Iterator[str]:
-    if trainer.ckpt_path:
-        yield (
-            f"trainer.fit(ckpt_path={str(trainer.ckpt_path)!r}) beside HoldfastCallback: two checkpoints cannot both be restored, and Holdfast's is the newer. "
-            "Leave ckpt_path out; to begin from that file make a checkpoint of it: holdfast import --format lightning (docs/interoperability.md)"
-        )
     if trainer.reload_dataloaders_every_n_epochs:
         yield (
             f"Trainer(reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs}) makes new loaders, whose order cannot be met again. Keep "
@@ -134,7 +141,7 @@ def _of_the_strategy(trainer: Any) -> Iterator[str]:
     strategy, kind = trainer.strategy, type(trainer.strategy).__name__
     if kind not in STRATEGIES:
         yield (
-            f"the strategy {kind} has not been tried, so nobody knows whether a run that resumes under it is the same run; known are one device and 'ddp'. FSDP2 "
+            f"the strategy {kind} has not been tried, so nobody knows whether a resumed run is the same run; known are one device and 'ddp'. FSDP2 "
             "and tensor parallel: a loop of your own with fully_shard (docs/library.md); DeepSpeed and others: directory mode (docs/directory.md)"
         )
     if getattr(strategy, "_start_method", "popen") != "popen":

@@ -8,7 +8,7 @@ inside an epoch (Lightning has begun the epoch anew by then).
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from holdfast import rng
 from holdfast.errors import RestoreError, UnsupportedState
+from holdfast.integrations.lightning.feed import FedLoader
 from holdfast.integrations.lightning.refusals import MID_EPOCH, version_of
 from holdfast.loader import owned_generators
 
@@ -31,13 +32,15 @@ SWAPS = "replaces checkpoint[{key!r}], which Holdfast saves by itself and cannot
 class TrainerState:
     """Has `state_dict` and `load_state_dict`, and is registered as `trainer`. Main thread only."""
 
-    def __init__(self, trainer: Any, ours: Any, *, other_callbacks: bool) -> None:
+    def __init__(self, trainer: Any, ours: Any, fed: Sequence[FedLoader], *, other_callbacks: bool) -> None:
         """`ours`: the callback that is none of the others. `other_callbacks`: the state of callbacks that are no longer there may be dropped."""
-        self._trainer, self._ours, self._other_callbacks = trainer, ours, other_callbacks
+        self._trainer, self._ours, self._fed, self._other_callbacks = trainer, ours, fed, other_callbacks
         self.begun = False
         """Training has begun: hooks of the script's may be called."""
         self.stopped_early = False
         """Training has ended inside an epoch, which Lightning counts as a whole one."""
+        self._noted: dict[str, Any] = {}
+        """What was logged when such an epoch ended, before Lightning cleared it."""
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -53,35 +56,44 @@ class TrainerState:
         progress = _progress(loop)
         epochs = progress["epoch_progress"]
         if self.stopped_early:
-            for count in (epochs["total"], epochs["current"]):
-                count["processed"] -= 1
-                count["completed"] -= 1
+            _count_epoch(epochs, -1)
         hooks: dict[str, Any] = self._added_by_hooks() if self.begun else (self._saved or {}).get("hooks", {})
         datamodule = getattr(trainer, "datamodule", None)
-        connector = trainer._logger_connector
+        logged = self._logged()
         state = {
             "lightning": version_of(trainer),
             "progress": progress,
+            "at_end": logged["logged"] if self.stopped_early else None,
             "inside_epoch": epochs["current"]["ready"] > epochs["current"]["processed"],
             "batches_that_stepped": loop.epoch_loop._batches_that_stepped,
             "should_stop": bool(trainer.should_stop),
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "logged": {
-                "first": connector._first_loop_iter,
-                "hook": connector._current_fx,
-                "callback": dict(connector._callback_metrics),
-                "logged": dict(connector._logged_metrics),
-                "bar": dict(connector._progress_bar_metrics),
-            },
-            "sums": _sums(loop.epoch_loop._results),
-            "metrics": _metrics(trainer.lightning_module),
             "callbacks": self._callbacks(),
             "datamodule": datamodule.state_dict() if datamodule is not None else {},
             "hooks": hooks,
             "validation": [[rng.generator_bytes(g) for g in owned_generators(v)] for v in _validation(loop)],
             "cycle": _cycle(loop),
+            "over": [fed.is_over for fed in self._fed],
+            **(self._noted if self.stopped_early else logged),
         }
         return _packed(state)  # type: ignore[no-any-return]
+
+    def _logged(self) -> dict[str, Any]:
+        connector = self._trainer._logger_connector
+        logged = {
+            "first": connector._first_loop_iter,
+            "hook": connector._current_fx,
+            "callback": dict(connector._callback_metrics),
+            "logged": dict(connector._logged_metrics),
+            "bar": dict(connector._progress_bar_metrics),
+        }
+        sums, metrics = _sums(self._trainer.fit_loop.epoch_loop._results), _metrics(self._trainer.lightning_module)
+        return {"logged": logged, "sums": sums, "metrics": metrics}
+
+    def note_epoch_end(self) -> None:
+        """Before anything at the end of an epoch; it may be the last, and one that is not whole."""
+        self._noted = _packed(self._logged())
+        self._noted["logged"]["first"] = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready == 1
 
     def _callbacks(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -147,7 +159,9 @@ class TrainerState:
         datamodule = getattr(trainer, "datamodule", None)
         if saved["datamodule"]:
             if datamodule is None:
-                raise RestoreError("the checkpoint has the state of a data module, and trainer.fit was given none: give it the same")
+                raise RestoreError(
+                    "the checkpoint has the state of a data module, and trainer.fit was given none: give it the same"
+                )
             datamodule.load_state_dict(saved["datamodule"])
         self._load_callbacks(saved["callbacks"])
         for _, hook in self._hooked("on_load_checkpoint"):
@@ -176,16 +190,21 @@ class TrainerState:
         self.begun = True
         if saved is None:
             return
-        trainer.accumulate_grad_batches = saved["accumulate_grad_batches"]
         self._put_logged_back(saved["logged"])
         if self.inside_epoch:
             trainer.fit_loop._restart_stage = MID_EPOCH  # hooks for the start of the epoch have been called
             trainer.fit_loop._resuming_from_checkpoint = True
 
     def end(self) -> None:
-        """There was nothing left to train: who asks for the metrics is told those of the end."""
-        if self._saved is not None:
-            self._put_logged_back(self._saved["logged"])
+        """There was nothing left to train: who asks is told what was so at the end."""
+        saved = self._saved
+        if saved is None:
+            return
+        self._put_logged_back(saved["at_end"] or saved["logged"])
+        if saved["at_end"] is not None:
+            epochs = saved["progress"]["epoch_progress"]
+            _count_epoch(epochs, 1)
+            self._trainer.fit_loop.epoch_progress.load_state_dict(epochs)
 
     def go_on(self) -> None:
         """The first batch is asked for, inside an epoch: everything is as it was when it was asked for then."""
@@ -206,6 +225,9 @@ class TrainerState:
                 rng.put_generator_back(generator, state)
         for name, value in saved["cycle"].items():
             setattr(loop._combined_loader._iterator, name, value)
+        for fed, over in zip(self._fed, saved["over"], strict=False):
+            if over:
+                fed.end()
 
     def _put_logged_back(self, logged: dict[str, Any]) -> None:
         connector = self._trainer._logger_connector
@@ -221,7 +243,14 @@ def is_averaging(callback: Any) -> bool:
 def _overridden(target: Any, name: str) -> bool:
     """Not Lightning's own empty hook."""
     home = getattr(getattr(target, name, None), "__module__", "") or ""
-    return home not in ("", *(f"{root}.{part}" for root in ("lightning.pytorch", "pytorch_lightning") for part in ("callbacks.callback", "core.hooks")))
+    return home not in (
+        "",
+        *(
+            f"{root}.{part}"
+            for root in ("lightning.pytorch", "pytorch_lightning")
+            for part in ("callbacks.callback", "core.hooks")
+        ),
+    )
 
 
 def _counters(loop: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -248,6 +277,12 @@ def _put_progress(loop: Any, saved: dict[str, Any], there: str, here: str) -> No
         counter.load_state_dict(saved[name])
 
 
+def _count_epoch(epochs: dict[str, Any], by: int) -> None:
+    for count in (epochs["total"], epochs["current"]):
+        count["processed"] += by
+        count["completed"] += by
+
+
 def _validation(loop: Any) -> list[Any]:
     combined = loop.epoch_loop.val_loop._combined_loader
     return list(combined.flattened) if combined is not None else []
@@ -266,12 +301,23 @@ def _sums(results: Any) -> dict[str, Any]:
         meta = result.meta
         if not result.is_tensor or meta.sync._group is not None:
             continue
-        plain = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx", "dataloader_idx", "metric_attribute")
+        plain = (
+            "fx",
+            "name",
+            "prog_bar",
+            "logger",
+            "on_step",
+            "on_epoch",
+            "enable_graph",
+            "add_dataloader_idx",
+            "dataloader_idx",
+            "metric_attribute",
+        )
         found[key] = {
             "meta": {name: getattr(meta, name) for name in plain},
             "reduce": [meta.reduce_fx.__module__, meta.reduce_fx.__name__],
             "sync": {"_should": meta.sync._should, "rank_zero_only": meta.sync.rank_zero_only, "_op": meta.sync._op},
-            "state": {k: v for k, v in result.metric_state.items()},
+            "state": dict(result.metric_state),
             "last": result._forward_cache,
             "has_reset": result.has_reset,
             "updates": result._update_count,
@@ -281,17 +327,21 @@ def _sums(results: Any) -> dict[str, Any]:
 
 def _put_sums_back(trainer: Any, saved: dict[str, Any]) -> None:
     results = trainer.fit_loop.epoch_loop._results
-    kinds = sys.modules[type(results).__module__]
+    kinds: Any = sys.modules[type(results).__module__]
     for key, entry in saved.items():
         home, name = entry["reduce"]
         reduce = getattr(sys.modules["builtins"] if home == "builtins" else torch, name)
-        meta = kinds._Metadata(**entry["meta"], reduce_fx=reduce)  # type: ignore[attr-defined]
-        meta.sync = kinds._Sync(fn=trainer.strategy.reduce, **entry["sync"])  # type: ignore[attr-defined]
-        result = kinds._ResultMetric(meta, True)  # type: ignore[attr-defined]
+        meta = kinds._Metadata(**entry["meta"], reduce_fx=reduce)
+        meta.sync = kinds._Sync(fn=trainer.strategy.reduce, **entry["sync"])
+        result = kinds._ResultMetric(meta, True)
         result.to(trainer.strategy.root_device)
         for state, value in entry["state"].items():
             setattr(result, state, value)
-        result._forward_cache, result.has_reset, result._update_count = entry["last"], entry["has_reset"], entry["updates"]
+        result._forward_cache, result.has_reset, result._update_count = (
+            entry["last"],
+            entry["has_reset"],
+            entry["updates"],
+        )
         results[key] = result
 
 
@@ -317,7 +367,11 @@ def _put_metrics_back(module: Any, saved: dict[str, Any]) -> None:
 def _packed(value: Any) -> Any:
     """Small tensors as bytes."""
     if isinstance(value, torch.Tensor):
-        plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided and not value.is_quantized
+        plain = (
+            type(value) in (torch.Tensor, torch.nn.Parameter)
+            and value.layout is torch.strided
+            and not value.is_quantized
+        )
         if not plain or value.numel() * value.element_size() > SMALL_BYTES or value.dtype not in _DTYPES:
             return value
         at_hand = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
