@@ -17,7 +17,7 @@ from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop, persist
 from holdfast_api import peers
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import CheckpointKind, CommitRecord, Progress, RankEntry
+from holdfast_api.manifest import REPLICAS, SUSPECT, CheckpointKind, CommitRecord, Progress, RankEntry
 from holdfast_api.messages import Cause, CheckpointInfo, Stage
 from holdfast_store.errors import AlreadyExists, Full, NotOnRecord, StoreError, Superseded
 
@@ -27,8 +27,6 @@ TELL_SECONDS = 20.0
 OWN_SECONDS = 1.0
 NAMES_SECONDS = 10.0
 """So long the commit of a save beside training waits for the names of the tensors that differ; one in an emergency does not wait."""
-REPLICAS = "replicas"
-"""The run fact of a commit record: `agree`, or `SUSPECT: ` and what differs. Absent: no two ranks hold copies that can be compared."""
 LOOK_SECONDS = 60.0
 """A wait that is woken by every change need not look up more often."""
 DECIDE_SECONDS = 10.0
@@ -406,7 +404,7 @@ class Saves:
             record.ref,
             "; ".join(words),
         )
-        return replace(record, run=record.run | {REPLICAS: "SUSPECT: " + "; ".join(words)[:4000]})
+        return replace(record, run=record.run | {REPLICAS: SUSPECT + "; ".join(words)[:4000]})
 
     async def _names_of(self, record: CommitRecord, difference: replicas.Difference) -> tuple[str, ...]:
         """From the manifests, which are in the store by now; none if that takes long."""
@@ -472,4 +470,5 @@ def info_of(record: CommitRecord) -> CheckpointInfo:
         metrics=dict(record.metrics),
         finite=record.finite,
         not_finite=record.not_finite,
+        suspect=record.suspect,
     )

@@ -18,6 +18,8 @@ MAX_IMAGE_BYTES = 1 << 44
 MAX_CHUNK_BYTES = 1 << 30
 """Bounds of what a manifest may ask a reader to allocate. A chunk is read as a whole."""
 
+REPLICAS, SUSPECT = "replicas", "SUSPECT: "
+"""The run fact of a commit record: `agree`, or `SUSPECT: ` and what differs. Absent: no two ranks hold copies that can be compared."""
 NOT_FINITE_NAMED = 5
 """Tensors named at most where some are not finite: the first ones say enough, and every later save would list most of the model."""
 
@@ -209,6 +211,12 @@ class CommitRecord:
     def not_finite(self) -> tuple[str, ...]:
         """The first tensors that are not, by name; ranks that hold the same parameters name the same."""
         return tuple(dict.fromkeys(name for entry in self.ranks for name in entry.not_finite))[:NOT_FINITE_NAMED]
+
+    @property
+    def suspect(self) -> str:
+        """What differs between copies of one state, in words; "" if nothing does, or nothing was compared (J4)."""
+        said = self.run.get(REPLICAS)
+        return said.removeprefix(SUSPECT) if isinstance(said, str) and said.startswith(SUSPECT) else ""
 
 
 @dataclass(frozen=True, slots=True)

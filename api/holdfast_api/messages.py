@@ -237,6 +237,8 @@ class CheckpointInfo:
     """Whether trained parameters and optimizer state are finite. None: nobody looked, as in an emergency."""
     not_finite: tuple[str, ...] = ()
     """The first tensors that are not, by name."""
+    suspect: str = ""
+    """In words, where ranks that hold copies of one state did not hold the same bytes: which ranks, which tensors (J4)."""
 
     @property
     def ref(self) -> CheckpointRef:

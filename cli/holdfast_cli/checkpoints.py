@@ -60,6 +60,7 @@ def _plain(job_uid: str, view: SaveView) -> dict[str, Any]:
             "config": view.record.config,
             "finite": view.record.finite,
             "notFinite": list(view.record.not_finite),
+            "suspect": view.record.suspect,
         }
     return plain
 
@@ -107,3 +108,5 @@ def _show(found: list[tuple[str, SaveView]], *, several: bool) -> None:
     for _, view in found:
         if view.problem:
             typer.echo(f"{view.ref}: {view.problem}", err=True)
+        if view.record and view.record.suspect:
+            typer.echo(f"{view.ref}: copies of one state differ: {view.record.suspect}", err=True)

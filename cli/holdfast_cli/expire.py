@@ -4,7 +4,7 @@ Checkpoints are deleted by the job's own lead when the operator gives them up (D
 """
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -66,15 +66,27 @@ def _beyond(store: JobStore, keep_last: int | None) -> list[CheckpointRef]:
     if keep_last is None:
         return []
     found = [view for view in overview(store) if view.standing is Standing.USABLE]
-    return sorted(beyond([(v.ref, v.record.finite if v.record else None) for v in found], keep_last))
+    return sorted(
+        beyond(
+            [Finding(v.ref, v.record.finite, bool(v.record.suspect)) if v.record else Finding(v.ref) for v in found],
+            keep_last,
+        )
+    )
 
 
-def beyond(newest_first: list[tuple[CheckpointRef, bool | None]], keep_last: int) -> list[CheckpointRef]:
-    """What the operator would give up, of (checkpoint, whether it is finite). Its own newest two it never does: there the store says so (D5)."""
-    counted = [ref for ref, finite in newest_first if finite is not False]
-    known = [ref for ref, finite in newest_first if finite]
-    kept = {*counted[:keep_last], *known[:1]}
-    return [ref for ref, _ in newest_first if ref not in kept]
+class Finding(NamedTuple):
+    ref: CheckpointRef
+    finite: bool | None = None
+    suspect: bool = False
+
+
+def beyond(newest_first: list[Finding], keep_last: int) -> list[CheckpointRef]:
+    """What the operator would give up. Its own newest two it never does: there the store says so (D5)."""
+    counted = [f.ref for f in newest_first if f.finite is not False]
+    known = [f.ref for f in newest_first if f.finite]
+    sound = [f.ref for f in newest_first if f.finite is not False and not f.suspect]
+    kept = {*counted[:keep_last], *known[:1], *sound[:1]}
+    return [f.ref for f in newest_first if f.ref not in kept]
 
 
 def _plain(store: JobStore, fate: Fate) -> dict[str, Any]:

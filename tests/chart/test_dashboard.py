@@ -140,7 +140,7 @@ def test_prometheus_parses_every_alert(toolchain: Path, tmp_path: Path, render: 
     (rule,) = [o for o in render("metrics.prometheusRule.enabled=true") if o["kind"] == "PrometheusRule"]
     done = check_rules(toolchain, tmp_path, rule["spec"]["groups"])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 rules found" in done.stdout
+    assert "7 rules found" in done.stdout
     for alert in rule["spec"]["groups"][0]["rules"]:
         assert set(alert["annotations"]) == {"summary", "description"}
         assert alert["labels"]["severity"] in ("warning", "critical")

@@ -1,5 +1,6 @@
 """What ends an attempt without notice, whose fault it was, and what it costs: preemptions and failures have budgets of their own."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,17 @@ def test_a_durable_checkpoint_starts_the_row_of_failures_anew() -> None:
     w.reports(1, AgentPhase.FAILED).settled()
     assert w.status.phase is not Phase.FAILED
     assert (w.status.counts.failures, w.status.counts.failures_in_a_row) == (2, 1)
+
+
+def test_a_checkpoint_that_is_not_finite_is_no_progress() -> None:
+    """A script that stops itself at NaN, after it was saved, would be restarted for ever."""
+    w = running(budgets={"failures": {"max": 2, "backoffSeconds": 0}})
+    w.reports(1, AgentPhase.FAILED).settled()
+    wrong = replace(checkpoint("2/1", 50), finite=False, not_finite=("model.w",))
+    w.training(number=2).reports(0, AgentPhase.TRAINING, checkpoints=(wrong,))
+    w.reports(1, AgentPhase.FAILED).settled()
+    assert w.status.phase is Phase.FAILED
+    assert w.status.counts.failures_in_a_row == 2
 
 
 def test_preemptions_do_not_spend_the_failure_budget_and_have_their_own() -> None:

@@ -89,6 +89,10 @@ def test_gauges_of_jobs_that_are_gone_go_with_them() -> None:
     wrong = saved.model_copy(update={"last_checkpoint": saved.last_checkpoint.model_copy(update={"finite": False})})
     metrics.set_jobs([("ns", "job", wrong)])
     assert metrics.registry.get_sample_value("holdfast_checkpoint_not_finite", labels) == 1
+    assert metrics.registry.get_sample_value("holdfast_checkpoint_suspect", labels) == 0
+    odd = saved.model_copy(update={"last_checkpoint": saved.last_checkpoint.model_copy(update={"suspect": "rank 1"})})
+    metrics.set_jobs([("ns", "job", odd)])
+    assert metrics.registry.get_sample_value("holdfast_checkpoint_suspect", labels) == 1
     metrics.set_jobs([])
     assert metrics.registry.get_sample_value("holdfast_checkpoint_age_seconds", labels) is None
     assert metrics.registry.get_sample_value("holdfast_checkpoint_not_finite", labels) is None

@@ -33,6 +33,9 @@ MAX_MESSAGE = 8000
 LOCAL = "LocalStorageReady"
 FINITE = "CheckpointFinite"
 NOT_FINITE = "NotFinite"
+REPLICAS = "ReplicasAgree"
+DIFFER = "ReplicasDiffer"
+"""Memory or a processor has changed bits, or ranks have come apart: what is saved from now on may be wrong."""
 UNSAVED = "FinishedUnsaved"
 """The script ended well, and its last state is in no checkpoint."""
 SAVES_FAIL = "SavesFail"
@@ -90,6 +93,7 @@ def _all(
     yield from _local(seen, status)
     yield _checkpoint(seen, status, trouble)
     yield from _finite(status)
+    yield from _replicas(status)
     yield _succeeded(seen, status)
 
 
@@ -234,6 +238,22 @@ def _finite(status: TrainingJobStatus) -> Iterator[_Now]:
         known = newest is not None and newest.finite
         words = f"{newest.name} at step {newest.step}" if newest else "no checkpoint"
         yield _Now(FINITE, "True" if known else "Unknown", "Finite" if known else "Unknown", words)
+
+
+def _replicas(status: TrainingJobStatus) -> Iterator[_Now]:
+    """Copies that differ stay so until a start loads one state into all of them (J4). Which of them is right nobody knows; what was saved before is."""
+    newest = status.last_checkpoint
+    if newest is not None and newest.suspect:
+        sound = [c for c in status.checkpoints if c.finite is not False and not c.suspect]
+        kept = (
+            f"{sound[-1].name} at step {sound[-1].step} is the newest without such a finding, and is kept"
+            if sound
+            else "no checkpoint without such a finding is left"
+        )
+        words = f"in checkpoint {newest.name} at step {newest.step} copies of one state differ: {newest.suspect}"
+        yield _Now(REPLICAS, "False", DIFFER, f"{words}. {kept}; look at the machines of these ranks")
+    elif any(c.type == REPLICAS for c in status.conditions):
+        yield _Now(REPLICAS, "True", "Agree", f"{newest.name} at step {newest.step}" if newest else "no checkpoint")
 
 
 def _what_is_not(checkpoint: CheckpointStatus) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from holdfast_api.messages import Cause
 from holdfast_operator.core import finish
 from holdfast_operator.core.actions import EmitEvent
-from holdfast_operator.core.conditions import FINITE, LOCAL, NOT_FINITE, SAVES_FAIL, UNSAVED
+from holdfast_operator.core.conditions import DIFFER, FINITE, LOCAL, NOT_FINITE, REPLICAS, SAVES_FAIL, UNSAVED
 from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, SuspicionState, TrainingJobStatus
 
 _QUIET_CAUSES = (Cause.PERIODIC.value,)
@@ -132,9 +132,10 @@ def _saves_fail(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator
     local, before_that = _of_type(after, LOCAL), _of_type(before, LOCAL)
     if local is not None and local.status == "False" and (before_that is None or before_that.reason != local.reason):
         yield EmitEvent(local.reason, local.message[:1000], warning=True)
-    finite, finite_before = _of_type(after, FINITE), _of_type(before, FINITE)
-    if finite is not None and finite.status == "False" and (finite_before is None or finite_before.status != "False"):
-        yield EmitEvent(NOT_FINITE, finite.message[:1000], warning=True)
+    for kind, reason in ((FINITE, NOT_FINITE), (REPLICAS, DIFFER)):
+        found, known = _of_type(after, kind), _of_type(before, kind)
+        if found is not None and found.status == "False" and (known is None or known.status != "False"):
+            yield EmitEvent(reason, found.message[:1000], warning=True)
     ended = _of_type(after, "Succeeded")
     if ended is not None and ended.reason == UNSAVED and before.phase != after.phase:
         yield EmitEvent(UNSAVED, ended.message[:1000], warning=True)

@@ -64,7 +64,8 @@ def _count_failure(
     failure = failures.find(status, members(seen, status.attempt), now)
     assert status.attempt is not None
     number = status.attempt.number
-    progressed = any(c.name.startswith(f"{number}/") for c in status.checkpoints)
+    # A run that saves NaN and then stops itself goes round in circles: what no start will use is no progress (C4).
+    progressed = any(c.name.startswith(f"{number}/") and c.finite is not False for c in status.checkpoints)
     return _count(seen, status, failure, now, progressed=progressed)
 
 

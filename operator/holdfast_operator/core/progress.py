@@ -89,6 +89,7 @@ def as_status(info: CheckpointInfo) -> CheckpointStatus:
         bytes_sent=info.bytes_sent,
         finite=info.finite,
         not_finite=tuple(name[:256] for name in info.not_finite[:5]),
+        suspect=info.suspect[:512],
     )
 
 

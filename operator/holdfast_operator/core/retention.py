@@ -1,8 +1,9 @@
 """Which checkpoints are given up (D1, D3), and the order to delete them.
 
-Kept are the newest `keep.last` that are not known to hold NaN or infinite values, always the newest one that is known to be finite, and the newest one
-from which a start has succeeded (C5): the parent of the attempt that trains now. Nothing is given up unless the current attempt has taken a step, so
-never between the creation of an attempt and its claim (D1).
+Kept are the newest `keep.last` that are not known to hold NaN or infinite values, always the newest one that is known to be finite, always the newest one
+with which nothing is known to be wrong (not finite, or copies of one state that differed: J4), and the newest one from which a start has succeeded (C5): the
+parent of the attempt that trains now. Nothing is given up unless the current attempt has taken a step, so never between the creation of an attempt and its
+claim (D1).
 """
 
 from holdfast_api.layout import CheckpointRef
@@ -65,12 +66,15 @@ def surplus(checkpoints: tuple[CheckpointStatus, ...], keep_last: int, *, proven
     """Names of those that are given up, oldest first. `checkpoints` is in order, newest last.
 
     Kept are the newest `keep_last` of those not known to hold NaN or infinite values: a run that has gone wrong must not push out what it could go back
-    to. What is unknown counts like what is finite, so the newest one that is known to be finite is kept beside them. And the newest few whatever they hold.
+    to. What is unknown counts like what is finite, so the newest one that is known to be finite is kept beside them. So is the newest one in which nothing is
+    wrong, copies that differ included: they still count, since what differs may be harmless, and nobody but a person can tell. And the newest few whatever
+    they hold.
     """
     count = max(AT_LEAST, keep_last)
     usable = [c.name for c in checkpoints if c.finite is not False]
     finite = [c.name for c in checkpoints if c.finite]
-    kept = {*(c.name for c in checkpoints[-AT_LEAST:]), *usable[-count:], *finite[-1:], proven}
+    sound = [c.name for c in checkpoints if c.finite is not False and not c.suspect]
+    kept = {*(c.name for c in checkpoints[-AT_LEAST:]), *usable[-count:], *finite[-1:], *sound[-1:], proven}
     return tuple(c.name for c in checkpoints if c.name not in kept)
 
 

@@ -391,6 +391,8 @@ class CheckpointStatus(Model):
     """Whether trained parameters and optimizer state are finite. Absent: unknown, as of emergency checkpoints from which nothing has started yet."""
     not_finite: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=5)] = ()
     """The first tensors that hold NaN or infinite values."""
+    suspect: Annotated[str, Field(max_length=512)] = ""
+    """Set if ranks that hold copies of one state did not hold the same bytes: which ranks, which tensors."""
 
 
 class WorkerStatus(Model):

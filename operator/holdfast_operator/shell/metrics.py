@@ -53,6 +53,12 @@ class Metrics:
             ["namespace", "job"],
             registry=r,
         )
+        self.suspect = Gauge(
+            "holdfast_checkpoint_suspect",
+            "1 while, in the newest durable checkpoint of a job, ranks that hold copies of one state did not hold the same bytes, else 0.",
+            ["namespace", "job"],
+            registry=r,
+        )
         self.jobs = Gauge("holdfast_jobs", "Jobs by phase.", ["phase"], registry=r)
         self.reconcile = Histogram(
             "holdfast_reconcile_seconds",
@@ -110,9 +116,11 @@ class Metrics:
         self.checkpoint_time.clear()
         self.checkpoint_age.clear()
         self.not_finite.clear()
+        self.suspect.clear()
         for namespace, job, status in statuses:
             if status.last_checkpoint is not None:
                 self.not_finite.labels(namespace, job).set(status.last_checkpoint.finite is False)
+                self.suspect.labels(namespace, job).set(bool(status.last_checkpoint.suspect))
                 self.checkpoint_time.labels(namespace, job).set(status.last_checkpoint.time.timestamp())
             unsaved_since = _unsaved_since(status)
             if unsaved_since is not None and status.phase not in (Phase.SUCCEEDED, Phase.FAILED):
