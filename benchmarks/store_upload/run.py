@@ -1,6 +1,7 @@
 """Sends one state to an S3 server: a sink that takes a stated rate, and a real server."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.harness import figures, servers, settings, states
@@ -19,6 +20,8 @@ FLOOR, OBSTORE, CPU, CPU_PEER = Goal(0.92, at_least=True), Goal(1.0, at_least=Tr
 RATES = (1e9, 5e9)
 OVER_TLS = "versitygw over TLS"
 """Its objects lie in memory: on a disk everybody would wait for the disk and nobody for TLS."""
+LARGE = 1 << 20
+"""Bytes from which an object is part of a state, and not a record of ours."""
 IDS = {"versitygw": "real", OVER_TLS: "tls"}
 CLIENTS = {
     "s5cmd": Goal(5.0, True),
@@ -59,12 +62,27 @@ def main() -> None:
                         ours(state, memory, server),
                         *clients(server, memoryview(state.memory)[: state.bytes], path, signed=True),
                     ]
+                    crew = [emptied(c, folder) for c in crew]
                     results[name] = compete(crew, 2 if scale.quick else 3, memory, warm_up=0 if scale.quick else 1)
                 shutil.rmtree(folder)
     finally:
         shutil.rmtree(disk)
         shutil.rmtree(memory)
     report(results, scale)
+
+
+def emptied(contender: Contender, folder: Path) -> Contender:
+    """What it sent is taken off the server's disk after each turn: eight contenders and four rounds would fill it, or the memory it lies in."""
+
+    def rounds() -> Rounds:
+        for sample in contender.make():
+            if sample is not None:
+                for path in folder.rglob("*"):
+                    if path.is_file() and path.stat().st_size >= LARGE:
+                        path.unlink()
+            yield sample
+
+    return replace(contender, make=rounds)
 
 
 def ours(state: states.State, memory: Path, server: servers.Server) -> Contender:
