@@ -79,7 +79,9 @@ def ours(step_seconds: float, mebibytes: int, disk: Path, memory: Path, sink: se
                 pod.begin()
                 pod.connect()
                 pod.wait_for_slots(int(pod.ready["bytes"]), 2)
-                pod.tell("steps", count=3, work=0.3)
+                pod.tell(
+                    "steps", count=6, work=0.3
+                )  # until it is copied between updates: seen clean in three iterations
                 pod.send("steps", count=1000, work=step_seconds)
                 time.sleep(1.0 + chance.uniform(0, step_seconds))
                 cpu, began = cpu_seconds(), time.monotonic()
