@@ -37,7 +37,7 @@ ENGINE = (
     "interval_tuner",
     "preemptions_sealed",
 )
-GPU = ("gpu_save",)
+GPU = ("gpu_save", "gpu_restore")
 QUESTIONS = (*ENGINE, *CLUSTER, *GPU)
 TOP = Path(__file__).resolve().parents[1]
 FAILURES = (ClusterError, HelmFailed, KubectlFailed, TimeoutError, subprocess.SubprocessError, AssertionError)

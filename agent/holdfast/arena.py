@@ -1,6 +1,7 @@
 """The slots that the agent gives this rank: mapped files, and who may write which (J5, E4)."""
 
 import ctypes
+import logging
 import mmap
 import os
 import threading
@@ -8,9 +9,10 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast import pinning
+from holdfast import capture_mode, pinning
 from holdfast.errors import LinkLost
 
+log = logging.getLogger("holdfast")
 POPULATE_WRITE = 23
 """madvise(MADV_POPULATE_WRITE), Linux 5.14."""
 
@@ -33,6 +35,7 @@ class Slot:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.holds: int | None = None
         """The boundary it holds completely."""
+        self.pinned = False
 
     def check(self) -> None:
         """Before it is written: a write behind the end of a file that was cut short would end the process (SIGBUS), and what is written into a file
@@ -68,13 +71,14 @@ class Arena:
         )
         self._preparing.start()
         self._taken: set[int] = set()
+        """The agent's, and those that are being filled."""
         self._newest: int | None = None
         self._lost = False
         self._changed = threading.Condition()
 
     def acquire(self) -> int:
-        """A slot to overwrite. Waits until the agent has given one back; prefers the one that does not hold the newest boundary, so that a crash
-        leaves a clean predecessor. Raises LinkLost; ValueError, OSError for a file that is not what it was."""
+        """A slot to overwrite, the caller's until `hand_over` or `free`. Waits until the agent has given one back; prefers the one that does not hold the
+        newest boundary, so that a crash leaves a clean predecessor. Raises LinkLost; ValueError, OSError for a file that is not what it was."""
         slot = self.acquire_within(None)
         assert slot is not None
         return slot
@@ -90,6 +94,7 @@ class Arena:
             slot = min(free, key=lambda i: (i == self._newest, i))
             self.slots[slot].check()
             self.slots[slot].holds = None
+            self._taken.add(slot)
             return slot
 
     @property
@@ -98,12 +103,17 @@ class Arena:
         with self._changed:
             return len(self._taken) < len(self.slots)
 
+    @property
+    def pinned(self) -> bool:
+        """Page-locked: a GPU copies into them while the host does something else."""
+        return all(s.pinned for s in self.slots)
+
     def prepared(self) -> None:
         """Waits until the slots are mapped and page-locked: nobody needs it to save, only to measure."""
         self._preparing.join()
 
     def hand_over(self, slot: int, boundary: int) -> bool:
-        """The slot holds `boundary` and is the agent's until `free`. Returns whether it was not before."""
+        """The slot holds `boundary` and is the agent's until `free`. Returns whether it was nobody's before."""
         with self._changed:
             new = slot not in self._taken
             self.slots[slot].holds = boundary
@@ -117,7 +127,7 @@ class Arena:
 
     @property
     def idle(self) -> bool:
-        """The agent has none of them."""
+        """The agent has none of them, and none is being filled."""
         return not self._taken
 
     def free(self, slot: int) -> None:
@@ -142,8 +152,13 @@ def _prepare(slots: Sequence[Slot], slot_bytes: int, device: int | None) -> None
     """While training goes on, so that no save pays for it (J5)."""
     for slot in slots:
         slot.touch()
-    if device is not None:
+    if device is not None and not capture_mode.relax():
+        log.warning(
+            "holdfast: the slots are not page-locked: that could spoil the capture of a CUDA graph, and copies from the GPU are slower"
+        )
+    elif device is not None:
         done = pinning.pin_all([(s.address, slot_bytes) for s in slots], device)
         for slot in slots:
             if slot.address in done:
+                slot.pinned = True
                 weakref.finalize(slot, pinning.unpin, slot.address).atexit = False

@@ -7,10 +7,12 @@ that take raw pointers do not move them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from holdfast import device
+from holdfast.device_gather import DeviceGather, is_dense, memory_of
 from holdfast.gather import Gather, Segment
 
 BLOCK_BYTES = 16 << 10
@@ -32,6 +34,13 @@ class Block:
     address: int
     offset: int
     length: int
+    view: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """The bytes, where they lie on a GPU and no address on the host leads to them."""
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor, offset: int, length: int) -> "Block":
+        view = memory_of(tensor)[offset : offset + length] if device.is_far(tensor) else None
+        return cls(name, tensor.data_ptr(), offset, length, view)
 
     @property
     def segment(self) -> Segment:
@@ -42,7 +51,7 @@ def span(tensor: torch.Tensor) -> int:
     """Bytes from its first element on that are surely its own: all of a dense tensor's, one element's of a strided one."""
     if not tensor.numel():
         return 0
-    dense = tensor.is_contiguous() or _is_dense(tensor)
+    dense = tensor.is_contiguous() or is_dense(tensor)
     return int(tensor.element_size() * (tensor.numel() if dense else 1))
 
 
@@ -51,18 +60,18 @@ def blocks_of(tensors: Mapping[str, torch.Tensor], turn: int, budget_bytes: int 
     fit, others in the next turn. Pure, but for reading addresses."""
     spans = {n: span(t) for n, t in tensors.items()}
     if sum(spans.values()) <= budget_bytes:
-        return [Block(n, tensors[n].data_ptr(), 0, s) for n, s in spans.items() if s]
+        return [Block.of(n, tensors[n], 0, s) for n, s in spans.items() if s]
     names = sorted(n for n, s in spans.items() if s)
     start = turn * max(1, budget_bytes // (3 * BLOCK_BYTES)) % len(names)
     found: list[Block] = []
     used = 0
     for name in names[start:] + names[:start]:
-        size, address = spans[name], tensors[name].data_ptr()
+        size = spans[name]
         for offset in sorted({0, _middle(size, turn), max(0, size - BLOCK_BYTES)}):
             length = min(BLOCK_BYTES, size - offset)
             if used + length > budget_bytes:
                 return found
-            found.append(Block(name, address, offset, length))
+            found.append(Block.of(name, tensors[name], offset, length))
             used += length
     return found
 
@@ -75,7 +84,7 @@ def fingerprint_blocks(tensors: Mapping[str, torch.Tensor]) -> list[Block]:
     found = []
     for size, name in chosen:
         length = min(POINT_BYTES, size)
-        found.append(Block(name, tensors[name].data_ptr(), (size - length) // 2 // 8 * 8, length))
+        found.append(Block.of(name, tensors[name], (size - length) // 2 // 8 * 8, length))
     return found
 
 
@@ -83,35 +92,41 @@ class Audit:
     """One comparison: made at a boundary, judged once or more before the next window."""
 
     def __init__(self, blocks: Sequence[Block], slot_addresses: Mapping[str, int] | None = None) -> None:
-        """With `slot_addresses` the reference is what was copied into a slot, which stays as it is until then. Raises OSError."""
-        self._blocks = blocks
-        live = [b.segment for b in blocks]
+        """With `slot_addresses` the reference is what was copied into a slot, which stays as it is until then; blocks on a GPU are left out (they are
+        looked at while they are copied). Waits for the GPU. Raises OSError."""
+        self._blocks = [b for b in blocks if b.view is None]
+        self._far = [b for b in blocks if b.view is not None and slot_addresses is None]
+        views = [b.view for b in self._far if b.view is not None]
+        self._far_now, self._far_then = DeviceGather(views), DeviceGather(views)
+        self.unsettled = self._settle(views)
+        """Names of what was still being written when the current stream had nothing to do any more: by a stream that it does not wait for."""
+        live = [b.segment for b in self._blocks]
         self._now = Gather(live)
         self._then = Gather(
-            live if slot_addresses is None else [(slot_addresses[b.name] + b.offset, b.length) for b in blocks]
+            live if slot_addresses is None else [(slot_addresses[b.name] + b.offset, b.length) for b in self._blocks]
         )
         self._then.take()
         self.looked = 0
 
     def changed(self) -> list[str]:
-        """Names of the tensors that differ now. Any thread. Raises OSError."""
+        """Names of the tensors that differ now. Any thread; waits for its current stream. Raises OSError."""
         self._now.take()
         self.looked += 1
-        return sorted({self._blocks[i].name for i in self._now.differing(self._then)})
+        found = {self._blocks[i].name for i in self._now.differing(self._then)}
+        if self._far:
+            self._far_now.take()
+            found |= {self._far[i].name for i in self._far_now.differing(self._far_then)}
+        return sorted(found)
+
+    def _settle(self, views: Sequence[torch.Tensor]) -> list[str]:
+        if not views:
+            return []
+        self._far_then.take()
+        device.synchronize(views)
+        self._far_now.take()
+        return sorted({self._far[i].name for i in self._far_now.differing(self._far_then)})
 
 
 def _middle(size: int, turn: int) -> int:
     blocks = max(1, size // BLOCK_BYTES)
     return (turn * 7919 % blocks) * BLOCK_BYTES
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """A permutation of a contiguous tensor."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import holdfast_api
+from holdfast import device
 from holdfast.conditions import exactness
 from holdfast.ddp import settle_buckets
 from holdfast.describe import Dataset, facts, fingerprint, flat, of_loaders
@@ -67,7 +68,7 @@ class Checkpointer:
         self._generators: dict[str, Any] | None = None
         self._settings: dict[str, Any] | None = None
         """The small state as it was restored, until a pass really begins; without what the script itself has set before it called `batches`."""
-        self._asked = False
+        self._asked = self._told_of_graph = False
         self._ended: Ended | None = None
         """The newest end of a pass."""
         self._stepped_at: float | None = None
@@ -203,6 +204,7 @@ class Checkpointer:
         voted = self._gate.finish()
         if self._mid is not None:
             self._mid.close()
+        saver.beside.settle()
         if voted is not None:
             link.send(ranks.Vote(round=voted, boundary=self.boundary, done=True))
         if self.boundary > saver.newest:
@@ -263,6 +265,9 @@ class Checkpointer:
         link, gate, mid, boundary = self._link, self._gate, self._mid, self.boundary
         if link is None or mid is None or not link.alive:
             return
+        if device.capturing():
+            self._refuse_capture()
+            return
         self._read_positions()
         now = time.monotonic()
         if self._stepped_at is not None and not mid.held:
@@ -273,13 +278,30 @@ class Checkpointer:
             saver.plan()
         saver.open_slots()
         round = gate.arrive(boundary)
+        mid.arrived()
         if round is not None:
             self._stop_for_round(saver, round, metrics)
-        if self._every and boundary % self._every == 0 and saver.newest < boundary:
-            self._progress.note_metrics(metrics, now=True)
-            saver.capture("periodic")
-            mid.audit_save()
+        due = (bool(self._every) and boundary % self._every == 0) or saver.beside.owed
+        due = due and saver.newest < boundary
+        beside = due and not saver.beside.owed and mid.goes_beside
+        if due and not beside:
+            self._capture(saver, mid, metrics)
         mid.passed(self._step_seconds)
+        if beside and not mid.save_beside(metrics):
+            self._capture(saver, mid, metrics)
+
+    def _capture(self, saver: Saver, mid: MidStep, metrics: dict[str, Any]) -> None:
+        self._progress.note_metrics(metrics, now=True)
+        saver.capture("periodic")
+        mid.audit_save()
+
+    def _refuse_capture(self) -> None:
+        """Nothing that is given to a device now is executed now, so there is no state to copy."""
+        if not self._told_of_graph:
+            self._told_of_graph = True
+            log.error(
+                "holdfast: step() was called while a CUDA graph is captured: NOTHING IS SAVED THERE. Call it outside of torch.cuda.graph, after each replay"
+            )
 
     def _stop_for_round(self, saver: Saver, round: int | None, metrics: dict[str, Any]) -> None:
         """The boundary is the target of a round (E2): captures it, then stands still until the gate opens."""

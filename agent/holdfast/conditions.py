@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 def exactness(targets: dict[str, Any], unsettled_buckets: list[str]) -> str:
     """`bitwise`, or the conditions that apply, separated by `; `. Same hardware and libraries are assumed throughout."""
     found = [f"gradient buckets not settled: {reason}" for reason in unsettled_buckets]
-    if torch.cuda.is_available() and not torch.are_deterministic_algorithms_enabled():
+    if torch.cuda.is_initialized() and not torch.are_deterministic_algorithms_enabled():
         found.append("torch.use_deterministic_algorithms is off")
     if torch.backends.cudnn.is_available() and torch.backends.cudnn.benchmark:
         found.append("cudnn.benchmark chooses algorithms by timing")

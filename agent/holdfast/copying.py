@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from holdfast import device
 from holdfast.bits import copy_bits
 from holdfast.errors import UnsupportedState
 from holdfast_api.manifest import TensorEntry
@@ -55,7 +56,7 @@ class CopyTable:
         elsewhere = []
         for entry in self._others:
             source = tensors[entry.name]
-            if source.device.type != "cpu":
+            if source.device.type != "cpu" or device.is_far(source):
                 elsewhere.append(entry)
                 continue
             try:
@@ -77,7 +78,8 @@ class CopyTable:
         self._others = []
         for entry, source, address, contiguous, conj, neg, _ in zip(self._entries, sources, *form, strict=True):
             _check_storage(entry.name, source)
-            if source.device.type == "cpu" and contiguous and not conj and not neg:
+            far = source.device.type != "cpu" or device.is_far(source)
+            if not far and contiguous and not conj and not neg:
                 whole.append((base + entry.offset_bytes, address, entry.length_bytes))
             else:
                 self._others.append(entry)

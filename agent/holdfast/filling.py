@@ -1,6 +1,6 @@
 """Tensors are filled from the image at the speed of memory: large ones as bytes, by several threads, each byte copied once.
 
-The opposite direction of copying.py, with its shares and threads. What is not plain (strided, on a device) is torch's to copy.
+The opposite direction of copying.py, with its shares and threads. What lies on a GPU is upload.py's; what is not plain (strided) is torch's to copy.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,7 @@ import torch
 from holdfast import copying, device
 from holdfast.bits import clone_bits, copy_bits
 from holdfast.sharding import Part
+from holdfast.upload import upload
 
 LARGE_BYTES = 256 << 10
 """Below this an element-wise check or a clone by torch costs less than its share of bookkeeping."""
@@ -35,7 +36,7 @@ def fill(pairs: Iterable[Pair]) -> None:
     if whole:
         with copying.copy_pool() as pool:
             copying.run(copying.shares([*whole.values()], threads=copying.thread_count()), pool)
-    for target, source in device.fill(others):
+    for target, source in upload(others):
         copy_bits(target, source)
 
 
@@ -74,7 +75,13 @@ def _cloned(value: Any, pairs: list[Pair]) -> Any:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Its bytes in memory are its content, one after the other."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    return (
+        tensor.device.type == "cpu"
+        and not device.is_far(tensor)
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
 
 
 def _pieces(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -2,22 +2,25 @@
 
 The helper sees this list and nothing else: it walks no modules and calls no `state_dict`, which in the middle of a step would see gathered
 parameters or change a model under a running forward. Whether the list still says where the state lies is checked by looking: each tensor is the
-same object under the same key, with the same address and shape, and no holder has gained or lost one.
+same object under the same key, with the same address and shape, and no holder has gained or lost one. What of it lies on a GPU is live_device.py's.
 """
 
 import mmap
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
+from holdfast import device
 from holdfast.audit import Block, blocks_of, fingerprint_blocks
 from holdfast.bits import copy_bits, copyable
 from holdfast.gather import Gather
 from holdfast.generators import Generators, Noted
+from holdfast.live_device import LiveOnDevice
 from holdfast.parts import LARGE_BYTES, NotLive, Place
 from holdfast.snapshot import SnapshotPlan, document_bytes, items_of
 from holdfast.state import Captured, Registry, Small
@@ -81,9 +84,13 @@ class Live:
         self._versioned = [(n, t) for n, t in (loose | parameters).items() if not t.is_inference()]
         self._versions = self._now_versions()
         self._generators = Generators()
-        self._fingerprint = [*fingerprint_blocks(self._fixed), *fingerprint_blocks(loose)]
-        noted = [(own[n].data_ptr(), _size(own[n])) for n in self.noted_names]
+        fingerprint = [*fingerprint_blocks(self._fixed), *fingerprint_blocks(loose)]
+        self._fingerprint = [b for b in fingerprint if b.view is None]
+        self._near_noted = [n for n in self.noted_names if not device.is_far(own[n])]
+        noted = [(own[n].data_ptr(), _size(own[n])) for n in self._near_noted]
         points = [b.segment for b in self._fingerprint]
+        self.far = self._on_device(own, [b for b in fingerprint if b.view is not None])
+        """What lies on a GPU, if something does."""
         self._at = (len(self._generators.segments), len(self._generators.segments) + len(noted))
         self._noted = Gather([*self._generators.segments, *noted, *points])
         self._points = Gather(points)
@@ -99,16 +106,28 @@ class Live:
         with self._reading:
             self._noted.take()
             self._versions = self._now_versions()
+            if self.far is not None:
+                self.far.note()
         return Noting(small, self._generators.note())
 
     def moved_since_note(self) -> bool:
-        """The fingerprint is not the one of the last `note`, or torch has counted a write: something has changed. Any thread. Raises OSError."""
+        """The fingerprint is not the one of the last `note`, or torch has counted a write: something has changed. Any thread; waits for a GPU until it
+        has come to that note. Raises OSError, RuntimeError."""
+        return self.moved_on_host() or (self.far is not None and self.far.moved())
+
+    def moved_on_host(self) -> bool:
+        """As far as it can be seen without waiting for a GPU."""
         first, last = self._at[1], len(self._noted.segments)
         with self._reading:
             if self._now_versions() != self._versions:
                 return True
             self._points.take()
             return self._points.pieces(0, last - first) != self._noted.pieces(first, last)
+
+    def seemed_to_move(self) -> bool:
+        """As `moved_since_note`, at a boundary without an update; what lies on a GPU is looked at now, and what was found is said at a later boundary:
+        nobody waits for it. Main thread."""
+        return self.moved_on_host() or (self.far is not None and self.far.look())
 
     def written_since_note(self) -> list[str]:
         """Of what a forward may write, that which torch has counted a write to, by name. A few rows of a large table are hard to find by looking."""
@@ -123,11 +142,13 @@ class Live:
         first = self._at[1]
         with self._reading:
             self._points.take()
-        return [
+        found = [
             block.name
             for i, block in enumerate(self._fingerprint)
-            if block.name in self._fixed and self._points.piece(i) != self._noted.piece(first + i)
+            if self._points.piece(i) != self._noted.piece(first + i)
         ]
+        found += self.far.written() if self.far is not None else []
+        return [name for name in found if name in self._fixed]
 
     def blocks(self, turn: int, budget_bytes: int) -> list[Block]:
         """What an audit looks at (audit.py). Half of it is for what a forward may write."""
@@ -145,7 +166,9 @@ class Live:
     def prepare(self, slots: Sequence[mmap.mmap]) -> None:
         """Tables for all slots; made before a round needs them."""
         for index, memory in enumerate(slots):
-            self._tables[index] = self._table(memory)
+            self._tables[index] = table = self._table(memory)
+            if self.far is not None:
+                self.far.prepare(table.whole)
 
     # Helper thread, or main thread at a boundary
 
@@ -184,26 +207,71 @@ class Live:
 
     def write(
         self, slot: int, document: bytes, small: dict[str, torch.Tensor], pool: Callable[[], ThreadPoolExecutor]
-    ) -> None:
-        """Copies everything into the slot."""
-        table = self._tables[slot]
+    ) -> str:
+        """Copies everything into the slot, and waits for it. Returns what speaks against the copy, "" if nothing does. Raises RuntimeError."""
+        extra = self._write_host(slot, document, small, pool)
+        if self.far is None:
+            return ""
+        self.far.begin(self._tables[slot].whole, extra, now=False)
+        return self.far.finish()
+
+    def begin(
+        self, slot: int, document: bytes, small: dict[str, torch.Tensor], pool: Callable[[], ThreadPoolExecutor]
+    ) -> LiveOnDevice:
+        """Main thread, at the boundary that was noted last: copies what is on the host, and has a GPU copy the rest beside training. The slot is clean
+        after `finish` of what is returned."""
+        assert self.far is not None
+        self.far.begin(self._tables[slot].whole, self._write_host(slot, document, small, pool), now=True)
+        return self.far
+
+    def beside(self) -> AbstractContextManager[object]:
+        """What is asked of a GPU inside is asked beside training, after the last `note`."""
+        return self.far.beside() if self.far is not None else nullcontext()
+
+    def _write_host(
+        self, slot: int, document: bytes, small: dict[str, torch.Tensor], pool: Callable[[], ThreadPoolExecutor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns what is small and lies on a GPU, with its places."""
+        table, extra = self._tables[slot], []
         with torch.no_grad():
             table.copy(pool)
             for name, tensor in small.items():
-                if (place := table.small.get(name)) is not None:
+                if (place := table.small.get(name)) is None:
+                    continue
+                if device.is_far(tensor):
+                    extra.append((place, tensor))
+                else:
                     copy_bits(place.view(tensor.dtype).view(tensor.shape), tensor)
         offset, capacity = self.plan.layout.state_offset, self.plan.layout.state_bytes
         table.memory[offset : offset + capacity] = document.ljust(capacity)
+        return extra
+
+    def _on_device(self, own: dict[str, torch.Tensor], points: Sequence[Block]) -> "LiveOnDevice | None":
+        """Raises NotLive."""
+        live = {n: t for n, t in (self.live | self._referred).items() if device.is_far(t)}
+        noted = {n: own[n] for n in self.noted_names if device.is_far(own[n])}
+        if not live and not noted:
+            return None
+        if why := device.why_not_beside([*live.values(), *noted.values()]):
+            raise NotLive(why)
+        offsets = {e.name: e.offset_bytes for e in self.plan.layout.entries}
+        try:
+            return LiveOnDevice(live, noted, offsets, points)
+        except torch.OutOfMemoryError as e:
+            raise NotLive(f"the GPU has no memory left for copies beside training: {e}") from e
 
     def _table(self, memory: mmap.mmap) -> "_Table":
         whole = torch.frombuffer(memory, dtype=torch.uint8)
-        at = {n: self._noted.offsets[self._at[0] + i] for i, n in enumerate(self.noted_names)}
+        at = {n: self._noted.offsets[self._at[0] + i] for i, n in enumerate(self._near_noted)}
+        far = self.far.names if self.far is not None else frozenset()
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         small = {}
         for entry in self.plan.layout.entries:
             if entry.tied_to is not None or entry.name == STATE_NAME or not entry.length_bytes:
                 continue
             target = whole[entry.offset_bytes : entry.offset_bytes + entry.length_bytes]
+            if entry.name in far:
+                continue
             if entry.name in at:
                 start = at[entry.name]
                 pairs.append((target, self._noted.bytes[start : start + entry.length_bytes]))
@@ -211,7 +279,7 @@ class Live:
                 pairs += _pairs(target, self.live[entry.name])
             else:
                 small[entry.name] = target
-        return _Table(memory, pairs, small)
+        return _Table(memory, whole, pairs, small)
 
     def _check(self, own: dict[str, torch.Tensor]) -> None:
         total = 0
@@ -225,7 +293,7 @@ class Live:
                 f"{total >> 20} MiB change between boundaries ({largest} the largest), more than {BOUNDARY_PATH_BYTES >> 20} MiB to copy at each"
             )
         for name, tensor in own.items():
-            if tensor.device.type != "cpu":
+            if tensor.device.type != "cpu" and not device.is_far(tensor):
                 raise NotLive(f"{name} is on {tensor.device}")
 
 
@@ -235,10 +303,11 @@ class _Table:
     def __init__(
         self,
         memory: mmap.mmap,
+        whole: torch.Tensor,
         pairs: list[tuple[torch.Tensor, torch.Tensor]],
         small: dict[str, torch.Tensor],
     ) -> None:
-        self.memory, self.small = memory, small
+        self.memory, self.whole, self.small = memory, whole, small
         count = max(1, LANES // torch.get_num_threads()) if sum(_size(s) for _, s in pairs) > LANE_BYTES else 1
         self._lanes: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = [([], []) for _ in range(count)]
         loads = [0] * count

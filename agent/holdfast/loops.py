@@ -22,6 +22,8 @@ class Facts:
     """`step` was given a closure: forward and backward run inside it."""
     in_backward: bool = False
     """An optimizer stepped while a backward ran."""
+    in_graph: bool = False
+    """An optimizer's step was captured into a CUDA graph."""
     silent: int = 0
     """Boundaries in a row, from the start or lately, before which no optimizer's hook fired."""
     windows: int = 0
@@ -68,6 +70,10 @@ def judge_loop(facts: Facts) -> Judgement:
         )
     if facts.closures:
         return Judgement("closure", only, "forward and backward run inside optimizer.step(closure)", True)
+    if facts.in_graph:
+        return Judgement(
+            "graph of the update", only, "an optimizer's step is part of a CUDA graph, whose replays no hook sees", True
+        )
     if facts.bypassed:
         return Judgement("updates past the gate", only, "state changes without optimizer.step() being seen", True)
     if facts.silent >= SILENT_BOUNDARIES:

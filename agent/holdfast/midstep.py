@@ -10,7 +10,11 @@ import os
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
+import torch
+
+from holdfast import capture_mode, device
 from holdfast.audit import FIRST_BYTES, ROUNDS, SAVE_BYTES, Audit
 from holdfast.errors import HoldfastError, LinkLost
 from holdfast.live import Live, Noting
@@ -50,7 +54,7 @@ class MidStep:
         """`run`: facts that go into every commit; the loop's kind is kept there."""
         self._registry, self._progress, self._gate, self._saver, self._link = registry, progress, gate, saver, link
         self._run = run
-        self._windows = Windows(registry, self._before_update)
+        self._windows = Windows(registry, self._before_update, self._before_step)
         self.held = False
         """The main thread was stopped at the gate since the last boundary."""
         self._facts = Facts(
@@ -73,6 +77,35 @@ class MidStep:
         self._tell_run()
 
     # Main thread
+
+    def arrived(self) -> None:
+        """The first thing at a boundary: whatever is noted or copied here comes after every update, and no note is overwritten that is being copied."""
+        device.join(self._windows.streams())
+        self._saver.beside.hold_back()
+
+    @property
+    def goes_beside(self) -> bool:
+        """This boundary can be saved while training goes on, as far as is known before `passed`: a GPU copies it, and the loop has been audited."""
+        live, arena = self._live, self._saver.arena
+        return (
+            self.judgement.loop is LoopClass.MID_STEP
+            and live is not None
+            and live.far is not None
+            and live.plan is self._saver.current
+            and arena is not None
+            and arena.pinned
+            and self._saver.beside.possible
+            and not live.problem()
+        )
+
+    def save_beside(self, metrics: dict[str, Any]) -> bool:
+        """After `passed`, where `goes_beside` was true. False: it has to be captured after all."""
+        live, noting = self._live, self._noting
+        if live is None or noting is None or noting.small.progress.boundary != self._progress.boundary:
+            return False
+        return self._saver.capture_beside(
+            live, noting, {n: v for n, v in metrics.items() if isinstance(v, torch.Tensor)}
+        )
 
     def passed(self, step_seconds: float) -> None:
         """The last thing at a boundary. `step_seconds`: what an iteration takes."""
@@ -101,6 +134,8 @@ class MidStep:
         addresses = self._saver.addresses(self._progress.boundary)
         if self._live is None or addresses is None or self._live.plan is not self._saver.current:
             return
+        if self._live.far is not None:  # it is looked at while it is copied
+            return
         self._turn += 1
         contiguous = self._live.contiguous()  # the slot holds others in another order
         blocks = [b for b in self._live.blocks(self._turn, SAVE_BYTES) if b.name in addresses and b.name in contiguous]
@@ -115,20 +150,30 @@ class MidStep:
 
     def _before_update(self) -> None:
         """On the thread that steps an optimizer."""
-        if not self.judgement.final:
+        if device.capturing():
+            self._audit = self._evaluation = None  # a look at the device would spoil the capture
+        elif not self.judgement.final:
             self._judge_audits()
         self.held = self._gate.enter() or self.held
+
+    def _before_step(self, optimizer: Any) -> None:
+        """Before each step, on the thread that steps: on the device it comes after the copy that is under way."""
+        if type(optimizer).__module__.startswith("torch.optim"):
+            self._saver.beside.hold_back()
+        else:  # it may have streams of its own
+            self._saver.beside.settle()
 
     def _know(self, entered: bool) -> None:
         facts = self._facts
         silent = 0 if entered else facts.silent + 1
-        new = (self._windows.closures, self._windows.in_backward)
+        windows = self._windows
+        new = (windows.closures, windows.in_backward, windows.in_graph)
         if (
             silent >= SILENT_BOUNDARIES
-            or new != (facts.closures, facts.in_backward)
+            or new != (facts.closures, facts.in_backward, facts.in_graph)
             or facts.silent >= SILENT_BOUNDARIES
         ):
-            self._learn(closures=new[0], in_backward=new[1], silent=silent)
+            self._learn(closures=new[0], in_backward=new[1], in_graph=new[2], silent=silent)
         elif silent != facts.silent:
             self._facts = _with(facts, silent=silent)
 
@@ -142,6 +187,10 @@ class MidStep:
         elif self._audit is None and self._facts.clean < ROUNDS:
             self._turn += 1
             self._audit = Audit(live.blocks(self._turn, FIRST_BYTES))
+            if unsettled := self._audit.unsettled:
+                raise NotLive(
+                    f"{unsettled[0]} is written on a CUDA stream for which the current one does not wait at step()"
+                )
 
     def _is_stale(self) -> bool:
         """There is no list, or it is another plan's, or the last look at it has found it wrong."""
@@ -153,7 +202,7 @@ class MidStep:
         """A micro-batch, a step that the scaler left out; or an update that no hook has seen."""
         if self._live is None or self._noting is None or self._stale:
             return
-        updated = self._live.updated_since_note() if self._live.moved_since_note() else []
+        updated = self._live.updated_since_note() if self._live.seemed_to_move() else []
         if updated and self._live.problem():  # the list was right once and is not now: that is no update past the gate
             self._live = self._noting = None
         elif updated:
@@ -232,6 +281,8 @@ class MidStep:
     def _weigh(self, seconds: float, step_seconds: float) -> None:
         if self._noting is None or len(self._cost) >= MEASURED:
             return
+        if self._audit is not None and self._live is not None and self._live.far is not None:
+            return  # that has waited for the GPU
         self._cost.append(seconds)
         least = min(self._cost)
         if len(self._cost) == MEASURED and least > max(NOTE_SECONDS, NOTE_SHARE * step_seconds):
@@ -269,7 +320,7 @@ class MidStep:
         if live is None or noting is None or self.judgement.loop is not LoopClass.MID_STEP:
             return False
         try:
-            problem = self._obstacle(live)
+            problem = self._obstacle(live, look=False)
         except Exception as e:  # the reader must live, and a round must have its vote
             problem = f"{type(e).__name__}: {e}"
         if problem:
@@ -280,6 +331,8 @@ class MidStep:
         """A few times a second: an evaluation that runs is audited while it does. Afterwards it would look as if nothing had happened."""
         live, noting = self._live, self._noting
         if live is None or noting is None or self._evaluates or self._in_training() or self._gate.in_window:
+            return
+        if live.far is not None:  # the reader must not wait for a GPU (E2)
             return
         try:
             moved = live.moved_since_note()
@@ -307,15 +360,16 @@ class MidStep:
         else:
             log.info("holdfast: evaluation leaves the state as it is: it is copied during one as well")
 
-    def _obstacle(self, live: Live) -> str:
-        """Why the live state is not the boundary's, as far as a look can tell."""
+    def _obstacle(self, live: Live, *, look: bool = True) -> str:
+        """Why the live state is not the boundary's, as far as a look can tell; without `look` one that waits for no GPU."""
         if not self._in_training() and self._evaluates != "clean":
             return "the model is in eval(), and no evaluation has been audited yet"
         try:
             if problem := live.problem():
                 self._stale = True
                 return problem
-            return "the state has changed since the boundary" if live.moved_since_note() else ""
+            moved = live.moved_since_note() if look else live.moved_on_host()
+            return "the state has changed since the boundary" if moved else ""
         except OSError as e:
             return f"memory cannot be read: {e}"
 
@@ -330,6 +384,9 @@ class MidStep:
 
     def _serve_round(self, round: int, boundary: int) -> None:
         began = time.monotonic()
+        if self._live is not None and self._live.far is not None:
+            capture_mode.relax()
+        self._saver.beside.settle()
         arena = self._saver.arena
         if arena is None:
             return
@@ -342,20 +399,22 @@ class MidStep:
                 self._link.flush_passed()  # the agent gives a slot to a round once it knows that the rank stands at its target
             slot = arena.acquire_within(SLOT_SECONDS)
         if not self._gate.begin_copy(round, boundary):
+            if held is None:
+                arena.free(slot)
             return
         noting = self._noting
-        problem, taken = "it was interrupted", False
+        problem, ours = "it was interrupted", held is None
         try:
             problem = self._copy(slot, boundary) if held is None else ""
             if not problem:
-                taken = arena.hand_over(slot, boundary)
+                ours = arena.hand_over(slot, boundary) or ours
         except Exception as e:
             problem = f"{type(e).__name__}: {e}"
         finally:
             counts = self._gate.end_copy(round, clean=not problem)
         if counts and noting is not None:
             self._saver.hand_over_live(slot, noting.small.progress, round, time.monotonic() - began)
-        elif taken:  # the round is over: nobody was told of the slot
+        elif ours:  # the round is over, or the copy not whole: nobody was told of the slot
             arena.free(slot)
         if problem:
             log.warning("holdfast: boundary %d is left for the next one: %s", boundary, problem)
@@ -370,9 +429,9 @@ class MidStep:
             return "the layout has changed"
         if problem := self._obstacle(live):
             return problem
-        document, small = live.compose(noting)
-        live.write(slot, document, small, self._saver.pool)
-        return self._obstacle(live)
+        with live.beside():
+            document, small = live.compose(noting)
+        return live.write(slot, document, small, self._saver.pool) or self._obstacle(live)
 
 
 def _with(facts: Facts, **changes: object) -> Facts:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from holdfast import materialise, rng, sharding, tree
+from holdfast import device, materialise, rng, sharding, tree
 from holdfast.bits import clone_bits, copy_bits, copyable, is_expanded
 from holdfast.errors import UnsupportedState
 from holdfast.filling import cloned, fill
@@ -422,10 +422,15 @@ class OptimizerPart:
             return list(range(len(here)))
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-        state = cloned(tree.decode(saved["state"], tensors, place=False))  # torch moves it to the parameters
         inner = self.inner
         parameters = [holder[i] for holder, i in _slots_of(inner)]
         order = self._saved_as = self._order(saved)
+        state = tree.decode(saved["state"], tensors, place=False)  # torch moves it to the parameters
+        state["param_groups"] = tree.decode(saved["state"]["param_groups"], tensors)
+        far = _on_devices(state["state"], {there: parameters[here] for here, there in enumerate(order)})
+        state = cloned(state)
+        for index, values in far.items():
+            state["state"][index] |= values
         loaded_state = {here: state["state"][there] for here, there in enumerate(order) if there in state["state"]}
         for index, values in loaded_state.items():
             for key, value in values.items():
@@ -536,6 +541,25 @@ class ZeroPart(OptimizerPart):
         return [{k: freeze(v) for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
 
 
+def _on_devices(state: dict[Any, Any], parameters: Mapping[int, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """What belongs to parameters on a GPU is filled there at once, and left out of `state`. Not the counters of steps, which may stay on the host."""
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    pairs = []
+    for index, values in state.items():
+        parameter = parameters.get(index)
+        if parameter is None or not device.is_far(parameter):
+            continue
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and key != "step":
+                target = torch.empty(value.shape, dtype=value.dtype, device=parameter.device)
+                pairs.append((target, value))
+                found.setdefault(index, {})[key] = target
+    for index, made in found.items():
+        state[index] = {k: v for k, v in state[index].items() if k not in made}
+    fill(pairs)
+    return found
+
+
 def _slots_of(optimizer: torch.optim.Optimizer) -> list[tuple[list[torch.Tensor], int]]:
     return [(g["params"], i) for g in optimizer.param_groups for i in range(len(g["params"]))]
 
@@ -575,6 +599,36 @@ class StatefulPart:
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         self.target.load_state_dict(cloned(tree.decode(saved, tensors)))
+
+
+class ScalerPart(StatefulPart):
+    """`torch.amp.GradScaler`, whose scale and count lie on a GPU: they are kept there at a boundary, because reading them waits for the GPU."""
+
+    def snapshot(self) -> Any:
+        return {k: freeze(v) for k, v in self._state().items()}
+
+    def put_back(self, snapshot: Any) -> None:
+        self.target.load_state_dict(_read(snapshot))
+
+    def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
+        return leaves.put(_read(snapshot), self.name, Tier.OPTIMIZER)
+
+    def _state(self) -> dict[str, Any]:
+        """As its `state_dict`, with tensors where that has numbers."""
+        scaler = self.target
+        if not scaler.is_enabled() or scaler._scale is None or scaler._growth_tracker is None:
+            return dict(scaler.state_dict())
+        return {
+            "scale": scaler._scale,
+            "growth_factor": scaler._growth_factor,
+            "backoff_factor": scaler._backoff_factor,
+            "growth_interval": scaler._growth_interval,
+            "_growth_tracker": scaler._growth_tracker,
+        }
+
+
+def _read(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
 
 
 class GeneratorPart(StatefulPart):
@@ -642,6 +696,8 @@ def part_for(name: str, target: Any) -> Part | None:
     if isinstance(target, torch.optim.Optimizer):
         zero = type(target).__name__ == "ZeroRedundancyOptimizer"
         return ZeroPart(name, target) if zero else OptimizerPart(name, target)
+    if type(target) in (torch.amp.GradScaler, torch.cuda.amp.GradScaler):
+        return ScalerPart(name, target)
     if hasattr(target, "state_dict") and hasattr(target, "load_state_dict"):
         return StatefulPart(name, target)
     numpy: Any = sys.modules.get("numpy")

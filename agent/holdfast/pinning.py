@@ -1,4 +1,4 @@
-"""Page-locked slots, so that a GPU copies into them at full speed (J5). Not run on a GPU yet.
+"""Page-locked slots, so that a GPU copies into them at full speed (J5).
 
 Registered once per mapping and process, again after each restart in place. A failure costs speed and nothing else.
 """

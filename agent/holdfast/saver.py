@@ -8,10 +8,15 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
+
+from holdfast import device
 from holdfast.arena import Arena
+from holdfast.beside import Beside, Copy
 from holdfast.copying import copy_pool
-from holdfast.errors import LinkLost, UnsupportedState
+from holdfast.errors import HoldfastError, LinkLost, UnsupportedState
 from holdfast.finite import must_be_finite
+from holdfast.live import Live, Noting
 from holdfast.parts import NotLive
 from holdfast.progress import Progress
 from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
@@ -39,6 +44,7 @@ class Saver:
         self._told = False
         self.newest = 0
         """The newest boundary captured, or restored."""
+        self.beside = Beside(self._hand_over_beside)
 
     @property
     def possible(self) -> bool:
@@ -75,6 +81,7 @@ class Saver:
     def abandon(self, reason: str = "closed") -> None:
         """As `lose`, where it is expected or said elsewhere."""
         self._gone = self._gone or reason
+        self.beside.end()
         if self._arena is not None:
             self._arena.lose()
 
@@ -116,17 +123,54 @@ class Saver:
         self.newest = at.boundary
         self._announce(slot, "round", round, seconds, at)
 
+    def capture_beside(self, live: Live, noting: Noting, metrics: dict[str, torch.Tensor]) -> bool:
+        """A periodic save of the boundary that was noted just now, copied by a GPU while training goes on. Waits for a free slot. Returns False when that
+        cannot be: it has to be captured. `metrics` on a device are read when the copy is done."""
+        arena = self._arena
+        if not self.possible or arena is None or live.far is None:
+            return False
+        began = time.monotonic()
+        if not arena.has_free:
+            self._link.flush_passed()
+        try:
+            slot = arena.acquire()
+        except (LinkLost, OSError, ValueError) as e:
+            self.lose(str(e))
+            return True
+        at = noting.small.progress
+        if self.newest >= at.boundary:  # a round has taken it meanwhile
+            arena.free(slot)
+            return True
+        try:
+            with live.beside():
+                document, small = live.compose(noting)
+            kept = {n: v.detach().clone() for n, v in metrics.items() if device.is_far(v)}
+            at.note_metrics({n: v for n, v in metrics.items() if n not in kept}, now=True)
+            self.beside.begin(Copy(live, live.far, arena, slot, at, kept, began), document, small, self.pool)
+        except (NotLive, HoldfastError, OSError, RuntimeError) as e:
+            arena.free(slot)
+            log.warning("holdfast: boundary %d is copied before training goes on: %s", at.boundary, e)
+            return False
+        return True
+
+    def _hand_over_beside(self, copy: Copy, seconds: float) -> None:
+        self.newest = max(self.newest, copy.at.boundary)
+        self._announce(copy.slot, "periodic", 0, seconds, copy.at, stall=copy.held_up)
+
     def capture(self, kind: str, round: int = 0, ended: Ended | None = None) -> None:
         """Copies the state at the current boundary into a slot and hands it over. `kind` as in CapturedSlot. Waits for a free slot. `ended`: what is
         small was noted at this boundary, and may have changed since."""
         if not self.possible:
             return
         try:
+            self.beside.settle()
             self._capture(kind, round, ended)
         except (LinkLost, UnsupportedState, OSError, ValueError) as e:
             self.lose(str(e))
 
     def close(self) -> None:
+        self.beside.settle()
+        self.beside.end()
         self._pool.shutdown(wait=False)
 
     def _capture(self, kind: str, round: int, ended: Ended | None) -> None:
@@ -150,15 +194,22 @@ class Saver:
             if not arena.has_free:
                 self._link.flush_passed()  # the agent gives a slot to a round once it knows that the rank stands at its target
             slot = arena.acquire()
-            self._writers[slot].write(captured.leaves.tensors, document, self._pool)
+            try:
+                self._writers[slot].write(captured.leaves.tensors, document, self._pool)
+            except BaseException:
+                arena.free(slot)
+                raise
         else:  # a newer round wants the boundary at which this rank already stands
             slot = again
         assert self._arena is not None
         self._arena.hand_over(slot, self._progress.boundary)
         self.newest = self._progress.boundary
+        self.beside.owed = False
         self._announce(slot, kind, round, time.monotonic() - began, self._progress)
 
-    def _announce(self, slot: int, kind: str, round: int, seconds: float, at: Progress) -> None:
+    def _announce(
+        self, slot: int, kind: str, round: int, seconds: float, at: Progress, stall: float | None = None
+    ) -> None:
         assert self._plan is not None
         self._link.flush_passed()
         self._link.send(
@@ -175,12 +226,14 @@ class Saver:
                 metrics=dict(at.metrics),
                 run=self._run,
                 config=self.config,
+                stall_seconds=stall,
                 history=tuple(MetricPoint(b, v) for b, v in at.history.points if b <= at.boundary),
             )
         )
 
     def _send_plan(self, captured: Captured, *, wait: bool = True) -> None:
         """Replaces the plan. The agent first finishes with the slots of the old one; in a round there is no time for that, and it abandons them (A8)."""
+        self.beside.settle()
         if self._arena is not None and wait:
             self._arena.wait_until_all_free()
         number = self._plan.number + 1 if self._plan else 1

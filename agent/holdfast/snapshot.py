@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 from holdfast import device
+from holdfast.bits import copy_bits
 from holdfast.copying import CopyTable
+from holdfast.download import fetch
+from holdfast.errors import UnsupportedState
 from holdfast.parts import Leaves
 from holdfast.sharding import Box
 from holdfast.state import Captured
@@ -114,10 +117,17 @@ class SlotWriter:
         self._table = CopyTable(self._bytes, self._entries)
 
     def write(self, tensors: dict[str, torch.Tensor], document: bytes, pool: ThreadPoolExecutor) -> None:
-        """Copies everything. When it returns the slot is clean: copies from a device have completed as well (I3)."""
-        on_device = self._table.copy(tensors, pool)
-        if on_device:
-            device.copy([(self._table.target(e, tensors[e.name]), tensors[e.name]) for e in on_device])
+        """Copies everything. When it returns the slot is clean: copies from a device have completed as well (I3). Raises UnsupportedState."""
+        elsewhere = self._table.copy(tensors, pool)
+        far = [e for e in elsewhere if device.is_far(tensors[e.name])]
+        if far:
+            try:
+                fetch(self._bytes, {e.name: tensors[e.name] for e in far}, {e.name: e.offset_bytes for e in far})
+            except RuntimeError as e:
+                raise UnsupportedState(f"the copy from the GPU has failed: {e}") from e
+        for entry in elsewhere:
+            if entry not in far:
+                copy_bits(self._table.target(entry, tensors[entry.name]), tensors[entry.name])
         offset, capacity = self._plan.layout.state_offset, self._plan.layout.state_bytes
         self._memory[offset : offset + capacity] = document.ljust(capacity)
 

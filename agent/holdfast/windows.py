@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from holdfast import device
 from holdfast.state import Registry
 
 log = logging.getLogger("holdfast")
@@ -50,16 +51,19 @@ register_optimizer_step_pre_hook(_before_any_step)
 class Windows:
     """What one Checkpointer knows of steps. It looks at them until `close` is called or nobody holds it any more."""
 
-    def __init__(self, registry: Registry, enter: Callable[[], None]) -> None:
-        """`enter` runs at the first update of each iteration, before it, on whichever thread steps."""
-        self._enter = enter
+    def __init__(
+        self, registry: Registry, enter: Callable[[], None], before: Callable[[Any], None] = lambda _: None
+    ) -> None:
+        """`enter` runs at the first update of each iteration, before it, on whichever thread steps; then `before(optimizer)`, at every step."""
+        self._enter, self._before = enter, before
         self._modules = [m.module for m in registry.modules.values()]
         self._registered = {id(o.optimizer): n for n, o in registry.optimizers.items()}
         self._registered |= {id(o.inner): n for n, o in registry.optimizers.items()}
         self._known: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self.entered = False
         """A window has been entered since the last boundary."""
-        self.closures = self.in_backward = False
+        self.closures = self.in_backward = self.in_graph = False
+        self._streams: set[Any] = set()
         self.count = 0
         self._steps: dict[int, int] = {}
         self._told = False
@@ -71,6 +75,11 @@ class Windows:
         if entered:
             self._steps.clear()
         return entered
+
+    def streams(self) -> list[Any]:
+        """CUDA streams that optimizers were stepped on since this was asked last."""
+        streams, self._streams = self._streams, set()
+        return list(streams)
 
     def close(self) -> None:
         _look(self, add=False)
@@ -86,6 +95,11 @@ class Windows:
             self._enter()
             self.entered = True
             self.count += 1
+        self._before(optimizer)
+        if device.capturing():
+            self.in_graph = True
+        elif (stream := device.current_stream()) is not None:
+            self._streams.add(stream)
         steps = self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
         if steps == ENDLESS_STEPS and not self._told:
             self._told = True

@@ -219,7 +219,7 @@ class Attempt:
         rank.boundary = max(rank.boundary, message.boundary)
         s.metrics.stall_seconds.labels(
             message.kind if message.kind in ("periodic", "round", "final") else "other"
-        ).observe(message.copy_seconds)
+        ).observe(message.copy_seconds if message.stall_seconds is None else message.stall_seconds)
         s.experience.copied(rank.plan.image_bytes, message.copy_seconds)
         self.gates.captured(rank, message)
         if message.kind != "round" and s.crew.held(message.boundary):

@@ -145,6 +145,8 @@ class CapturedSlot:
     run: dict[str, str]
     config: dict[str, str] = field(default_factory=dict)
     history: tuple[MetricPoint, ...] = ()
+    stall_seconds: float | None = None
+    """For which training stood still; None: for `copy_seconds`."""
 
 
 @dataclass(frozen=True, slots=True)

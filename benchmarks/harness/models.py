@@ -19,6 +19,9 @@ RESNET50_CHANNELS = [64] + [
 """Of its 53 batch norms, each with two buffers of this length and a counter: 159 buffers."""
 
 
+WIDTH = 4096
+
+
 @dataclass
 class Made:
     parts: dict[str, Any]
@@ -61,6 +64,31 @@ def unfilled(mebibytes: int) -> Made:
     each = (mebibytes << 20) // 4 // states.TENSORS
     tensors = {f"layers.{i:02d}.weight": torch.empty(each).view(-1, 1024) for i in range(states.TENSORS)}
     return Made({"model": _Plain(tensors)}, tensors, each * 4 * states.TENSORS, busy, lambda: None)
+
+
+def trained(mebibytes: int, device: str = "cuda") -> Made:
+    """A tower of square layers that AdamW really updates: a third of the state are parameters. `work`: so many forward and backward passes, in bfloat16."""
+    torch.manual_seed(1)
+    count = max(1, mebibytes // (3 * WIDTH * WIDTH * 4 >> 20))
+    tower = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False, device=device) for _ in range(count)))
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-4, fused=device == "cuda")
+    batch = torch.randn(WIDTH, WIDTH, device=device)
+
+    def work(passes: float) -> None:
+        for _ in range(max(1, int(passes))):
+            with torch.autocast(device, torch.bfloat16):
+                loss = tower(batch).square().mean()
+            loss.backward()
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()  # so that whoever is measured next pays for nothing of this
+
+    tensors = dict(tower.named_parameters())
+    size = 3 * sum(t.nbytes for t in tensors.values())
+    return Made({"model": tower, "optimizer": optimizer}, tensors, size, work, update)
 
 
 def headed(mebibytes: int) -> Made:
@@ -134,6 +162,7 @@ MODELS: dict[str, Callable[..., Made]] = {
     "products": products,
     "unfilled": unfilled,
     "headed": headed,
+    "trained": trained,
     "small": small,
     "lora": lora,
 }

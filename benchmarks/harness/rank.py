@@ -53,7 +53,19 @@ class Rank:
             updates.append(between - before)
             stalls.append(end - between)
             whole.append(end - start)
-        return {"stalls": stalls, "updates": updates, "steps": whole, "boundary": self.checkpointer.boundary}
+        return {
+            "stalls": stalls, "updates": updates, "steps": whole, "boundary": self.checkpointer.boundary,
+            "loop": self.checkpointer._run.get("loop", ""), "why": self.checkpointer._run.get("loop_why", ""),
+        }  # fmt: skip
+
+    def prepare(self) -> dict[str, Any]:
+        """Waits until the slots are mapped and page-locked, as they are in any training that runs for a moment before its first save."""
+        saver = self.checkpointer._saver
+        assert saver is not None
+        if saver.arena is None:
+            return {"prepared": False}
+        saver.arena.prepared()
+        return {"prepared": True, "pinned": saver.arena.pinned}
 
     def copy(self, threads: int) -> dict[str, Any]:
         """The floor, in this process and of the same pages: memmove of the state into shared memory that was touched before. Returns seconds."""
@@ -75,14 +87,17 @@ class Rank:
 
     def copy_from_device(self) -> dict[str, Any]:
         """The floor on a GPU: every tensor into page-locked memory that was there before, on one stream. Returns seconds."""
+        tensors = dict(self.made.tensors)
+        for part in self.made.parts.values():
+            if isinstance(part, torch.optim.Optimizer):
+                for i, state in enumerate(part.state.values()):
+                    tensors |= {f"{i}.{k}": v for k, v in state.items() if v.is_cuda and v.dim()}
         if self._pinned is None:
-            self._pinned = {
-                name: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for name, t in self.made.tensors.items()
-            }
+            self._pinned = {name: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for name, t in tensors.items()}
         torch.cuda.synchronize()
         start = time.perf_counter()
-        for name, tensor in self.made.tensors.items():
-            self._pinned[name].copy_(tensor, non_blocking=True)
+        for name, tensor in tensors.items():
+            self._pinned[name].copy_(tensor.detach(), non_blocking=True)
         torch.cuda.synchronize()
         return {"seconds": time.perf_counter() - start}
 

@@ -1,71 +1,39 @@
 """I3: a slot is clean only when the event behind its copy has completed on the host. The state machine runs over fake streams, which complete when told
-to; the tests marked gpu run the same over CUDA's, where there is one."""
+to; test_train_gpu.py runs the same over CUDA's, where there is one."""
 
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
+from fake_gpu import FakeStreams
 
 from holdfast import device, pinning
-from holdfast.device import Pair, Transfer
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+from holdfast.device import Transfer
 
 
-class FakeStreams:
-    """In place of a GPU: nothing is copied before the event completes."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.pending: list[Pair] = []
-        self.done: set[int] = set()
-        self.events = 0
-
-    def follow(self) -> None:
-        self.calls.append("follow")
-
-    def copy(self, pairs: Sequence[Pair]) -> None:
-        self.calls.append("copy")
-        self.pending += pairs
-
-    def record(self) -> int:
-        self.calls.append("record")
-        self.events += 1
-        return self.events
-
-    def completed(self, event: Any) -> bool:
-        return event in self.done
-
-    def wait(self, event: Any) -> None:
-        self.calls.append("wait")
-        self.complete(event)
-
-    def hold_back(self, event: Any) -> None:
-        self.calls.append(f"hold back {event}")
-
-    def complete(self, event: int) -> None:
-        for target, source in self.pending:
-            target.copy_(source)
-        self.pending.clear()
-        self.done.add(event)
-
-
-def pair() -> Pair:
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(4), torch.arange(4.0)
+
+
+def begin(transfer: Transfer, moved: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def work() -> None:
+        moved[0].copy_(moved[1])
+
+    transfer.begin(work, moved)
 
 
 def test_a_slot_is_clean_only_when_the_event_behind_the_copy_has_completed() -> None:
     streams = FakeStreams()
     transfer, moved = Transfer(streams), pair()
     assert transfer.clean
-    transfer.begin([moved])
-    assert streams.calls == ["follow", "copy", "record"], (
+    begin(transfer, moved)
+    assert streams.calls == ["follow", "give", "record"], (
         "it begins after what the update has issued, and the event is last"
     )
     assert not transfer.clean
     assert moved[0].sum() == 0
-    streams.complete(1)
+    streams.run(1)
     assert transfer.clean
     assert torch.equal(*moved)
 
@@ -74,44 +42,67 @@ def test_the_update_is_held_back_by_the_copy_while_there_is_one() -> None:
     streams = FakeStreams()
     transfer = Transfer(streams)
     transfer.hold_back()
-    transfer.begin([pair()])
+    begin(transfer, pair())
     transfer.hold_back()
     transfer.wait()
     transfer.hold_back()
-    assert streams.calls == ["follow", "copy", "record", "hold back 1", "wait"]
+    assert streams.calls == ["follow", "give", "record", "hold back 1", "wait"]
 
 
 def test_a_slot_is_not_written_twice_at_once() -> None:
     transfer = Transfer(FakeStreams())
-    transfer.begin([pair()])
+    begin(transfer, pair())
     with pytest.raises(RuntimeError, match="under way"):
-        transfer.begin([pair()])
+        begin(transfer, pair())
     transfer.wait()
-    transfer.begin([pair()])
+    begin(transfer, pair())
 
 
 def test_the_source_lives_until_the_copy_is_done() -> None:
     """Its memory would be given to another tensor while the copy engine still reads it."""
-    import weakref
-
     streams = FakeStreams()
     transfer = Transfer(streams)
     moved = pair()
     source = weakref.ref(moved[1])
-    streams.copy = lambda pairs: None  # type: ignore[method-assign,assignment]
-    transfer.begin([moved])
+    transfer.begin(lambda: None, moved)
     del moved
     assert source() is not None
-    streams.done.add(1)
+    streams.run(1)
     assert transfer.clean
     assert source() is None
 
 
-def test_the_side_stream_is_off_unless_a_person_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_issued_before_a_failure_is_waited_for() -> None:
+    """A copy that runs on into a slot that somebody else was given would tear that one."""
+    streams = FakeStreams()
+    transfer = Transfer(streams)
+
+    def give(work: Callable[[], None]) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    streams.give = give  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        begin(transfer, pair())
+    assert streams.calls == ["follow", "record"]
+    transfer.wait()
+    assert streams.calls[-1] == "wait"
+
+
+def test_the_side_stream_is_on_unless_a_person_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOLDFAST_SIDE_STREAM", raising=False)
-    assert not device.side_stream_wanted()
-    monkeypatch.setenv("HOLDFAST_SIDE_STREAM", "on")
     assert device.side_stream_wanted()
+    monkeypatch.setenv("HOLDFAST_SIDE_STREAM", "off")
+    assert not device.side_stream_wanted()
+    assert "HOLDFAST_SIDE_STREAM" in device.why_not_beside([torch.zeros(1)])
+
+
+def test_no_thread_of_ours_uses_cuda_where_it_could_spoil_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I7."""
+    monkeypatch.delenv("HOLDFAST_SIDE_STREAM", raising=False)
+    monkeypatch.setattr(device, "relaxes", lambda: False)
+    assert "capture of a graph" in device.why_not_beside([torch.zeros(1)])
+    monkeypatch.setattr(device, "relaxes", lambda: True)
+    assert device.why_not_beside([torch.zeros(1)]) == ""
 
 
 class FakeCuda:
@@ -146,32 +137,3 @@ def test_without_cuda_nothing_is_page_locked_and_cuda_is_not_started() -> None:
         pytest.skip("this machine has a GPU")
     assert pinning.device_in_use() is None
     assert "Error" in pinning.pin(4096, 4096, 0), "a failure is words, never an exception"
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_a_copy_from_a_gpu_is_complete_when_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOLDFAST_SIDE_STREAM", "on")
-    target = torch.zeros(64 << 20, dtype=torch.uint8)
-    assert pinning.pin(target.data_ptr(), target.numel(), 0) == ""
-    try:
-        source = torch.randint(0, 255, (64 << 20,), dtype=torch.uint8, device="cuda")
-        source.add_(1)  # issued, not waited for
-        device.copy([(target, source)])
-        assert torch.equal(target, source.cpu())
-    finally:
-        pinning.unpin(target.data_ptr())
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_an_update_that_was_held_back_does_not_reach_the_copy() -> None:
-    streams = device.TorchStreams(torch.device("cuda", 0))
-    transfer = Transfer(streams)
-    target = torch.zeros(256 << 20, dtype=torch.uint8).pin_memory()
-    source = torch.ones(256 << 20, dtype=torch.uint8, device="cuda")
-    transfer.begin([(target, source)])
-    transfer.hold_back()
-    source.add_(1)
-    transfer.wait()
-    assert bool((target == 1).all())
