@@ -661,24 +661,6 @@ def test_a_loop_can_be_kept_at_boundaries(agent: FakeAgent, monkeypatch: pytest.
     left_for_the_boundary(agent, loop)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
-def test_a_loop_on_a_gpu_is_copied_at_boundaries(agent: FakeAgent) -> None:
-    """I3, I4: until the event order of copies between windows has been tried on a GPU."""
-    model = nn.Linear(8, 8).cuda()
-    optimizer = torch.optim.AdamW(model.parameters())
-    ckpt = holdfast.Checkpointer(model=model, optimizer=optimizer)
-    ckpt.restore()
-    for _ in range(AUDITED):
-        model(torch.ones(2, 8, device="cuda")).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        ckpt.step()
-        time.sleep(0.01)
-    assert ckpt._run["loop"] == "boundary-only"
-    assert "is on cuda:0" in ckpt._run["loop_why"]
-
-
 def test_a_layout_that_grows_is_planned_anew_and_audited_again(agent: FakeAgent) -> None:
     """I9: a layer that was frozen begins to learn."""
     model = Net()
