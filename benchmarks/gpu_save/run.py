@@ -87,23 +87,18 @@ def ours(mebibytes: int, disk: Path, *, beside: bool) -> Contender:
                     break
             else:
                 raise RuntimeError(f"the loop is {answer['loop']}: {answer['why']}")
-            one = statistics.median(local.tell("steps", count=EVERY - 1, work=10)["steps"][1:]) / 10
-            local.wait_for_commits(local.tell("steps", count=1, work=1)["boundary"] // EVERY)
+            one = statistics.median(local.tell("steps", count=EVERY - 2, work=10)["steps"][1:]) / 10
             work = max(2, round(2.5 * copy / one))
             yield None
             while True:
                 copy = local.tell("copy_from_device")["seconds"]
-                # The first step after the pause between rounds is left out; the one that saves comes last.
-                quiet = local.tell("steps", count=EVERY - 1, work=work)["steps"][1:]
+                local.tell("steps", count=1, work=work)  # the first one after a pause is slower
                 saving = local.tell("steps", count=1, work=work)
                 # The next step is what the copy runs beside, and waits at the gate for what is left of it: it belongs to the save.
                 after = local.tell("steps", count=1, work=work)
-                still = statistics.median(quiet)
                 local.wait_for_commits(saving["boundary"] // EVERY)
-                last = local.tell(
-                    "steps", count=EVERY - 1, work=1
-                )  # over the next save: every round begins just after one
-                local.wait_for_commits(last["boundary"] // EVERY)
+                quiet = local.tell("steps", count=EVERY - 3, work=work)["steps"][1:]
+                still = statistics.median(quiet)
                 growth = saving["steps"][0] + after["steps"][0] - 2 * still
                 yield Sample(
                     saving["stalls"][0],

@@ -272,7 +272,11 @@ def test_a_changed_layout_waits_for_the_copy(agent: FakeAgent, gpu: FakeStreams,
     gpu.let_go()
     thread.join(60)
     assert not thread.is_alive()
-    assert holds(saved(agent, at), state)
+    agent.wait(
+        lambda: sum(c.boundary == at for _, c in agent.captured) == 2,
+        "the copy, and the same boundary in the new layout",
+    )
+    assert holds(agent.images[0][at], state)
 
 
 def test_finish_hands_over_what_is_under_way(agent: FakeAgent, gpu: FakeStreams, loop: Loop) -> None:

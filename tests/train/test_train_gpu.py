@@ -467,7 +467,7 @@ def test_ten_thousand_tiny_tensors(capsys: pytest.CaptureFixture[str]) -> None:
         made.copy(slot)
         torch.cuda.synchronize()
     copies = [e for e in seen.events() if "Memcpy DtoH" in e.name]
-    assert len(copies) <= 4
+    assert 1 <= len(copies) <= 4
     assert made.finish(slot) == ""
     assert torch.equal(slot.view(torch.float32).view(10_000, 16)[:, 5], torch.arange(10_000.0))
     began = time.perf_counter()
@@ -510,10 +510,10 @@ from fake_agent import FakeAgent
 import test_train_gpu as t
 with FakeAgent(Path({folder!r})) as agent, agent.as_environment():
     loop = t.GpuLoop().ready(agent)
-    with torch.cuda.stream(loop.side):
-        torch.zeros(3, device="cuda")[torch.full((1,), 10**6, device="cuda")]
     try:
+        loop.hold_side()
         loop.iterate()
+        torch.zeros(3, device="cuda")[torch.full((1,), 10**6, device="cuda")]
         loop.ckpt._saver.beside.settle()
     except RuntimeError as e:
         print("raised", type(e).__name__)
