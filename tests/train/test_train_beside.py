@@ -206,6 +206,7 @@ def test_a_large_buffer_that_torch_counts_a_write_to_is_not_handed_over(
     model.writes = True
     loop.middle = gpu.let_go
     loop.iterate()
+    loop.ckpt._saver.beside.settle()  # type: ignore[union-attr]
     assert at not in agent.images[0]
     assert "model.table was written to" in caplog.text
 
