@@ -35,6 +35,29 @@ class Numbers(Dataset):  # type: ignore[type-arg]
         return self.x[i] + (torch.randn(6) / 8 if self.noise else 0), self.y[i], i
 
 
+class Placed(DataLoader):  # type: ignore[type-arg]
+    """Keeps its place by itself, as torchdata's does: the batches handed out, and in which order the samples come."""
+
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.place, self.order, self.resumes = 0, [], False
+
+    def __iter__(self) -> Any:
+        if not self.resumes:
+            self.place, self.order = 0, torch.randperm(len(self.dataset)).tolist()  # type: ignore[arg-type]
+        self.resumes = False
+        while (at := self.place * 4) < len(self.order):
+            self.place += 1
+            yield torch.utils.data.default_collate([self.dataset[i] for i in self.order[at : at + 4]])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place, "order": list(self.order)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place, self.order = state["place"], state["order"]
+        self.resumes = True
+
+
 @dataclass
 class Run:
     """What is varied. `record` is what happened, in order."""
@@ -43,6 +66,7 @@ class Run:
     loader: dict[str, Any] = field(default_factory=dict)
     callbacks: Any = list
     """Makes the other callbacks."""
+    kind: Any = DataLoader
     noise: bool = False
     several: str = ""
     """The mode of two loaders in one."""
@@ -51,11 +75,13 @@ class Run:
     datamodule: bool = False
     module: Any = None
     """The class of the module."""
+    shuffled_validation: bool = False
+    """By a generator of the loader's own."""
     holdfast: dict[str, Any] = field(default_factory=dict)
     record: list[Any] = field(default_factory=list)
 
     def make_loader(self) -> Any:
-        loader = DataLoader(Numbers(noise=self.noise), **{"batch_size": 4, "shuffle": True, **self.loader})
+        loader = self.kind(Numbers(noise=self.noise), **{"batch_size": 4, "shuffle": True, **self.loader})
         if not self.several:
             return loader
         short = DataLoader(Numbers(10), batch_size=4, shuffle=True)
@@ -137,6 +163,8 @@ class Net(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def val_dataloader(self) -> Any:
+        if self.run.shuffled_validation:
+            return DataLoader(Numbers(7), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(3))
         return DataLoader(Numbers(7), batch_size=4)
 
 

@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from holdfast.errors import RestoreError
-from tests.frameworks.lightning_runs import Net, Run, Written, after, differences, train
+from tests.frameworks.lightning_runs import Net, Placed, Run, Written, after, differences, train
 from tests.train.fake_agent import FakeAgent, Image
 
 EPOCH = 6
@@ -81,6 +81,15 @@ RUNS: dict[str, Run] = {
         callbacks=lambda: [EarlyStopping("val_loss", patience=1, min_delta=0.3)], trainer={"max_epochs": 5}
     ),
     "an average of the weights": Run(callbacks=lambda: [EMAWeightAveraging(decay=0.8)]),
+    "workers that go on from epoch to epoch": Run(
+        loader={"num_workers": 1, "persistent_workers": True}, trainer={"max_epochs": 2}
+    ),
+    "a loader with a generator of its own": Run(loader={"generator": torch.Generator().manual_seed(4)}),
+    "a loader that keeps its own place": Run(kind=Placed),
+    "validation in an order of its own": Run(
+        shuffled_validation=True, schedule="plateau step", trainer={"val_check_interval": 2}
+    ),
+    "a progress bar": Run(trainer={"enable_progress_bar": True, "max_epochs": 2}),
     "max_steps inside an epoch": Run(trainer={"max_steps": 15, "max_epochs": -1}),
 }
 

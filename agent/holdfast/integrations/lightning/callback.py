@@ -145,6 +145,9 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
         self._describe(ckpt, pl_module)
         if ckpt.restore(allow=[a for a in self._allow if a in ALLOWANCES]):
             self._resumes = self._state.inside_epoch
+            if not self._resumes or trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
+                for fed in self._fed:
+                    fed.restored_between_epochs()
             log.info("holdfast: training goes on after boundary %d, epoch %d", ckpt.boundary, trainer.current_epoch)
             if trainer.should_stop:
                 log.warning(
@@ -182,7 +185,7 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
             state.stopped_early = self._early
             if not state.stopped_early:
                 for fed in self._fed:
-                    fed.settle()
+                    fed.leave()
             self._pass_boundary()
         self._finish()
 

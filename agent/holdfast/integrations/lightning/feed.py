@@ -8,7 +8,7 @@ included, has happened then, and nothing of the next batch has.
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-_OWN = frozenset({"_loader", "_source", "_first", "_running", "_over"})
+_OWN = frozenset({"_loader", "_source", "_first", "_running", "_over", "_ended"})
 
 
 class Source(Protocol):
@@ -32,20 +32,16 @@ class FedLoader:
     _first: bool
     _running: Any
     _over: bool
+    _ended: bool
 
     def __init__(self, loader: Any, source: Source, *, first: bool) -> None:
         """`first`: it is the one whose being asked makes the boundary."""
-        for name, value in {
-            "_loader": loader,
-            "_source": source,
-            "_first": first,
-            "_running": None,
-            "_over": False,
-        }.items():
+        own = {"_loader": loader, "_source": source, "_first": first, "_running": None, "_over": False, "_ended": False}
+        for name, value in own.items():
             object.__setattr__(self, name, value)
 
     def __iter__(self) -> Iterator[Any]:
-        self.settle()
+        self.leave()
         self._over = False
         return _Pass(self)
 
@@ -63,19 +59,29 @@ class FedLoader:
         else:
             setattr(self._loader, name, value)
 
-    def settle(self) -> None:
-        """Ends the pass at hand: it is over where all batches were handed out, else it was left."""
-        running = self._running
-        self._running = None
-        if running is None:
-            return
-        if self._whole():
-            next(running, None)
-        running.close()
+    def leave(self) -> None:
+        """Ends the pass at hand, if there are batches left: an epoch may be shorter than the loader, and the next one begins anew. One whose batches have all
+        been handed out is ended after the boundary, as in every loop: a loader that keeps its own place, or its workers, still stands in it."""
+        if self._running is not None and not self._whole():
+            self._running.close()
+            self._running = None
+
+    def restored_between_epochs(self) -> None:
+        """If the pass that was restored has no batch left, the next one is wanted: its end belongs to an epoch that is over."""
+        self._ended = True
 
     def begin(self) -> Iterator[Any]:
+        before, self._running = self._running, None
+        if before is not None:
+            next(before, None)
+            before.close()
         running = self._running = self._source.batches(self._loader)
         return running
+
+    def begin_another(self) -> Iterator[Any] | None:
+        """In place of a pass without a batch; None if there is to be no other."""
+        wanted, self._ended = self._ended, False
+        return self.begin() if wanted else None
 
     @property
     def inside(self) -> Any:
@@ -112,13 +118,23 @@ class _Pass:
         self._fed.asked()
         if self._fed.is_over:
             raise StopIteration
-        if self._batches is None:
-            self._batches = self._fed.begin()
         try:
+            if self._batches is None:
+                return self._first_batch()
             return next(self._batches)
         except StopIteration:
             self._fed.end()
             raise
+
+    def _first_batch(self) -> Any:
+        self._batches = self._fed.begin()
+        for batch in self._batches:
+            return batch
+        another = self._fed.begin_another()
+        if another is None:
+            raise StopIteration
+        self._batches = another
+        return next(another)
 
 
 def take_over(trainer: Any, source: Source) -> list[FedLoader]:
