@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     ModelCheckpoint,
+    TQDMProgressBar,
 )
 
 from holdfast.errors import RestoreError
@@ -89,7 +90,6 @@ RUNS: dict[str, Run] = {
     "validation in an order of its own": Run(
         shuffled_validation=True, schedule="plateau step", trainer={"val_check_interval": 2}
     ),
-    "a progress bar": Run(trainer={"enable_progress_bar": True, "max_epochs": 2}),
     "max_steps inside an epoch": Run(trainer={"max_steps": 15, "max_epochs": -1}),
 }
 
@@ -126,23 +126,59 @@ def test_two_resumes_within_one_epoch_and_over_its_end(tmp_path: Path) -> None:
     assert differences(want, state) == []
 
 
-def test_what_is_over_stays_over_and_a_longer_run_goes_on(tmp_path: Path) -> None:
-    """As one that was to be longer from the start. After the end of an epoch, and, by max_steps, inside one."""
-    for name, first, short, long in (
-        ("epochs", ("epoch starts", 2), {"max_epochs": 2}, {"max_epochs": 4}),
-        ("steps", ("step", 1), {"max_epochs": -1, "max_steps": 8}, {"max_epochs": -1, "max_steps": 20}),
-    ):
-        run = Run()
-        want = train(run, tmp_path, **long)
-        begun = Run()
-        images = kept(begun, tmp_path / name, **short)[1]
-        last = images[max(images)]
-        over, _ = resumed(begun, last, tmp_path / name / "over", **short)  # type: ignore[arg-type]
-        assert over.record == [], "nothing is trained, validated or logged"
-        again, state = resumed(run, last, tmp_path / name / "longer", **long)
-        assert again.record[0][:2] == first, name
-        assert unmarked(again.record) == unmarked(run.record)[-len(unmarked(again.record)) :], name
-        assert differences(want, state) == [], name
+LONGER: dict[str, tuple[Any, dict[str, Any], dict[str, Any], Any]] = {
+    "after the end of an epoch": (("epoch starts", 2), {"max_epochs": 2}, {"max_epochs": 4}, list),
+    "after the end of one that is shorter than the loader": (
+        ("epoch starts", 2),
+        {"max_epochs": 2, "limit_train_batches": 4},
+        {"max_epochs": 4, "limit_train_batches": 4},
+        list,
+    ),
+    "by max_steps, inside one": (
+        ("step", 1),
+        {"max_epochs": -1, "max_steps": 8},
+        {"max_epochs": -1, "max_steps": 20},
+        list,
+    ),
+    "with an average, which the end gives the model": (
+        ("epoch starts", 2),
+        {"max_epochs": 2},
+        {"max_epochs": 4},
+        lambda: [EMAWeightAveraging(decay=0.8)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_what_is_over_stays_over_and_a_longer_run_goes_on(name: str, tmp_path: Path) -> None:
+    """As one that was to be longer from the start."""
+    first, short, long, callbacks = LONGER[name]
+    run, begun = Run(callbacks=callbacks), Run(callbacks=callbacks)
+    want = train(run, tmp_path, **long)
+    images = kept(begun, tmp_path, **short)[1]
+    last = images[max(images)]
+    over, _ = resumed(begun, last, tmp_path / "over", **short)
+    assert over.record == [], "nothing is trained, validated or logged"
+    again, state = resumed(run, last, tmp_path / "longer", **long)
+    assert again.record[0][:2] == first
+    assert unmarked(again.record) == unmarked(run.record)[-len(unmarked(again.record)) :]
+    assert differences(want, state) == []
+
+
+class Bar(TQDMProgressBar):
+    told: ClassVar[list[int]] = []
+
+    def on_train_epoch_start(self, trainer: Any, *rest: Any) -> None:
+        super().on_train_epoch_start(trainer, *rest)
+        self.told.append(trainer.current_epoch)
+
+
+def test_a_progress_bar_is_told_of_the_epoch_in_which_training_goes_on(tmp_path: Path) -> None:
+    run = Run(callbacks=lambda: [Bar()], trainer={"enable_progress_bar": True, "max_epochs": 2})
+    images = kept(run, tmp_path)[1]
+    Bar.told.clear()
+    resumed(run, images[8], tmp_path / "again")
+    assert Bar.told == [1]
 
 
 def test_a_run_without_an_agent_is_lightnings_own(tmp_path: Path) -> None:

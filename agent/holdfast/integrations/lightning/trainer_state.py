@@ -72,7 +72,6 @@ class TrainerState:
             "datamodule": datamodule.state_dict() if datamodule is not None else {},
             "hooks": hooks,
             "validation": [[rng.generator_bytes(g) for g in owned_generators(v)] for v in _validation(loop)],
-            "cycle": _cycle(loop),
             "over": [fed.is_over for fed in self._fed],
             **(self._noted if self.stopped_early else logged),
         }
@@ -98,9 +97,7 @@ class TrainerState:
     def _callbacks(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for callback in self._others():
-            state = dict(callback.state_dict())
-            if is_averaging(callback):
-                state["latest_update_epoch"] = callback._latest_update_epoch  # its own state_dict leaves it out
+            state = callback.state_dict()
             if state:
                 found[callback.state_key] = state
         return found
@@ -178,10 +175,7 @@ class TrainerState:
                 'arguments, or accept that their state is dropped: HoldfastCallback(allow=("callbacks",))'
             )
         for key in saved.keys() & here.keys():
-            state = dict(saved[key])
-            if is_averaging(here[key]):
-                here[key]._latest_update_epoch = state.pop("latest_update_epoch")
-            here[key].load_state_dict(state)
+            here[key].load_state_dict(saved[key])
 
     def begin(self) -> None:
         """Training begins, after the sanity check. Raises UnsupportedState for what hooks add that cannot be saved."""
@@ -193,7 +187,6 @@ class TrainerState:
         self._put_logged_back(saved["logged"])
         if self.inside_epoch:
             trainer.fit_loop._restart_stage = MID_EPOCH  # hooks for the start of the epoch have been called
-            trainer.fit_loop._resuming_from_checkpoint = True
 
     def end(self) -> None:
         """There was nothing left to train: who asks is told what was so at the end."""
@@ -212,7 +205,6 @@ class TrainerState:
         assert saved is not None
         loop = trainer.fit_loop
         _put_progress(loop, saved["progress"], saved["lightning"], version_of(trainer))
-        loop.epoch_loop._batches_that_stepped = saved["batches_that_stepped"]
         loop._data_fetcher.fetched = loop.epoch_loop.batch_progress.current.ready
         trainer.accumulate_grad_batches = saved["accumulate_grad_batches"]
         logged, connector = saved["logged"], trainer._logger_connector
@@ -223,8 +215,6 @@ class TrainerState:
         for loader, states in zip(_validation(loop), saved["validation"], strict=False):
             for generator, state in zip(owned_generators(loader), states, strict=False):
                 rng.put_generator_back(generator, state)
-        for name, value in saved["cycle"].items():
-            setattr(loop._combined_loader._iterator, name, value)
         for fed, over in zip(self._fed, saved["over"], strict=False):
             if over:
                 fed.end()
@@ -286,12 +276,6 @@ def _count_epoch(epochs: dict[str, Any], by: int) -> None:
 def _validation(loop: Any) -> list[Any]:
     combined = loop.epoch_loop.val_loop._combined_loader
     return list(combined.flattened) if combined is not None else []
-
-
-def _cycle(loop: Any) -> dict[str, Any]:
-    """Of several loaders in one: which have been read to their end in this epoch."""
-    iterator = getattr(loop._combined_loader, "_iterator", None)
-    return {k: v for k, v in vars(iterator).items() if k in ("_consumed", "_idx")} if iterator is not None else {}
 
 
 def _sums(results: Any) -> dict[str, Any]:
