@@ -21,6 +21,7 @@ from test_train_midstep import (
     one_round,
     reference,
     same_content,
+    until,
 )
 from torch import nn
 
@@ -105,7 +106,9 @@ def test_the_update_is_held_back_on_the_device_and_not_on_the_host(
     assert holds(saved(agent, at), state)
 
 
-def test_every_optimizer_is_held_back_not_only_the_first_of_an_iteration(agent: FakeAgent, gpu: FakeStreams) -> None:
+def test_every_optimizer_is_held_back_not_only_the_first_of_an_iteration(
+    agent: FakeAgent, gpu: FakeStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two optimizers may be stepped on two streams."""
     other = nn.Linear(8, 8)
     second = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.5)
@@ -122,13 +125,25 @@ def test_every_optimizer_is_held_back_not_only_the_first_of_an_iteration(agent: 
     loop.audited(agent)
     assert loop.kind == "mid-step"
     loop.ckpt._every = 1
-    gpu.hold()
+    beside, go_on = loop.ckpt._saver.beside, threading.Event()  # type: ignore[union-attr]
+    finish = beside._finish
+
+    def late(copy: Any) -> None:
+        """Nobody has noticed yet that the copy is done."""
+        go_on.wait(60)
+        finish(copy)
+
+    monkeypatch.setattr(beside, "_finish", late)
     loop.iterate()
-    gpu.calls.clear()
-    loop.iterate()
-    where = gpu.calls.index("second")
-    assert any(c.startswith("hold back") for c in gpu.calls[:where])
-    gpu.let_go()
+    loop.middle = gpu.calls.clear
+    thread = threading.Thread(target=loop.iterate, daemon=True)
+    thread.start()  # the next save waits for this one
+    until(lambda: sum(c.startswith("hold back") for c in gpu.calls) >= 3)
+    order = [c for c in gpu.calls if c == "second" or c.startswith("hold back")]
+    assert order[0].startswith("hold back")
+    assert order[order.index("second") + 1].startswith("hold back")
+    go_on.set()
+    thread.join(60)
 
 
 class Foreign(torch.optim.SGD):
