@@ -25,7 +25,7 @@ from test_train_midstep import (
 )
 from torch import nn
 
-from holdfast import device, download
+from holdfast import audit, device, download
 from holdfast.load import open_image
 from holdfast_api import names, ranks
 
@@ -472,6 +472,97 @@ def test_the_side_stream_can_be_switched_off(
 
 
 # The copy itself
+
+
+def test_memory_that_a_script_exchanged_before_the_boundary_is_saved_as_it_is_now(
+    agent: FakeAgent, gpu: FakeStreams, loop: Loop
+) -> None:
+    """I9: the list says where the state lay when it was made."""
+    weight = loop.model.body[0].weight
+    loop.model(torch.randn(4, 8)).square().mean().backward()
+    loop.update()
+    weight.data = weight.data + 1.0
+    loop.ckpt.step()
+    assert holds(saved(agent, loop.ckpt.boundary), state_of(loop))
+
+
+def test_a_step_that_is_captured_waits_on_the_host(
+    agent: FakeAgent, gpu: FakeStreams, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I7: an event from outside would spoil the capture."""
+    gpu.hold()
+    loop.iterate()
+    at, state = loop.ckpt.boundary, state_of(loop)
+    loop.model(torch.randn(4, 8)).square().mean().backward()
+    monkeypatch.setattr(device, "capturing", lambda: True)
+    thread = threading.Thread(target=loop.optimizer.step, daemon=True)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    assert not any(c.startswith("hold back") for c in gpu.calls)
+    gpu.let_go()
+    thread.join(60)
+    assert holds(saved(agent, at), state)
+
+
+def test_no_audit_is_judged_inside_a_capture(
+    agent: FakeAgent, gpu: FakeStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I7: that would wait for the device."""
+    loop = Loop()
+    monkeypatch.setattr(audit.Audit, "changed", lambda self: pytest.fail("looked at inside a capture"))
+    update = loop.update
+
+    def captured() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "capturing", lambda: True)
+            update()
+
+    loop.update = captured  # type: ignore[method-assign]
+    loop.iterate(5)
+    assert loop.kind == "boundary-only"
+
+
+def test_what_an_update_writes_to_buffers_after_the_gate_is_no_write_into_the_copy(
+    agent: FakeAgent, gpu: FakeStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I8: an average of the weights in buffers, updated after the optimizer. Torch counts that write, and it comes after the copy."""
+    model = nn.Linear(8, 8)
+    model.register_buffer("average", torch.zeros(40_000))
+    loop = Loop(model=model)
+
+    def update() -> None:
+        Loop.update(loop)
+        model.average.add_(1)  # type: ignore[operator]
+
+    loop.update = update  # type: ignore[method-assign]
+    loop.audited(agent)
+    assert (loop.kind, loop.ckpt._run["loop_why"]) == ("mid-step", "")
+    loop.ckpt._every = 10
+    loop.iterate(9 - loop.ckpt.boundary % 10)
+    beside, go_on = loop.ckpt._saver.beside, threading.Event()  # type: ignore[union-attr]
+    finish = beside._finish
+    monkeypatch.setattr(beside, "_finish", lambda copy: (go_on.wait(60), finish(copy)))
+    gpu.hold()
+    loop.iterate()
+    at, state = loop.ckpt.boundary, state_of(loop)
+    loop.iterate()
+    go_on.set()
+    assert holds(saved(agent, at), state)
+
+
+def test_a_boundary_that_a_round_has_taken_is_not_saved_again(agent: FakeAgent, gpu: FakeStreams, loop: Loop) -> None:
+    saver, mid = loop.ckpt._saver, loop.ckpt._mid
+    assert saver is not None
+    assert mid is not None
+    assert mid._live is not None
+    assert mid._noting is not None
+    saver.newest = loop.ckpt.boundary
+    gpu.calls.clear()
+    assert saver.capture_beside(mid._live, mid._noting, {})
+    assert "give" not in gpu.calls
+    assert saver.arena is not None
+    assert saver.arena.idle
 
 
 def test_small_tensors_go_as_one_and_large_ones_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
