@@ -1,21 +1,24 @@
-"""Command line: `holdfast-agent run -- COMMAND` in a pod, `holdfast-agent run --local DIR -- COMMAND` anywhere else."""
+"""Command line: `holdfast-agent run -- COMMAND` in a pod, `holdfast-agent run --local DIR -- COMMAND` anywhere else.
+
+The agent itself is imported when everything that does not need it has been done: on a laptop the ranks run by then (headstart.py).
+"""
 
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
-from holdfast_agent import doctor, laptop, settings
+from holdfast_agent import headstart, laptop, settings
 from holdfast_agent.errors import ConfigurationWrong
-from holdfast_agent.run import Agent
-from holdfast_agent.run import main as run_agent
+from holdfast_agent.headstart import HeadStart
+from holdfast_agent.settings import Settings
 from holdfast_api import __version__
 from holdfast_api.errors import ContractError
 from holdfast_api.layout import checked_uid
 from holdfast_api.messages import Exit
 from holdfast_api.names import EXIT_CODES
-from holdfast_store import retry
 from holdfast_store.errors import StoreError
 
 DEFAULT_EVERY_SECONDS = 600
@@ -85,7 +88,6 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s holdfast-agent %(levelname)s %(message)s", stream=sys.stderr
     )
-    retry.without_a_line_per_try()
     if options.verb == "doctor":
         return _doctor(options)
     command = tuple(options.command[1:] if options.command[:1] == ["--"] else options.command)
@@ -94,14 +96,28 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigurationWrong(
                 "no command: write it after --, for example `holdfast-agent run -- python train.py`"
             )
-        run_agent(_local(options, command) if options.local else _in_pod(command))
+        if options.local:
+            _run(*_local(options, command))
+        _run(settings.from_environment(settings.process_environment(), command))
     except (ConfigurationWrong, ContractError, StoreError) as e:
         print(f"holdfast-agent: {e}", file=sys.stderr)
         return EXIT_CODES[Exit.CONFIGURATION_WRONG]
 
 
+def _run(ready: Settings, begun: HeadStart | None = None) -> NoReturn:
+    from holdfast_agent.run import main as run_agent
+    from holdfast_store import retry
+
+    retry.without_a_line_per_try()
+    run_agent(ready, begun)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     """0 if nothing has to be changed, 1 if something has to, 71 if the configuration cannot be read."""
+    from holdfast_agent import doctor
+    from holdfast_store import retry
+
+    retry.without_a_line_per_try()
     environ = settings.process_environment()
     try:
         config = laptop.examined(options.local, options.processes) if options.local else settings.config_from(environ)
@@ -117,12 +133,8 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if all(a.ok for a in answers) else 1
 
 
-def _in_pod(command: tuple[str, ...]) -> Callable[[], Agent]:
-    ready = settings.from_environment(settings.process_environment(), command)
-    return lambda: Agent(ready)
-
-
-def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[], Agent]:
+def _local(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[Settings, HeadStart]:
+    """The ranks run when it returns."""
     if options.workers != 1:
         raise ConfigurationWrong(
             f"--workers is {options.workers}: without Kubernetes one machine is used; use --processes for several processes"
@@ -149,7 +161,8 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> Callable[[]
         chunk_bytes=options.chunk_mib << 20,
         background_bytes_per_second=limit,
     )
-    return lambda: Agent(ready, own_orders=held, fresh=options.fresh, resume_from=options.resume_from)
+    order = laptop.order(ready, held.next_attempt(), fresh=options.fresh, resume_from=options.resume_from)
+    return ready, headstart.begin(held, ready, order)
 
 
 def _background(option: int | None, environ: Mapping[str, str]) -> int:

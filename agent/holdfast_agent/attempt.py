@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_agent import address, clock, clocks, earlier, layouts, tunables
+from holdfast_agent import clock, clocks, earlier, layouts
 from holdfast_agent.claims import Claims
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
@@ -15,15 +15,15 @@ from holdfast_agent.errors import PeerRefused, ProtocolBroken
 from holdfast_agent.evacuation import Evacuation
 from holdfast_agent.finish import Finish
 from holdfast_agent.gates import Gates
-from holdfast_agent.launcher import Launcher, Process, RankSpec
+from holdfast_agent.launcher import Launcher, Process
 from holdfast_agent.periodic import Periodic
 from holdfast_agent.ranks import RankLink
 from holdfast_agent.restoring import Restoring
 from holdfast_agent.rounds import Rounds
 from holdfast_agent.saves import Saves
-from holdfast_agent.settings import environment_of_ranks, process_environment
 from holdfast_agent.shared import Shared
 from holdfast_agent.signals import Watchdog
+from holdfast_agent.spawning import specs
 from holdfast_agent.writing import Writing
 from holdfast_api import peers
 from holdfast_api import ranks as wire
@@ -110,22 +110,8 @@ class Attempt:
 
     def _launch(self) -> None:
         s = self.shared
-        config = s.settings.config
-        lead = min(s.order.members, key=lambda m: m.worker)
-        host = address.split(lead.address)[0] if lead.address else s.settings.pod_ip
-        base = tunables.with_large_copies(environment_of_ranks(process_environment()))
-        for local, rank in enumerate(s.crew):
-            spec = RankSpec(
-                rank=rank.number,
-                local_rank=local,
-                world_size=s.order.world_size,
-                local_world_size=config.processes_per_worker,
-                group_rank=config.worker,
-                attempt=s.attempt,
-                master_addr=host,
-                socket=self._socket,
-            )
-            rank.process = self._launcher.start(spec, s.settings.command, base)
+        for rank, spec in zip(s.crew, specs(s.settings, s.order, self._socket), strict=True):
+            rank.process = self._launcher.start(spec, s.settings.command)
         s.record.stage(Stage.RANKS_STARTED)
 
     # ---- ranks speak

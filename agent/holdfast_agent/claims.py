@@ -128,8 +128,8 @@ class Claims:
 
     async def _go(self) -> None:
         await self._shared.changes.until(lambda: self._shared.store is not None, Deadline.after(3600))
-        await self._look_first()
         async with self._scout.ahead():
+            await self._look_first()
             await self._may_claim()
         while True:
             if self._choice is None:

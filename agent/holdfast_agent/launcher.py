@@ -1,8 +1,4 @@
-"""Starts and ends the training processes of one attempt, as torchrun would, and reaps orphans as PID 1 must.
-
-Each rank is the leader of its own session: SIGTERM to the container reaches the agent only, ranks and their data-loader workers are shielded (E7), and a
-whole group can be killed at once. All methods run on the event loop's thread.
-"""
+"""Watches and ends the training processes (spawning.py) of one attempt, and reaps orphans as PID 1 must. All methods run on the event loop's thread."""
 
 import asyncio
 import contextlib
@@ -10,47 +6,15 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from holdfast_api import names
-from holdfast_rank import shield
+from holdfast_agent.spawning import RankSpec, Spawned, spawn
 
 log = logging.getLogger(__name__)
 TAIL_BYTES = 2048
 """Of a rank's stderr, kept for the report of a failure."""
-SHIELD = shield.__file__
-
-
-@dataclass(frozen=True, slots=True)
-class RankSpec:
-    """Where one process stands in the job."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int
-    group_rank: int
-    attempt: int
-    master_addr: str
-    socket: str
-
-    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Exactly what torchrun sets, and the two names of ours. `base` has been stripped of the agent's own configuration."""
-        return dict(base) | {
-            "RANK": str(self.rank),
-            "LOCAL_RANK": str(self.local_rank),
-            "WORLD_SIZE": str(self.world_size),
-            "LOCAL_WORLD_SIZE": str(self.local_world_size),
-            "GROUP_RANK": str(self.group_rank),
-            "GROUP_WORLD_SIZE": str(self.world_size // self.local_world_size),
-            "MASTER_ADDR": self.master_addr,
-            "MASTER_PORT": str(names.rendezvous_port(self.attempt)),
-            names.ENV_SOCKET: self.socket,
-            names.ENV_ATTEMPT: str(self.attempt),
-        }
 
 
 @dataclass(eq=False, slots=True)
@@ -78,31 +42,25 @@ class Process:
 class Launcher:
     """The children of this process. There is one for the life of the agent: children of an older attempt are its too."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, begun: Iterable[Spawned] = ()) -> None:
+        """`begun`: processes that run already, or have run (headstart.py); whoever starts one of them gets it."""
         self._loop = loop
         self._processes: dict[int, Process] = {}
+        # All of them before the first is reaped: a child that nobody knows is taken for an orphan.
+        self._begun = {s.spec: self._watch(s) for s in begun}
         loop.add_signal_handler(signal.SIGCHLD, self.reap)
+        self.reap()
 
-    def start(self, spec: RankSpec, command: tuple[str, ...], base: Mapping[str, str]) -> Process:
-        """Returns at once; a command that cannot be run shows as exit status 126 or 127."""
-        read, write = os.pipe()
-        try:
-            popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", SHIELD, str(os.getpid()), *command],
-                env=spec.environment(base),
-                stdin=subprocess.DEVNULL,
-                stderr=write,
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(read)
-            raise
-        finally:
-            os.close(write)
-        process = Process(spec.rank, popen, self._loop.create_future())
-        self._processes[popen.pid] = process
-        self._pass_on(process, read)
+    def start(self, spec: RankSpec, command: tuple[str, ...]) -> Process:
+        """As `spawn`."""
+        process = self._begun.pop(spec, None) or self._watch(spawn(spec, command))
         self.reap()  # it may have ended before it was registered
+        return process
+
+    def _watch(self, spawned: Spawned) -> Process:
+        process = Process(spawned.spec.rank, spawned.popen, self._loop.create_future())
+        self._processes[spawned.popen.pid] = process
+        self._pass_on(process, spawned.stderr)
         return process
 
     def kill(self, processes: list[Process]) -> None:

@@ -1,4 +1,4 @@
-"""Before the claim: what would be continued is fetched while Python imports torch and the old attempt is still being sealed (design 4, A3).
+"""Before the claim: what would be continued is fetched while Python imports torch, the bucket is probed, the old attempt is being sealed (design 4, A3).
 
 The lead looks and tells the members, rather than each member looking for itself: one walk through the store instead of one per worker, one place where pins,
 verdicts and rejections are applied, and all members fetch the same checkpoint. Nothing depends on the message: it claims nothing, writes nothing in the
@@ -36,7 +36,7 @@ class Scout:
 
     @contextlib.asynccontextmanager
     async def ahead(self) -> AsyncIterator[None]:
-        """Looks and tells while the body waits for the permission to claim."""
+        """Looks and tells while the body asks what else has to be known, and waits for the permission to claim."""
         looking = asyncio.ensure_future(self._keep_looking())
         try:
             yield

@@ -10,12 +10,11 @@ import logging
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Protocol, get_args
 
 from holdfast_agent.errors import ProtocolBroken
+from holdfast_agent.rank_socket import Listening
 from holdfast_api import ranks as wire
 from holdfast_api.errors import ContractError
 
@@ -71,20 +70,18 @@ class Listener(Protocol):
 
 
 class RankServer:
-    """Listens from `start` to `close`."""
+    """Serves the socket from `start` to `close`."""
 
-    def __init__(self, folder: Path, listener: Listener) -> None:
-        self.path = _socket_path(folder)
+    def __init__(self, listening: Listening, listener: Listener) -> None:
+        self.path = listening.path
+        self._socket = listening.socket
         self._listener = listener
         self._server: asyncio.Server | None = None
         self._open = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
-        self._server = await asyncio.start_unix_server(self._accept, self.path, limit=wire.MAX_LINE_BYTES)
-        self.path.chmod(0o600)
+        self._server = await asyncio.start_unix_server(self._accept, sock=self._socket, limit=wire.MAX_LINE_BYTES)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -149,11 +146,3 @@ def _same_user(writer: asyncio.StreamWriter) -> bool:
     raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     uid = struct.unpack("3i", raw)[1]
     return uid in (os.getuid(), 0)
-
-
-def _socket_path(folder: Path) -> Path:
-    """Below the memory volume, or in a fresh private folder where that path is too long for a socket address (107 bytes)."""
-    path = folder / "agent.sock"
-    if len(os.fsencode(path)) <= 100:
-        return path
-    return Path(tempfile.mkdtemp(prefix="holdfast-")) / "agent.sock"

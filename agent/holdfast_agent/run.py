@@ -5,13 +5,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
 
-from holdfast_agent import laptop, membership, signals, storage
+from holdfast_agent import membership, rank_socket, signals, storage
 from holdfast_agent.arena import Arena
 from holdfast_agent.attempt import Attempt
 from holdfast_agent.collecting import Asked, Outcome, rests
@@ -19,6 +18,7 @@ from holdfast_agent.crew import Changes, Crew
 from holdfast_agent.errors import ProtocolBroken
 from holdfast_agent.experience import Experience
 from holdfast_agent.gatekeeper import Gatekeeper
+from holdfast_agent.headstart import HeadStart
 from holdfast_agent.launcher import Launcher
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import Mesh
@@ -64,13 +64,11 @@ ANSWER_SECONDS = 0.05
 class Agent:
     """`run` is the whole life. Everything else is called on the event loop's thread."""
 
-    def __init__(
-        self, settings: Settings, *, own_orders: laptop.Laptop | None = None, fresh: bool = False, resume_from: str = ""
-    ) -> None:
+    def __init__(self, settings: Settings, begun: HeadStart | None = None) -> None:
+        """`begun`: of a laptop, whose attempt is known."""
         config = settings.config
         self._settings = settings
-        self._own_orders = own_orders
-        self._fresh, self._resume_from = fresh, resume_from
+        self._begun = begun
         self._memory = Path(config.memory_dir)
         self._experience = Experience(self._memory)
         self._node = (
@@ -96,7 +94,7 @@ class Agent:
     async def run(self) -> int:
         """The exit code."""
         loop = asyncio.get_running_loop()
-        self._launcher = Launcher(loop)
+        self._launcher = Launcher(loop, self._begun.processes if self._begun is not None else ())
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
         ) as self._session:
@@ -104,7 +102,8 @@ class Agent:
             self._record.on_change = self._reporter.changed
             self._reporter.taken = self._record.taken
             self._record.stage(Stage.AGENT_STARTED)
-            self._ranks = RankServer(self._memory, self)
+            listening = self._begun.listening if self._begun is not None else rank_socket.listen(self._memory)
+            self._ranks = RankServer(listening, self)
             self._server = Server(
                 self,
                 Gatekeeper(self._settings.keys, self._settings.config.job_uid, self._settings.pod_uid),
@@ -116,9 +115,8 @@ class Agent:
             signals.install(loop, on_term=self._sigterm, laptop=self._settings.laptop)
             self._later(self._open_store())
             self._later(self._reporter.run())
-            if self._own_orders is not None:
-                number = self._own_orders.next_attempt()
-                await self.order(laptop.order(self._settings, number, fresh=self._fresh, resume_from=self._resume_from))
+            if self._begun is not None:
+                await self.order(self._begun.order)
             await self._ended.wait()
             await self._shut_down()
         assert self._record.exit is not None
@@ -337,11 +335,11 @@ class Agent:
         await self._ranks.close()
 
 
-def main(make: Callable[[], Agent]) -> NoReturn:
-    """Runs an agent to its end and ends the process. `make` is called inside the event loop. Raises what `make` raises."""
+def main(settings: Settings, begun: HeadStart | None = None) -> NoReturn:
+    """Runs an agent to its end and ends the process. Raises what the agent raises when it is made."""
 
     async def life() -> None:
-        code = await make().run()
+        code = await Agent(settings, begun).run()
         sys.stdout.flush()
         sys.stderr.flush()
         # Here and not after the loop: neither a task that is slow to be cancelled nor a thread that talks to a dead store may hold up the end.
