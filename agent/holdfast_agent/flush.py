@@ -8,6 +8,8 @@ is sent once. Nothing here makes a checkpoint exist: that is the commit record, 
 import asyncio
 import contextlib
 import logging
+import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -86,7 +88,9 @@ class Written:
     at_its_pace: bool
     """Not held back by the user's limit, nor hurried on its way: how long it took says something about the store."""
     on_node: asyncio.Task[datetime | None]
-    """Ends when the node's images are durable, or could not be, perhaps later than the flush: then no thread reads the slots any more."""
+    """Ends when the node's images are durable, or could not be, perhaps later than the flush."""
+    unread: asyncio.Future[Any]
+    """Done when no thread reads the slots any more."""
     replicas: tuple[ReplicaDigest, ...] = ()
 
 
@@ -173,7 +177,7 @@ async def _write(
         sending = Sending(job.ref, job.base_has, store, stop, threads.link, pace, lane, threads.throttle, logical, told)
         held_back = sending.is_held_back
         looks = [Look(p.tensors, p.must_be_finite, len(i.views)) for p, i in zip(job.parts, images, strict=True)]
-        chunks = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job)
+        chunks, quiet = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job)
         sides = [replicas.compared(p.tensors, p.image_bytes, job.chunk_bytes) for p in job.parts]
         hashing = [
             threads.call(replicas.loose_digests, [*s.values()], i.reading.view)
@@ -190,7 +194,8 @@ async def _write(
             await asyncio.wait([on_node])
         _close(images)
         raise
-    on_node.add_done_callback(lambda _: _close(images))
+    unread = asyncio.gather(on_node, quiet, return_exceptions=True)
+    unread.add_done_callback(lambda _: _close(images))
     refers = {c.at for m in manifests for c in m.chunks} - {job.ref}
     return Written(
         manifests=tuple(manifests),
@@ -204,6 +209,7 @@ async def _write(
         at_its_pace=not (held_back or (stop.hurried and pace.background)),
         node_durable_at=on_node.result() if on_node.done() else None,
         on_node=on_node,
+        unread=unread,
         replicas=tuple(d for s, m in zip(sides, manifests, strict=True) for d in replicas.summary(s, m)),
     )
 
@@ -218,22 +224,31 @@ async def _handed_on(
     stop: Stop,
     looks: Sequence[Look],
     job: Job,
-) -> list[list[Chunk]]:
-    """The chunks of each image, once the store has them all. Nothing is hashed or sent when it returns or raises: what the store said, else SaveGivenUp."""
+) -> tuple[list[list[Chunk]], asyncio.Future[None]]:
+    """The chunks of each image, once the store has them all. Nothing is sent when it returns, and nothing that counts is hashed; the slots are read no
+    more when the future is done. Nothing at all runs when it raises: what the store said, else SaveGivenUp."""
     found: list[list[Chunk | None]] = [[None] * len(image.views) for image in images]
+    handing = threading.Lock()
+    calm = pace.background
 
     def one(number: int, piece: int) -> None:
+        """May run twice at once (`urgent`): the first who has the name hands the piece on."""
         if stop.wanted:
             raise SaveGivenUp(stop.reason or "the time is up")
-        view = images[number].views[piece]
+        view, began = images[number].views[piece], time.monotonic()
         name = digest(view)
-        if to_node is not None:
-            to_node.offer(number, piece)
-        found[number][piece] = sending.chunk(name, view)
+        with handing:
+            if found[number][piece] is not None:
+                return
+            if to_node is not None:
+                to_node.offer(number, piece)
+            found[number][piece] = sending.chunk(name, view)
         if job.looks():
             looks[number].piece(view, piece * job.chunk_bytes)
         else:
             looks[number].skip()
+        if calm:
+            stop.pause(pace.rest(time.monotonic() - began), while_calm=True)
 
     hashing = Lane(threads.background if pace.background else threads.hashing, pace.hashers)
     lane.over.add_done_callback(lambda over: stop.set("another part of the save failed") if over.exception() else None)
@@ -242,15 +257,21 @@ async def _handed_on(
             hashing.add(partial(one, number, piece))
     hashing.end()
 
+    urged = False
+
     def urgent() -> None:
         """An emergency has taken this save over (any thread)."""
-        if pace.background and stop.hurried:
+        nonlocal urged
+        if pace.background and stop.hurried and not urged:
+            urged = True
             full = pace_of(emergency=True, cpus=threads.cpus)
-            hashing.move(threads.hashing, full.hashers)
+            # Also what a thread of the lowest priority has in hand: training may not let it finish for long.
+            hashing.move(threads.hashing, full.hashers, again=True)
             sending.hurry(full)
 
     with stop.heard_by(urgent):
         await asyncio.wait([hashing.over], timeout=pace.patience_seconds if pace.background else None)
+        calm = False
         if not stop.hurried:
             hashing.move(threads.hashing, pace.hashers)
         await asyncio.wait([hashing.over])
@@ -260,8 +281,9 @@ async def _handed_on(
         await asyncio.wait([lane.over])
     failures = [e for e in (lane.over.exception(), hashing.over.exception()) if e is not None]
     for failure in sorted(failures, key=lambda e: not isinstance(e, StoreError)):
+        await asyncio.wait([hashing.quiet])
         raise failure
-    return [[c for c in chunks if c is not None] for chunks in found]
+    return [[c for c in chunks if c is not None] for chunks in found], hashing.quiet
 
 
 def _manifest(job: Job, part: Part, chunks: Sequence[Chunk], loose: tuple[LooseDigest, ...]) -> RankManifest:

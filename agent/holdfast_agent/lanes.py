@@ -21,6 +21,10 @@ class Lane:
         self._width = max(1, width)
         self._lock = threading.Lock()
         self._waiting: deque[Work] = deque()
+        self._in_hand: dict[object, Work] = {}
+        """What runs, by whoever runs it."""
+        self._left = 0
+        """Threads whose piece was begun again elsewhere: what they do counts no more."""
         self._running = 0
         """Threads that were asked for and have not gone."""
         self._asked = 0
@@ -31,7 +35,9 @@ class Lane:
         self._failure: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
-        """Done when nothing of the lane runs and nothing will; holds the first failure, after which what waited was dropped."""
+        """Done when nothing that counts runs and nothing will; holds the first failure, after which what waited was dropped."""
+        self.quiet: asyncio.Future[None] = self._loop.create_future()
+        """Done when nothing of the lane runs at all."""
 
     def add(self, work: Work) -> None:
         """Dropped if the lane has failed. Not after `end`."""
@@ -47,11 +53,17 @@ class Lane:
             self._width = max(1, width)
             self._start()
 
-    def move(self, pool: Executor, width: int) -> None:
-        """What waits is done on another pool, also what waits for a thread of this one; what runs is finished where it is."""
+    def move(self, pool: Executor, width: int, *, again: bool = False) -> None:
+        """What waits is done on another pool, also what waits for a thread of this one; what runs is finished where it is. With `again` what runs is begun
+        once more on the other pool, first of all, and the lane does not wait for where it runs now: for pieces that may be done twice at once."""
         with self._lock:
             self._pool, self._width = pool, max(1, width)
             self._call_off()
+            if again:
+                self._waiting.extendleft(reversed(self._in_hand.values()))
+                self._left += len(self._in_hand)
+                self._running -= len(self._in_hand)
+                self._in_hand.clear()
             self._start()
 
     def end(self) -> None:
@@ -97,11 +109,12 @@ class Lane:
     # ---- on the pool's threads, and on the loop
 
     def _work(self, turn: int) -> None:
+        me = object()
         with self._lock:
             if turn != self._turn:
                 return
             self._asked -= 1
-            work = self._next(turn)
+            work = self._next(turn, me)
         while work is not None:
             failure = None
             try:
@@ -109,20 +122,27 @@ class Lane:
             except BaseException as e:
                 failure = e
             with self._lock:
+                if self._in_hand.pop(me, None) is None:
+                    self._left -= 1
+                    self._finish()
+                    return
                 if failure is not None:
                     self._fail(failure)
-                work = self._next(turn)
+                work = self._next(turn, me)
 
-    def _next(self, turn: int) -> Work | None:
+    def _next(self, turn: int, me: object) -> Work | None:
         """With the lock held. None: this thread is no longer wanted."""
         if self._waiting and self._running <= self._width and turn == self._turn:
-            return self._waiting.popleft()
+            self._in_hand[me] = self._waiting.popleft()
+            return self._in_hand[me]
         self._running -= 1
         self._start()
         self._finish()
         return None
 
     def _tell(self) -> None:
+        if not self._left and not self.quiet.done():
+            self.quiet.set_result(None)
         if self.over.done():
             return
         if self._failure is None:

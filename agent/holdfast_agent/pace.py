@@ -17,6 +17,8 @@ BACKGROUND_NODE_WRITES = 2
 BACKGROUND_FIRST_REQUESTS = 2
 BACKGROUND_MOST_REQUESTS = 16
 BACKGROUND_PATIENCE_SECONDS = 60.0
+BACKGROUND_SHARE = 0.25
+"""Of the time. Also on a processor that training leaves alone a hash takes memory bandwidth and shared cache: at this share it still names 1.5 GB/s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,18 @@ class Pace:
     most_requests: int
     patience_seconds: float
     """After so long hashing yields no more: where training wants every processor all the time, what it has reached must become durable all the same."""
+    share: float
+    """Of the time in which a hashing thread works; it rests for the others."""
+
+    def rest(self, seconds: float) -> float:
+        """So many, after a piece that took `seconds`."""
+        return seconds * (1 / self.share - 1)
 
 
 def pace_of(*, emergency: bool, cpus: int) -> Pace:
     """`cpus`: of this container."""
     if emergency:
-        return Pace(False, min(MOST_HASHERS, max(1, cpus)), NODE_WRITES, FIRST_REQUESTS, MOST_REQUESTS, 0.0)
+        return Pace(False, min(MOST_HASHERS, max(1, cpus)), NODE_WRITES, FIRST_REQUESTS, MOST_REQUESTS, 0.0, 1.0)
     return Pace(
         True,
         1,
@@ -45,4 +53,5 @@ def pace_of(*, emergency: bool, cpus: int) -> Pace:
         BACKGROUND_FIRST_REQUESTS,
         BACKGROUND_MOST_REQUESTS,
         BACKGROUND_PATIENCE_SECONDS,
+        BACKGROUND_SHARE,
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from holdfast_agent import flush, slots, storage
 from holdfast_agent.clock import Deadline, monotonic
@@ -218,7 +219,7 @@ class Writing:
         readers = [h[1] for _, h in held if h is not None]
         for h in readers:
             h.readers += 1
-        on_node: asyncio.Task[datetime | None] | None = None
+        reading: asyncio.Future[Any] | None = None
 
         def not_read(_: object = None) -> None:
             for h in readers:
@@ -253,16 +254,16 @@ class Writing:
                 on_node_trouble=self._node_fails,
                 progress=progress,
             )
-            on_node = written.on_node
+            reading = written.unread
         except (StoreError, AgentError, OSError, ContractError) as e:
             log.warning("save %d of attempt %d is not written: %s", order.save, order.attempt, e)
             return peers.Flushed(s.attempt, order.save, (), error=f"{type(e).__name__}: {e}"[:1000])
         finally:
             waited_for.cancel()
-            if on_node is None or on_node.done():
+            if reading is None or reading.done():
                 not_read()
             else:
-                on_node.add_done_callback(not_read)
+                reading.add_done_callback(not_read)
         seconds = monotonic() - started
         s.experience.flushed(
             logical=written.bytes_logical,
@@ -338,18 +339,19 @@ class Writing:
         )
 
     async def _hurry_if_waited_for(self, order: peers.FlushOrder, stop: Stop) -> None:
-        """The user's limit is for what happens beside training: where a rank stands until the save is written, that is not so."""
+        """What holds a save back beside training (its pace, the user's limit) is no use where a rank stands until the save is written."""
         limit = self._shared.threads.throttle.bytes_per_second
-        if not limit or order.emergency or order.full_speed:
+        if order.emergency or order.full_speed:
             return
         while not stop.hurried:
             await asyncio.sleep(LOOK_SECONDS)
             if self._a_rank_stands():
-                log.warning(
-                    "save %d is no longer held back to %d bytes a second: a rank waits for its slot. "
-                    "Raise spec.checkpoint.backgroundBytesPerSecond, or save less often",
-                    order.save, limit,
-                )  # fmt: skip
+                if limit:
+                    log.warning(
+                        "save %d is no longer held back to %d bytes a second: a rank waits for its slot. "
+                        "Raise spec.checkpoint.backgroundBytesPerSecond, or save less often",
+                        order.save, limit,
+                    )  # fmt: skip
                 stop.hurry()
 
     async def _learn_history(self) -> None:

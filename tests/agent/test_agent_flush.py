@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -368,6 +369,76 @@ def test_a_save_beside_training_that_gets_no_processor_yields_no_more_after_a_wh
 
     asyncio.run(run())
     assert [name for name, _ in seen] == ["hash"] * 8
+
+
+def test_an_emergency_does_not_wait_for_what_a_thread_of_the_lowest_priority_has_in_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that training is in may keep it from a processor for as long as it lasts."""
+    place, go, began = Place(tmp_path), threading.Event(), threading.Event()
+    names: list[str] = []
+
+    def starved(view: memoryview) -> str:
+        names.append(threading.current_thread().name.partition("_")[0])
+        if names[-1] == "background":
+            began.set()
+            assert go.wait(60)
+        return digest(view)
+
+    monkeypatch.setattr(flush, "digest", starved)
+
+    async def run() -> flush.Written:
+        save = asyncio.ensure_future(place.write(emergency=False))
+        try:
+            await asyncio.to_thread(began.wait, 30)
+            place.stop.hurry()
+            place.stop.move(time.monotonic() + 600)  # said again: nothing is begun a third time
+            written = await asyncio.wait_for(save, 30)
+            assert not written.unread.done(), "that thread still reads the slot"
+        finally:
+            go.set()
+        await asyncio.wait_for(written.unread, 30)
+        return written
+
+    written = asyncio.run(run())
+    for rank, image in place.images.items():
+        assert place.in_store(written, rank) == image == place.on_node(rank)
+    pieces = sum(len(m.chunks) for m in written.manifests)
+    assert names.count("background") == 1
+    assert names.count("hash") == pieces
+
+
+@pytest.mark.parametrize("end", ["hurry", "set"])
+def test_hashing_beside_training_rests_between_pieces_and_nothing_that_is_urgent_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    place, seen = Place(tmp_path), hashers(monkeypatch)
+    monkeypatch.setattr(pace, "BACKGROUND_SHARE", 1e-12)  # a piece, then a rest of a year
+
+    async def run() -> None:
+        save = asyncio.ensure_future(place.write(emergency=False))
+        async with asyncio.timeout(30):
+            while not seen:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert len(seen) == 1
+            place.stop.hurry() if end == "hurry" else place.stop.set("over")
+            if end == "hurry":
+                await save
+            else:
+                with pytest.raises(SaveGivenUp):
+                    await save
+
+    asyncio.run(run())
+    assert (len(seen) > 1) == (end == "hurry")
+
+
+def test_an_emergency_never_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path)
+    monkeypatch.setattr(pace, "BACKGROUND_SHARE", 1e-12)
+    asyncio.run(asyncio.wait_for(place.write(emergency=True), 30))
+    assert pace.pace_of(emergency=True, cpus=2).rest(1.0) == 0.0
+    assert pace.pace_of(emergency=False, cpus=2).rest(1e-12) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_manifests_that_the_store_does_not_take_keep_no_claim_and_no_new_slot_waiting(tmp_path: Path) -> None:

@@ -182,3 +182,43 @@ def test_a_lane_that_fails_is_over_although_a_thread_that_it_asked_for_never_com
         full.shutdown()
 
     asyncio.run(run())
+
+
+def test_what_runs_is_begun_again_elsewhere_and_is_not_waited_for_where_it_ran() -> None:
+    async def run() -> None:
+        here, held, done = ThreadPoolExecutor(1), Held(), []
+        tries = iter(range(2))
+
+        def twice() -> None:
+            if next(tries) == 0:
+                held.piece(0)  # a thread that gets no processor
+                raise ValueError("what it does counts no more")
+            done.append(0)
+
+        lane = Lane(here, 1)
+        for work in (twice, lambda: done.append(1), lambda: done.append(2)):
+            lane.add(work)
+        lane.end()
+        await asyncio.to_thread(held.began.acquire)
+        lane.move(POOL, 1, again=True)
+        await asyncio.wait_for(lane.over, 30)
+        assert done == [0, 1, 2], "it comes first"
+        assert held.running == 1
+        await asyncio.sleep(0.05)
+        assert not lane.quiet.done()
+        held.go.set()
+        await asyncio.wait_for(lane.quiet, 30)
+        assert held.running == 0
+        assert done == [0, 1, 2]
+
+    asyncio.run(run())
+
+
+def test_a_lane_is_quiet_when_it_is_over_if_nothing_was_begun_again() -> None:
+    async def run() -> None:
+        held = Held()
+        lane = lane_of(held, 2, 5)
+        held.go.set()
+        await asyncio.wait_for(asyncio.gather(lane.over, lane.quiet), 30)
+
+    asyncio.run(run())

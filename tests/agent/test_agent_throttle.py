@@ -17,6 +17,7 @@ from lone import Lone
 from test_agent_moved_deadlines import StoppedRank
 
 from holdfast_agent import __main__ as cli
+from holdfast_agent import pace
 from holdfast_agent.allowance import BURST_SECONDS, Allowance, bytes_to_go, holds_back, take
 from holdfast_agent.clock import Deadline, now
 from holdfast_agent.errors import ConfigurationWrong, SaveGivenUp
@@ -200,6 +201,21 @@ async def test_a_round_that_evacuates_holds_nothing_back(tmp_path: Path) -> None
     await asyncio.wait_for(running.ended.wait(), 90)
     assert one.shared.last_boundary == 10
     assert any(o.save == 1 and o.full_speed for o in one.orders), "the one that was under way was let go"
+    await one.close()
+
+
+async def test_a_save_that_a_rank_waits_for_rests_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any limit: the pace of a save beside training is no use where nothing trains."""
+    monkeypatch.setattr(pace, "BACKGROUND_SHARE", 1e-12)  # a piece, then a rest of a year
+    one = Lone(tmp_path)
+    one.capture(0, 10)
+    one.capture(1, 11)
+    one.rank.passed_at = -1e6
+    saving = asyncio.ensure_future(one.saves.make(10, Cause.PERIODIC, deadline=Deadline.after(3600)))
+    assert (await asyncio.wait_for(saving, 60)).boundary == 10
+    assert "backgroundBytesPerSecond" not in caplog.text
     await one.close()
 
 
