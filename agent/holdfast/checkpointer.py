@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import holdfast_api
 from holdfast import device
+from holdfast.allowed import Allowed
 from holdfast.conditions import exactness
 from holdfast.ddp import settle_buckets
 from holdfast.describe import Dataset, facts, fingerprint, flat, of_loaders
@@ -25,7 +26,7 @@ from holdfast.midstep import MidStep
 from holdfast.progress import Progress
 from holdfast.restorer import Restorer
 from holdfast.saver import Saver
-from holdfast.state import ALLOWANCES, Ended, Registry
+from holdfast.state import Ended, Registry
 from holdfast_api import names, ranks
 from holdfast_rank.agent_link import AgentLink
 from holdfast_rank.gate import Gate
@@ -125,18 +126,15 @@ class Checkpointer:
         has been built (DistributedDataParallel included) and before the first batch. Blocks until the agent knows what to load.
 
         `allow`: "sample-order" accepts that the order of samples in the epoch at hand differs from the one the checkpoint was made with; "data-files",
-        that there are fewer data files than then.
+        that there are fewer data files than then; "missing:NAME" that the checkpoint lacks that part, or key of a module, which then stays as the script
+        made it; "extra:NAME" that it holds one which the program lacks, and which is left out. The error prints the names.
         Raises RestoreError; training must not go on then.
         """
         if self._restored:
             raise RuntimeError("restore() has been called already; it is called once, before the loop")
-        unknown = sorted(set(allow) - set(ALLOWANCES))
-        if unknown:
-            raise ValueError(f"allow={unknown} is unknown; known are {list(ALLOWANCES)}")
+        self._registry.allowed = allowed = Allowed.of(allow)
         unsettled = settle_buckets(self._targets)
         self._run |= _versions() | {"exact": exactness(self._targets, unsettled)}
-        if "data-files" in allow:
-            self._registry.fewer_files = True
         if self._trouble:
             raise RestoreError(f"the agent cannot be reached, so it is unknown what to restore: {self._trouble}")
         if self._saver is not None and self._link is not None:
@@ -144,7 +142,7 @@ class Checkpointer:
             # Not beside the restore: a loader may fork workers there, and one that inherits the pipes of `git` keeps its reader waiting.
             self._run |= self._facts()
             self._restore_from_agent(self._saver, self._link)
-        if "sample-order" in allow:
+        if "sample-order" in allowed:
             for position in self._registry.positions.values():
                 position.allow_other_order()
         self._gate.start(self.boundary)

@@ -82,23 +82,29 @@ class Position:
         self._boundary = self._here()
         self._own: Any = None
         """What a loader that keeps its own place said at the last boundary; None if it is not read by `run`: then only it knows its state."""
+        self._given: Any = None
+        """The state that it was restored from."""
 
     def own_state(self) -> Any:
         """Of a loader that keeps its own place: where it stood at the last boundary. Of anything else that can be iterated over and has a state (a
         container of schedulers, a loader that the script reads by itself): its state now."""
         if self._own is not None:
             return self._own
+        if _has_not_begun(self.loader):
+            return self._given
         if not self._resume or not isinstance(self.loader, DataLoader):
             return freeze(self.loader.state_dict())
-        before = torch.get_rng_state()  # torchdata's makes an iterator anew for it, which draws a seed (K4)
+        before = torch.get_rng_state()  # it may make an iterator anew for it, which draws a seed (K4)
         try:
             return freeze(self.loader.state_dict())
         finally:
             torch.set_rng_state(before)
 
     def load_own_state(self, state: Any) -> None:
-        """Raises RestoreError where the loader does not take it."""
-        self._own = freeze(state)
+        """Raises RestoreError where the loader does not take it. None: it had not begun."""
+        if state is None:
+            return
+        self._own = self._given = freeze(state)
         try:
             self.loader.load_state_dict(state)
         except Exception as e:
@@ -252,6 +258,7 @@ class Position:
         self._inside = True
         if hasattr(self.loader, "load_state_dict"):
             self._start = None
+            self._finish_restored_pass()
             return iter(self.loader)
         self._start = rng.capture() | {"owned": [rng.generator_bytes(g) for g in owned_generators(self.loader)]}
         self._reused = _goes_on_serving(self.loader)
@@ -267,6 +274,17 @@ class Position:
             iterator.close()
         rng.put_back(before)
         _put_owned_back(self.loader, owned)
+
+    def _finish_restored_pass(self) -> None:
+        """torchdata's loader, restored at the end of a pass, makes the iterator of that pass once more before that of the next: the seed that it draws must
+        not come from the generators (K4)."""
+        if not (
+            _has_not_begun(self.loader) and isinstance(self._given, dict) and self._given.get("_iterator_finished")
+        ):
+            return
+        before = rng.capture()
+        self.loader.state_dict()
+        rng.put_back(before)
 
     def _go_on(self) -> Iterator[Any]:
         if self._start is None:  # the loader has been put to its place by its own `load_state_dict`
@@ -459,6 +477,12 @@ def batch_size(batch: Any) -> int:
 def _put_owned_back(loader: Any, states: list[bytes]) -> None:
     for generator, state in zip(owned_generators(loader), states, strict=False):
         rng.put_generator_back(generator, state)
+
+
+def _has_not_begun(loader: Any) -> bool:
+    """torchdata's loader, and nobody has read it in this process. It is not asked for its state then: it would make an iterator for that, whose seed comes from
+    the global generator, and keep it for the first pass, which would draw none (K4)."""
+    return isinstance(loader, DataLoader) and hasattr(loader, "next_iter_state") and loader._iterator is None
 
 
 def _goes_on_serving(loader: Iterable[Any]) -> bool:

@@ -9,7 +9,7 @@ For copies between two boundaries (I6) a part tells beforehand where its large t
 
 import random
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -19,9 +19,11 @@ import torch
 from torch import nn
 
 from holdfast import device, materialise, rng, sharding, tree
+from holdfast.allowed import Allowed, Apart
 from holdfast.bits import clone_bits, copy_bits, copyable, is_expanded
-from holdfast.errors import UnsupportedState
+from holdfast.errors import RestoreError, UnsupportedState
 from holdfast.filling import cloned, fill
+from holdfast.metric_states import MetricStates, keys_of
 from holdfast_rank.image import Tier
 
 LARGE_BYTES = 64 << 10
@@ -76,6 +78,13 @@ class Place:
 class Part(Protocol):
     """One registered object."""
 
+    allowed: Allowed
+    """What of a checkpoint that does not fit is accepted; set before `compare`."""
+
+    @property
+    def kind(self) -> str:
+        """The class, where another one could not go on with this one's state; else empty."""
+
     def capture(self, leaves: Leaves) -> Any:
         """JSON tree of the state; tensors go into `leaves`. Raises UnsupportedState."""
 
@@ -91,8 +100,11 @@ class Part(Protocol):
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
         """Any thread. `template` is what `capture` gave when `places` was called. Raises NotLive, UnsupportedState."""
 
+    def apart(self, saved: Any) -> Apart:
+        """The keys that one side alone has, whether or not that is allowed."""
+
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-        """Sentences about what does not fit, none if all fits."""
+        """Sentences about what does not fit and is not allowed, none if all fits."""
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         """Makes the object equal to the saved one. `tensors` are views of the image: they must be copied."""
@@ -103,10 +115,14 @@ class NotLive(Exception):
 
 
 class ModulePart:
-    """A module: what its `state_dict` holds, buffers that it leaves out (`persistent=False`), and open gradients."""
+    """A module: what its `state_dict` holds, buffers and states of metrics that it leaves out (`persistent=False`), and open gradients."""
+
+    kind = ""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, unwrap(module)
+        self.allowed = Allowed()
+        self._metrics = MetricStates(self.module)
         self._replicas = _replicated_over(module)
         if type(self.module).__name__ == "FullyShardedDataParallel":
             raise UnsupportedState(
@@ -129,7 +145,9 @@ class ModulePart:
         loose = {k: leaves.put_tensor(v, f"{self.name}.{k}", Tier.TRAINABLE) for k, v in self._loose_buffers().items()}
         # Those that must be finite when they are loaded. What is frozen was so from the start, an additive mask of -inf for example.
         trained = [k for k in body if k in parameters and parameters[k].requires_grad]
-        return {"state": body, "loose": loose, "parameters": trained}
+        whole = {"state": body, "loose": loose, "parameters": trained}
+        self._metrics = MetricStates(self.module)
+        return whole | self._put_metrics(self._metrics.now(), leaves)
 
     def places(self) -> list[Place]:
         wanted = self.module.state_dict().keys() | self._loose_buffers().keys()
@@ -149,12 +167,16 @@ class ModulePart:
         return found
 
     def snapshot(self) -> Any:
-        return None
+        return freeze(self._metrics.now()) or None
 
-    def put_back(self, snapshot: Any) -> None: ...
+    def put_back(self, snapshot: Any) -> None:
+        self._metrics.put_back(cloned(snapshot or {}))
 
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
-        return template
+        return template | self._put_metrics(snapshot, leaves) if snapshot else template
+
+    def _put_metrics(self, states: Any, leaves: Leaves) -> dict[str, Any]:
+        return {"metrics": leaves.put(states, f"{self.name}.metrics", Tier.SMALL)} if states else {}
 
     @property
     def trains(self) -> bool:
@@ -178,14 +200,27 @@ class ModulePart:
             if p.grad is not None and (only is None or id(p.grad) in only)
         }
 
+    def apart(self, saved: Any) -> Apart:
+        live, found = set(self.module.state_dict()), set(saved["state"])
+        if "metrics" in saved:  # an older release left them out
+            live |= keys_of(self._metrics.now())
+            found |= keys_of(saved["metrics"])
+        return Apart(*(frozenset(f"{self.name}.{k}" for k in side) for side in (live - found, found - live)))
+
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         live, found = self.module.state_dict(), saved["state"]
-        missing, extra = sorted(live.keys() - found.keys()), sorted(found.keys() - live.keys())
-        if missing or extra:
+        left = self.apart(saved).but(self.allowed)
+        if left.missing or left.extra:
+            missing, extra = (
+                [n.removeprefix(f"{self.name}.") for n in sorted(side)] for side in (left.missing, left.extra)
+            )
             yield (
                 f"{self.name}: the model has {_listed(missing)} that the checkpoint lacks; "
                 f"the checkpoint has {_listed(extra)} that the model lacks"
             )
+        for key in live.keys() - found.keys():
+            if f"{self.name}.{key}" in self.allowed.missing and getattr(live[key], "is_meta", False):
+                yield f"{self.name}.{key} is on the meta device, and the checkpoint has nothing for it: build it with memory and initialize it"
         for key in live.keys() & found.keys():
             value, here = tree.decode(found[key], tensors, place=False), _as_part(live[key], f"{self.name}.{key}")
             if isinstance(value, sharding.Part) or isinstance(here, sharding.Part):
@@ -203,9 +238,11 @@ class ModulePart:
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         materialise.give_memory(self.name, self.module)
         live = self.module.state_dict()  # keeps its own version metadata, which `load_state_dict` reads
-        plain = plain_targets(self.module)
+        plain, copied = plain_targets(self.module), copied_targets(self.module)
         pairs = []
         for key, body in saved["state"].items():
+            if key not in live:
+                continue  # allowed to be left out
             value = tree.decode(body, tensors, place=False)  # the copy into the parameter moves it
             if isinstance(value, sharding.Part):
                 pairs.append((sharding.local(live.pop(key)), value.local))
@@ -214,6 +251,10 @@ class ModulePart:
             elif key in plain:
                 pairs.append((plain[key].detach(), value))
                 live.pop(key)
+            elif key not in copied:
+                live[key] = cloned(
+                    value
+                )  # a module with a way of its own may keep it, and the image is gone after a while
             elif copyable(value.dtype) and not is_expanded(live[key]):
                 live[key] = value
             else:
@@ -231,6 +272,8 @@ class ModulePart:
             # Another length of a cache is no error: torch leaves these out of `state_dict` for that.
             if key in loose and not list(_same_form(key, loose[key], value)):
                 copy_bits(loose[key], value)
+        if "metrics" in saved:
+            self._metrics.put_back(cloned(tree.decode(saved["metrics"], tensors)))
 
     def load_gradients(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         for key, parameter in self.module.named_parameters():
@@ -257,14 +300,15 @@ class OptimizerPart:
 
     def __init__(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         self.name, self.optimizer = name, optimizer
+        self.allowed = Allowed()
         self.held: set[int] = set()
         """Ids of the parameters that modules save; set once all parts are known, as the next two."""
         self.names: dict[int, str] = {}
         """By id, what those parameters are called in the image."""
         self.also: dict[str, int] = {}
         """The id by every name that a parameter has: one of two modules may be a part of the other."""
-        self._saved_as: list[int] = []
-        """For each parameter, its number in the checkpoint that was loaded."""
+        self._saved_as: list[int | None] = []
+        """For each parameter, its number in the checkpoint that was loaded; None for one that it lacks, as was allowed."""
         self.replicas: dict[int, str] = {}
         """By id, the parameters that other ranks hold as well, and those ranks (J4)."""
 
@@ -317,6 +361,10 @@ class OptimizerPart:
         """What holds the state."""
         return self.optimizer
 
+    @property
+    def kind(self) -> str:
+        return type(self.inner).__name__
+
     def places(self) -> list[Place]:
         found = []
         for index, (holder, i) in enumerate(_slots_of(self.optimizer)):
@@ -357,42 +405,43 @@ class OptimizerPart:
             )
         return template | {"state": template["state"] | {"param_groups": rendered}}
 
+    def apart(self, saved: Any) -> Apart:
+        here, there = ({n for n in names if n is not None} for names in (self._names(), self._named_there(saved)))
+        return Apart(frozenset(here - there), frozenset(there - here)) if "names" in saved else Apart()
+
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         live = [len(g["params"]) for g in self.inner.param_groups]
         found = [len(g["params"]) for g in tree.decode(saved["state"], tensors, place=False)["param_groups"]]
-        if live != found:
+        by_name = "names" in saved and len(live) == len(found)  # an older release kept no names
+        if live != found and not by_name:
             yield f"{self.name}: the optimizer has parameter groups of {live} tensors, the checkpoint of {found}"
         orphans = self._orphans()
         if len(orphans) != len(saved["orphans"]):
             yield f"{self.name}: {len(orphans)} tensors of the optimizer are in no registered module, in the checkpoint {len(saved['orphans'])}"
         for (i, parameter), body in zip(orphans, saved["orphans"], strict=False):
             yield from _same_form(f"{self.name}.orphan.{i}", parameter, tree.decode(body, tensors, place=False))
-        if live == found:
-            yield from self._compare_names(saved)
+        if by_name:
+            yield from self._compare_names(saved, live, found)
+        if live == found or by_name:
             yield from self._compare_state(saved, tensors)
 
-    def _compare_names(self, saved: Any) -> Iterator[str]:
-        if "names" not in saved:  # by an older release
-            return
+    def _compare_names(self, saved: Any, live: list[int], found: list[int]) -> Iterator[str]:
         for group, (here, there) in enumerate(
-            zip(self._by_group(self._names()), self._by_group(self._named_there(saved)), strict=True)
+            zip(_by_group(self._names(), live), _by_group(self._named_there(saved), found), strict=True)
         ):
-            if sorted(here) != sorted(there):
-                only_here, only_there = sorted({*here} - {*there}), sorted({*there} - {*here})
+            only_here = [n for n in (Counter(here) - Counter(there)).elements() if n not in self.allowed.missing]
+            only_there = [n for n in (Counter(there) - Counter(here)).elements() if n not in self.allowed.extra]
+            if only_here or only_there:
                 yield (
-                    f"{self.name}: parameter group {group} of the optimizer has {_listed(only_here)} that the checkpoint lacks there; "
-                    f"the checkpoint has {_listed(only_there)} that it lacks"
+                    f"{self.name}: parameter group {group} of the optimizer has {_listed(sorted(only_here))} that the checkpoint lacks there; "
+                    f"the checkpoint has {_listed(sorted(only_there))} that it lacks"
                 )
-
-    def _by_group(self, names: list[str | None]) -> list[list[str]]:
-        left = iter(names)
-        return [[str(next(left)) for _ in group["params"]] for group in self.optimizer.param_groups]
 
     def _compare_state(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         state = tree.decode(saved["state"], tensors, place=False)["state"]
         parameters = self._parameters()
         for here, there in enumerate(self._order(saved)):
-            for key, value in state.get(there, {}).items():
+            for key, value in state.get(there, {}).items():  # nothing for None
                 parameter = parameters[here]
                 if isinstance(value, sharding.Part):
                     live = _as_part(parameter, self.name)
@@ -408,18 +457,16 @@ class OptimizerPart:
         """As `_names`, in the checkpoint's order; by the names that are used here."""
         return [self.names.get(self.also.get(name, 0), name) for name in saved["names"]]
 
-    def _order(self, saved: Any) -> list[int]:
-        """For each parameter here, the number under which the checkpoint has its state: by name; those that no module names in their order."""
+    def _order(self, saved: Any) -> list[int | None]:
+        """For each parameter here, the number under which the checkpoint has its state: by name; those that no module names in their order. None: the
+        checkpoint lacks it."""
         here = self._names()
         if "names" not in saved or here == (there := self._named_there(saved)):
             return list(range(len(here)))
         left: defaultdict[str | None, list[int]] = defaultdict(list)
         for number in reversed(range(len(there))):
             left[there[number]].append(number)
-        try:
-            return [left[name].pop() for name in here]
-        except IndexError:  # `compare` says so
-            return list(range(len(here)))
+        return [left[name].pop() if left[name] else None for name in here]
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         inner = self.inner
@@ -427,7 +474,9 @@ class OptimizerPart:
         order = self._saved_as = self._order(saved)
         state = tree.decode(saved["state"], tensors, place=False)  # torch moves it to the parameters
         state["param_groups"] = tree.decode(saved["state"]["param_groups"], tensors)
-        far = _on_devices(state["state"], {there: parameters[here] for here, there in enumerate(order)})
+        far = _on_devices(
+            state["state"], {there: parameters[here] for here, there in enumerate(order) if there is not None}
+        )
         state = cloned(state)
         for index, values in far.items():
             state["state"][index] |= values
@@ -437,10 +486,7 @@ class OptimizerPart:
                 if isinstance(value, sharding.Part):
                     values[key] = sharding.whole(value, parameters[index].detach(), f"{self.name}.state.{index}.{key}")
         rest = {k: v for k, v in state["state"].items() if type(k) is not int}
-        groups = [
-            saved | {"param_names": live["param_names"]} if "param_names" in live and "param_names" in saved else saved
-            for saved, live in zip(state["param_groups"], inner.param_groups, strict=True)
-        ]
+        groups = self._groups_here(state["param_groups"])
         state = {**state, "state": loaded_state | rest, "param_groups": groups}
         inner.load_state_dict(state)
         # torch casts state to the parameter's dtype: 32-bit state of a 16-bit parameter would lose bits.
@@ -452,6 +498,20 @@ class OptimizerPart:
         with torch.no_grad():
             for (_, parameter), body in zip(self._orphans(), saved["orphans"], strict=True):
                 copy_bits(parameter, tree.decode(body, tensors, place=False))
+
+    def _groups_here(self, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The saved settings of the groups, with the parameters that are here."""
+        groups, number = [], 0
+        for settings, live in zip(saved, self.inner.param_groups, strict=True):
+            count = len(live["params"])
+            group = settings | {"params": list(range(number, number + count))}
+            if "param_names" in group and "param_names" in live:
+                group["param_names"] = live["param_names"]
+            elif "param_names" in group and len(group["param_names"]) != count:
+                del group["param_names"]
+            groups.append(group)
+            number += count
+        return groups
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -560,6 +620,11 @@ def _on_devices(state: dict[Any, Any], parameters: Mapping[int, torch.Tensor]) -
     return found
 
 
+def _by_group(names: list[str | None], counts: list[int]) -> list[list[str]]:
+    left = iter(names)
+    return [[str(next(left)) for _ in range(count)] for count in counts]
+
+
 def _slots_of(optimizer: torch.optim.Optimizer) -> list[tuple[list[torch.Tensor], int]]:
     return [(g["params"], i) for g in optimizer.param_groups for i in range(len(g["params"]))]
 
@@ -578,15 +643,22 @@ class StatefulPart:
 
     def __init__(self, name: str, target: Any) -> None:
         self.name, self.target = name, target
+        self.allowed = Allowed()
+
+    @property
+    def kind(self) -> str:
+        """torch's schedulers take whatever they are given, and fail later."""
+        known = isinstance(self.target, torch.optim.lr_scheduler.LRScheduler)
+        return type(self.target).__name__ if known else ""
 
     def capture(self, leaves: Leaves) -> Any:
-        return leaves.put(self.target.state_dict(), self.name, Tier.OPTIMIZER)
+        return leaves.put(self._asked(), self.name, Tier.OPTIMIZER)
 
     def places(self) -> list[Place]:
         return []
 
     def snapshot(self) -> Any:
-        return freeze(self.target.state_dict())
+        return freeze(self._asked())
 
     def put_back(self, snapshot: Any) -> None:
         self.target.load_state_dict(cloned(snapshot))
@@ -594,11 +666,30 @@ class StatefulPart:
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
         return leaves.put(snapshot, self.name, Tier.OPTIMIZER)
 
+    def apart(self, saved: Any) -> Apart:
+        return Apart()
+
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         return iter(())
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.target.load_state_dict(cloned(tree.decode(saved, tensors)))
+        state = cloned(tree.decode(saved, tensors))
+        try:
+            self.target.load_state_dict(state)
+        except Exception as e:
+            raise RestoreError(
+                f"{self.name} ({type(self.target).__name__}) does not take its state back: {type(e).__name__}: {e}. Register what the checkpoint was made "
+                f'with; or another object under another name, and accept both: ckpt.restore(allow=("extra:{self.name}", "missing:THE OTHER NAME"))'
+            ) from e
+
+    def _asked(self) -> Any:
+        try:
+            return self.target.state_dict()
+        except Exception as e:
+            raise UnsupportedState(
+                f"{self.name}.state_dict() of a {type(self.target).__name__} fails: {type(e).__name__}: {e}. It must give tensors, numbers, text, lists and "
+                f"dicts at every boundary; mend it, or leave {self.name} out"
+            ) from e
 
 
 class ScalerPart(StatefulPart):
@@ -633,6 +724,12 @@ def _read(state: dict[str, Any]) -> dict[str, Any]:
 
 class GeneratorPart(StatefulPart):
     """A generator of its own: `torch.Generator`, `random.Random`, `numpy.random.Generator`."""
+
+    @property
+    def kind(self) -> str:
+        if isinstance(self.target, torch.Generator | random.Random):
+            return "torch.Generator" if isinstance(self.target, torch.Generator) else "random.Random"
+        return type(self.target.bit_generator).__name__
 
     def capture(self, leaves: Leaves) -> Any:
         return self.render(self.snapshot(), None, leaves)
@@ -732,9 +829,14 @@ def plain_targets(module: nn.Module) -> dict[str, torch.Tensor]:
             or type(part).state_dict is not ours.state_dict
         ):
             return {}
+    return copied_targets(module)
+
+
+def copied_targets(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by their keys, of those modules that copy what they are given, as torch's own do."""
     targets: dict[str, torch.Tensor] = {}
     for prefix, part in module.named_modules(remove_duplicate=False):
-        if type(part)._load_from_state_dict is ours._load_from_state_dict:
+        if type(part)._load_from_state_dict is nn.Module._load_from_state_dict:
             own = {
                 **part._parameters,
                 **{k: b for k, b in part._buffers.items() if k not in part._non_persistent_buffers_set},

@@ -4,7 +4,8 @@
 slots or agents.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from holdfast import rng, tree
+from holdfast.allowed import Allowed, Apart
 from holdfast.describe import Dataset
 from holdfast.errors import CheckpointDamaged, RestoreError
 from holdfast.gradients import OpenGradients
@@ -32,7 +34,7 @@ from holdfast_api import codec
 from holdfast_api.errors import ContractError
 
 SCHEMA = 1
-ALLOWANCES = ("sample-order", "data-files")
+log = logging.getLogger("holdfast")
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ class Registry:
         self._unclaimed: dict[str, Any] = {}
         self.dataset: Dataset | None = None
         """As it was described."""
-        self.fewer_files = False
-        """That there are fewer than the checkpoint was made with is allowed."""
+        self.allowed = Allowed()
         self.updated = False
         """An optimizer has stepped since the last boundary: no accumulation window is open. Without a torch optimizer it stays False, and
         whatever gradients there are at a boundary count as open: too much is saved rather than too little."""
@@ -119,6 +120,7 @@ class Registry:
             "schema": SCHEMA,
             "progress": {"boundary": progress.boundary, "updates": progress.updates},
             "parts": {name: part.capture(leaves) for name, part in self.parts.items()},
+            "kinds": self._kinds(),
             "gradients": self._capture_gradients(leaves, only) if window_open or only else {},
             "rng": tree.encode(rng.capture(), "rng", leaves.tensors),
         }
@@ -199,6 +201,7 @@ class Registry:
             "schema": SCHEMA,
             "progress": {"boundary": small.progress.boundary, "updates": small.progress.updates},
             "parts": {n: p.render(small.parts[n], parts[n], leaves) for n, p in self.parts.items()},
+            "kinds": template.get("kinds", {}),
             "gradients": {n: {} for n in self.modules} if small.window_open else {},
             "rng": tree.encode(generators, "rng", leaves.tensors),
         }
@@ -211,25 +214,51 @@ class Registry:
             raise RestoreError(
                 f"the state in the checkpoint has schema {document.get('schema')!r}, this release reads {SCHEMA}"
             )
-        saved, anew = document["parts"], set(document.get("anew", ()))
+        saved = document["parts"]
         problems = self._compare_data(document.get("dataset"))
-        if saved.keys() | anew != self.parts.keys():
-            only_here = sorted(self.parts.keys() - saved.keys() - anew)
-            only_there = sorted((saved.keys() | anew) - self.parts.keys())
+        names = self._names_apart(document)
+        left = names.but(self.allowed)
+        if left.missing or left.extra:
             problems.append(
-                f"registered here but not in the checkpoint: {only_here}; in the checkpoint but not registered: {only_there}"
+                f"registered here but not in the checkpoint: {sorted(left.missing)}; in the checkpoint but not registered: {sorted(left.extra)}"
             )
-        for name in saved.keys() & self.parts.keys():
+        for name in sorted(saved.keys() & self.parts.keys()):
             part, body = self.parts[name], saved[name]
-            form = "loose" if isinstance(part, ModulePart) else "orphans" if isinstance(part, OptimizerPart) else ""
-            if form and not (isinstance(body, dict) and form in body):
-                problems.append(
-                    f"{name} is {'a module' if form == 'loose' else 'an optimizer'} here, and not in the checkpoint"
-                )
-            else:
-                problems += part.compare(body, tensors)
+            if problem := self._another_kind(name, part, body, document.get("kinds", {}).get(name, "")):
+                problems.append(problem)
+                continue
+            part.allowed = self.allowed
+            names |= part.apart(body)
+            problems += part.compare(body, tensors)
+        if remedy := names.but(self.allowed).remedy():
+            problems.append(remedy)
         if problems:
             raise RestoreError("the checkpoint does not fit this program:\n  " + "\n  ".join(problems))
+        taken = names.taken(self.allowed)
+        if taken.missing or taken.extra:
+            log.warning(
+                "holdfast: as was allowed, these stay as the script made them: %s; these are left out: %s",
+                sorted(taken.missing),
+                sorted(taken.extra),
+            )
+
+    def _names_apart(self, document: dict[str, Any]) -> Apart:
+        """Of the parts, and of the loaders whose place is counted. What an import has left to the script (`anew`) is on both sides, and it knows no loaders."""
+        anew = document.get("anew")
+        here = set(self.parts) | (set() if anew is not None else _registered(self.positions))
+        there = set(document["parts"]) | set(anew or ()) | _registered(document["positions"])
+        return Apart(frozenset(here - there), frozenset(there - here))
+
+    def _another_kind(self, name: str, part: Part, body: Any, kind: str) -> str:
+        form = "loose" if isinstance(part, ModulePart) else "orphans" if isinstance(part, OptimizerPart) else ""
+        if form and not (isinstance(body, dict) and form in body):
+            return f"{name} is {'a module' if form == 'loose' else 'an optimizer'} here, and not in the checkpoint"
+        if kind and part.kind and kind != part.kind:
+            return (
+                f"{name} is {part.kind} here, and was {kind} in the checkpoint, whose state means something else: use {kind}; or begin anew with {part.kind} "
+                f'under another name, and accept both: ckpt.restore(allow=("extra:{name}", "missing:THE OTHER NAME"))'
+            )
+        return ""
 
     def load(self, document: dict[str, Any], tensors: Mapping[str, torch.Tensor], progress: Progress) -> dict[str, Any]:
         """Copies everything into the registered objects, counters included; what an import has left to the script (`anew`) is as the script made it.
@@ -243,10 +272,14 @@ class Registry:
         for name, position in self.positions.items():
             if name in positions:
                 position.load(positions.pop(name))
-        self._unclaimed = positions
+        # Those of loaders that the script has not made yet. A registered one that is gone, as was allowed, is gone.
+        self._unclaimed = {n: p for n, p in positions.items() if n not in _registered(positions)}
         progress.boundary, progress.updates = document["progress"]["boundary"], document["progress"]["updates"]
         generators: dict[str, Any] = tree.decode(document["rng"], tensors)
         return generators
+
+    def _kinds(self) -> dict[str, str]:
+        return {name: part.kind for name, part in self.parts.items() if part.kind}
 
     def _data(self) -> dict[str, Any]:
         return {} if self.dataset is None else {"dataset": asdict(self.dataset)}
@@ -254,7 +287,7 @@ class Registry:
     def _compare_data(self, saved: Any) -> list[str]:
         here = self.dataset
         if (
-            self.fewer_files
+            "data-files" in self.allowed
             or here is None
             or not here.files
             or not isinstance(saved, dict)
@@ -306,6 +339,11 @@ class Registry:
         self.updated = True
         self._ever_stepped.add(id(optimizer))
         self.open_gradients.stepped(optimizer)
+
+
+def _registered(positions: Collection[str]) -> set[str]:
+    """Without those that are told apart by the order of their first use."""
+    return {name for name in positions if not name.startswith("batches.")}
 
 
 def _same(one: Any, other: Any) -> bool:

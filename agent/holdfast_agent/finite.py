@@ -134,7 +134,7 @@ def _finite(view: memoryview, start: int, wanted: Range) -> bool:
 
 def block_is_finite(block: memoryview, form: Format) -> bool:
     """Of whole numbers. Raises ImportError where there is no NumPy."""
-    import numpy  # as in the images that train: torch's packages bring it
+    import numpy  # not at start: it takes a tenth of a second, which a restore can use
 
     bits: Any = numpy.frombuffer(block, dtype=f"u{form.item_bytes}")
     if form.nan:

@@ -115,14 +115,12 @@ def export(
             )
         with bar() as shown:
             fetching = shown.add_task(f"checkpoint {record.ref}", total=None)
-            fetch(
-                source,
-                found.manifest,
-                chunks_of(found.manifest, entries),
-                image,
-                threads=threads,
-                progress=lambda done, total: shown.update(fetching, completed=done, total=total),
-            )
+            told = lambda done, total: shown.update(fetching, completed=done, total=total)  # noqa: E731
+            own = chunks_of(found.manifest, [e for e in entries if not e.global_shape])
+            fetch(source, found.manifest, own, image, threads=threads, progress=told)
+            found = stored.put_together(source, found, entries, image, threads=threads, progress=told)
+            bodies = {name: stored.as_wholes(body) for name, body in bodies.items()}
+            entries = [found.entries[e.name] for e in entries]
             counted = _write(found, bodies, entries, image, kind, everything, limit, written, shown)
         hand_out(written, to)
     said: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """What a stored checkpoint holds, read without torch: the parts by name, and the tensors that belong to each."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from holdfast_cli.shared import EXIT_DAMAGED, EXIT_USAGE, fail
 from holdfast_rank.image import STATE_NAME
 from holdfast_store.fetching import chunks_of, fetch
 from holdfast_store.job import JobStore
+from holdfast_store.whole import copy, whole
 
 MOST_STATE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Rank 0's part of a checkpoint. Of data-parallel ranks each holds the whole model; buffers are those of rank 0."""
+    """Rank 0's part of a checkpoint. Of data-parallel ranks each holds the whole model; buffers are those of rank 0. Tensors of which each rank holds a part
+    are whole after `put_together`."""
 
     record: CommitRecord
     manifest: RankManifest
@@ -37,15 +40,8 @@ class Stored:
         return wanted or modules[0]
 
     def entries_of(self, body: Any) -> list[TensorEntry]:
-        """Ends the program if rank 0 does not hold one of them as a whole."""
+        """Ends the program if rank 0 does not know one of them."""
         names = tensor_names(body)
-        parts = [n for n in names if n in self.entries and self.entries[n].global_shape]
-        if parts:
-            fail(
-                f"{parts[0]} (and {len(parts) - 1} more) is spread over {len(self.record.ranks)} ranks (FSDP, tensor parallel), which an export does not "
-                "merge yet",
-                EXIT_DAMAGED,
-            )
         lacking = [n for n in names if n not in self.entries]
         if lacking:
             fail(
@@ -53,6 +49,49 @@ class Stored:
                 EXIT_DAMAGED,
             )
         return [self.entries[n] for n in names]
+
+
+def put_together(
+    store: JobStore,
+    found: Stored,
+    entries: list[TensorEntry],
+    image: Path,
+    *,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> Stored:
+    """The same with those of `entries` that are parts (FSDP2, tensor parallel) as wholes behind rank 0's image in the file `image`. The images of the ranks are
+    fetched one after the other, and only as far as they are needed. Raises as the store does; Corrupt where the parts do not make a whole."""
+    names = [e.name for e in entries if e.global_shape]
+    if not names:
+        return found
+    manifests = {e.rank: store.read_manifest(found.record, e.rank) for e in found.record.ranks}
+    made = whole(names, manifests, found.manifest.image_bytes)
+    part = image.with_name("image-of-a-rank")
+    total, done = sum(e.length_bytes for entries in made.needed.values() for e in entries), 0
+    with image.open("r+b") as target:
+        target.truncate(made.end)
+        for rank, needed in made.needed.items():
+            fetch(store, manifests[rank], chunks_of(manifests[rank], needed), part, threads=threads)
+            with part.open("rb") as source:
+                copy((r for r in made.runs if r.rank == rank), source.fileno(), target.fileno())
+            part.unlink()
+            done += sum(e.length_bytes for e in needed)
+            progress(done, total)
+    return replace(
+        found,
+        manifest=replace(found.manifest, image_bytes=made.end),
+        entries=found.entries | {e.name: e for e in made.entries},
+    )
+
+
+def as_wholes(tree: Any) -> Any:
+    """A part of the document in which no tensor is a part of another one any more."""
+    if isinstance(tree, list):
+        return [as_wholes(v) for v in tree]
+    if isinstance(tree, dict):
+        return {"$tensor": tree["$part"]} if "$part" in tree else {k: as_wholes(v) for k, v in tree.items()}
+    return tree
 
 
 def is_module(body: Any) -> bool:

@@ -5,19 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import typer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
-from holdfast_api.manifest import TensorEntry
 from holdfast_cli.export import hand_out
 from holdfast_cli.safetensors_layout import Weight, shards
-from holdfast_cli.stored import Stored
 from holdfast_store.file import FileBucket
 from tests.cli.foreign import call, same, stored
 
@@ -185,12 +181,3 @@ def test_a_checkpoint_of_another_maker_is_refused(tmp_path: Path) -> None:
     result = call("export", tmp_path / "bucket", "--to", tmp_path / "out", "--namespace", "ns", "--job", "job")
     assert result.exit_code == 1
     assert "was not made by the holdfast library" in result.stderr
-
-
-def test_weights_that_are_spread_over_ranks_are_refused_by_name() -> None:
-    body = {"state": {"w": {"$part": "model.w", "of": [4, 2], "at": [0, 0], "placed": ["S(0)"]}}, "loose": {}}
-    record = SimpleNamespace(ranks=[0, 1])
-    entry = TensorEntry("model.w", "float32", (2, 2), 4096, 16, None, (4, 2), (0, 0))
-    stored_ = Stored(record, None, {"model": body}, {"model.w": entry})  # type: ignore[arg-type]
-    with pytest.raises(typer.Exit):
-        stored_.entries_of(body)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast.interop import deepspeed
+from holdfast.interop import deepspeed, imported
 from holdfast.interop.errors import Refused
+from holdfast.state import Registry
 from tests.cli.foreign import same
 from tests.cli.test_import import brought, taken_out
 
@@ -97,6 +98,7 @@ def test_every_value_and_moment_is_found_again(
     optimizer = found.optimizers["optimizer"]
     assert [g["params"] for g in optimizer["param_groups"]] == [[0, 1], [2, 3, 4]]
     assert [g["lr"] for g in optimizer["param_groups"]] == [0.1, 0.2]
+    assert found.named == {"optimizer": [("model", n) for g in SHAPES for n in g]}
     for number, name in enumerate(n for g in SHAPES for n in g):
         state = {k: all_[k][name] for k in ("exp_avg", "exp_avg_sq")} | {"step": torch.tensor(3.0)}
         assert same(dict(sorted(optimizer["state"][number].items())), dict(sorted(state.items())))
@@ -146,3 +148,32 @@ def test_names_that_need_more_values_than_there_are_are_refused(
     torch.save(model, file)
     with pytest.raises(Refused, match=rf"names that need {81 + math.prod((3, 7))}"):
         deepspeed.read(tmp_path / "ds", "model", trusted=True)
+
+
+def test_moments_go_to_the_parameters_that_they_are_of_in_whatever_order_the_script_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, not numbers: two parameters of one shape would change their moments without a word."""
+    all_ = directory(tmp_path / "ds", 2, 2, monkeypatch)
+    found = deepspeed.read(tmp_path / "ds", "theirs", trusted=True)
+    found.rename({"theirs": "net", "optimizer": "adam"})
+    body = imported.document_of(found, [], seed=0).document["parts"]["adam"]
+    assert body["names"] == [f"net.{n}" for g in SHAPES for n in g]
+    leaves = imported.document_of(found, [], seed=0).leaves
+    net = torch.nn.Module()
+    for name in (n for g in SHAPES for n in g):
+        holder = net
+        *path, last = name.split(".")
+        for part in path:
+            if part not in dict(holder.named_children()):
+                holder.add_module(part, torch.nn.Module())
+            holder = holder.get_submodule(part)
+        holder.register_parameter(last, torch.nn.Parameter(torch.zeros(all_["fp32"][name].shape)))
+    named = dict(net.named_parameters())
+    groups = [{"params": [named[n] for n in reversed([*g])]} for g in SHAPES]
+    adam = torch.optim.Adam(groups, lr=1.0)
+    part = Registry({"net": net, "adam": adam}).optimizers["adam"]
+    assert list(part.compare(body, leaves.tensors)) == []
+    part.load(body, leaves.tensors)
+    for name, parameter in named.items():
+        assert torch.equal(adam.state[parameter]["exp_avg"], all_["exp_avg"][name]), name

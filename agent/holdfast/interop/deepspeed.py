@@ -63,6 +63,7 @@ def read(path: Path, name: str, *, trusted: bool) -> Found:
     optimizer = _moments(pieces, groups, cut, stage, found.dropped)
     if optimizer is not None:
         found.optimizers["optimizer"] = optimizer
+        found.named["optimizer"] = [(name, key) for shapes in groups for key in shapes]
     scheduler = models[0].get("lr_scheduler")
     if isinstance(scheduler, dict):
         found.others["scheduler"] = pickles.plain(scheduler, "scheduler", found.dropped)

@@ -16,6 +16,8 @@ class Found:
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
     optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
+    named: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """Of an optimizer, where the files say so: (module, parameter) for each number in its state."""
     boundary: int = 0
     epoch: int = 0
     dropped: list[str] = field(default_factory=list)
@@ -41,6 +43,10 @@ class Found:
             parts = [(renames.get(n, n), state) for n, state in group.items()]
             group.clear()
             group.update(parts)  # at once: two parts may exchange their names
+        self.named = {
+            renames.get(optimizer, optimizer): [(renames.get(module, module), key) for module, key in parameters]
+            for optimizer, parameters in self.named.items()
+        }
 
     def leave_out(self, names: list[str]) -> None:
         unknown = sorted(set(names) - set(self.names()))
@@ -51,6 +57,7 @@ class Found:
         for group in (self.modules, self.optimizers, self.others):
             for name in names:
                 group.pop(name, None)
+                self.named.pop(name, None)
 
 
 def is_optimizer(state: Any) -> bool:

@@ -70,7 +70,10 @@ def document_of(found: Found, anew: list[str], *, seed: int) -> Captured:
     leaves = Leaves()
     parts: dict[str, Any] = {name: _module(leaves, name, state) for name, state in found.modules.items()}
     for name, state in found.optimizers.items():
-        parts[name] = {"state": leaves.put(state, name, Tier.OPTIMIZER), "orphans": []}
+        body = {"state": leaves.put(state, name, Tier.OPTIMIZER), "orphans": []}
+        # By name, as a checkpoint of ours: the script may list its parameters in another order.
+        parameters = [f"{module}.{key}" for module, key in found.named.get(name, ())]
+        parts[name] = body | ({"names": parameters} if parameters else {})
     for name, state in found.others.items():
         parts[name] = leaves.put(state, name, Tier.OPTIMIZER)
     bad = first_not_finite([(n, t) for n, t in leaves.tensors.items() if leaves.tiers[n] is Tier.OPTIMIZER])

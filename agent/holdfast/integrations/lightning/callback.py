@@ -16,11 +16,11 @@ import torch
 
 import holdfast
 from holdfast import tree
+from holdfast.allowed import Allowed
 from holdfast.errors import UnsupportedState
 from holdfast.integrations.lightning import refusals
 from holdfast.integrations.lightning.feed import FedLoader, take_over
 from holdfast.integrations.lightning.trainer_state import TrainerState, is_averaging
-from holdfast.state import ALLOWANCES
 
 log = logging.getLogger("holdfast")
 FRAMEWORKS = ("lightning.pytorch", "pytorch_lightning")
@@ -79,9 +79,7 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
     def __init__(self, *, allow: Collection[str] = (), **parts: Any) -> None:
         """Raises ValueError for an unknown allowance."""
         super().__init__()
-        known = (*ALLOWANCES, "callbacks")
-        if unknown := sorted({*allow} - {*known}):
-            raise ValueError(f"allow={unknown} is unknown; known are {list(known)}")
+        Allowed.of([a for a in allow if a != "callbacks"])
         self._allow, self._given = tuple(allow), parts
         self._described: dict[str, Any] = {}
         self._ckpt: _Checkpointer | None = None
@@ -143,7 +141,7 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
         self._state = TrainerState(trainer, self, self._fed, other_callbacks="callbacks" in self._allow)
         ckpt = self._ckpt = _Checkpointer(**self._parts(trainer, pl_module))
         self._describe(ckpt, pl_module)
-        if ckpt.restore(allow=[a for a in self._allow if a in ALLOWANCES]):
+        if ckpt.restore(allow=[a for a in self._allow if a != "callbacks"]):
             self._resumes = self._state.inside_epoch
             if not self._resumes or trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
                 for fed in self._fed:
