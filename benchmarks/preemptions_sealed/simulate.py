@@ -547,6 +547,7 @@ async def _write(
         "node_durable_at": None,
         "at_its_pace": True,
         "on_node": _nothing(),
+        "unread": _nothing(),
     }
     return flush.Written(**known)
 
