@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import isgenerator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -48,6 +48,12 @@ class Position:
             raise UnsupportedState(
                 f"{type(loader).__name__} keeps its place by its data set's, and {type(data).__name__} is an iterable data set without state_dict and "
                 "load_state_dict: give it both, or read it by a plain DataLoader, which is read again up to the position"
+            )
+        if hasattr(loader, "load_state_dict") and _forgets_its_buffer(data):
+            raise UnsupportedState(
+                f"{type(loader).__name__} keeps its place by its data set's, and {type(data).__name__} is a stream that was shuffled through a buffer: "
+                "its state leaves the samples in the buffer out, and they would be lost after a resume. Read it by a plain DataLoader, which is read again up "
+                "to the position, or shuffle before it becomes a stream"
             )
         self.loader = loader
         self.epoch = 0
@@ -139,7 +145,7 @@ class Position:
     def note_boundary(self) -> None:
         """`state` is from now on the position at hand."""
         self._boundary = self._here()
-        reads = self._reader and hasattr(self.loader, "load_state_dict")
+        reads = self._reader and hasattr(self.loader, "load_state_dict") and not _has_not_begun(self.loader)
         self._own = freeze(self.loader.state_dict()) if reads else None
 
     def allow_other_order(self) -> None:
@@ -241,10 +247,12 @@ class Position:
             set_epoch = getattr(target, "set_epoch", None)
             if callable(set_epoch):
                 set_epoch(self.epoch)  # DistributedSampler, shuffled streams: without it the same order in every epoch
-        if self._resume and self._abandoned and hasattr(self.loader, "load_state_dict"):
+        left = self._abandoned
+        if self._resume and left and hasattr(self.loader, "load_state_dict"):
             self._leave_restored_pass()
         self._abandoned = False
-        resumed, self._resume = self._resume and self._inside, False
+        resumed, over = self._resume and self._inside, self._resume and not self._inside and self.epoch > 0 and not left
+        self._resume = False
         saved = generators()
         self._ledger.begin(self.epoch, fresh=self.batch == 0)
         if resumed:
@@ -258,8 +266,7 @@ class Position:
         self._inside = True
         if hasattr(self.loader, "load_state_dict"):
             self._start = None
-            self._finish_restored_pass()
-            return iter(self.loader)
+            return self._after_restored_pass() if over else iter(self.loader)
         self._start = rng.capture() | {"owned": [rng.generator_bytes(g) for g in owned_generators(self.loader)]}
         self._reused = _goes_on_serving(self.loader)
         return self._make(0)
@@ -275,16 +282,21 @@ class Position:
         rng.put_back(before)
         _put_owned_back(self.loader, owned)
 
-    def _finish_restored_pass(self) -> None:
-        """torchdata's loader, restored at the end of a pass, makes the iterator of that pass once more before that of the next: the seed that it draws must
-        not come from the generators (K4)."""
-        if not (
-            _has_not_begun(self.loader) and isinstance(self._given, dict) and self._given.get("_iterator_finished")
-        ):
-            return
+    def _after_restored_pass(self) -> Iterator[Any]:
+        """The next pass of a loader that was restored at the end of one: it would give the rest of that, nothing, as the next (MosaicML's, K1), or makes the
+        iterator of that pass once more before that of the next, and the seed that it draws for it must not come from the generators (torchdata's, K4)."""
         before = rng.capture()
-        self.loader.state_dict()
+        if _has_not_begun(self.loader) and isinstance(self._given, dict) and self._given.get("_iterator_finished"):
+            self.loader.state_dict()
+            rng.put_back(before)
+        iterator: Iterator[Any] = iter(self.loader)
+        if not (isgenerator(iterator) and isinstance(self.loader, DataLoader)):
+            return iterator
+        first = list(islice(iterator, 1))
+        if first:  # it has begun the next pass by itself
+            return chain(first, iterator)
         rng.put_back(before)
+        return iter(self.loader)
 
     def _go_on(self) -> Iterator[Any]:
         if self._start is None:  # the loader has been put to its place by its own `load_state_dict`
@@ -477,6 +489,15 @@ def batch_size(batch: Any) -> int:
 def _put_owned_back(loader: Any, states: list[bytes]) -> None:
     for generator, state in zip(owned_generators(loader), states, strict=False):
         rng.put_generator_back(generator, state)
+
+
+def _forgets_its_buffer(data: Any) -> bool:
+    source = getattr(data, "_ex_iterable", None)
+    for _ in range(64):  # each step of a stream's pipeline holds the one before it
+        if source is None or type(source).__name__ == "BufferShuffledExamplesIterable":
+            break
+        source = getattr(source, "ex_iterable", None)
+    return type(source).__name__ == "BufferShuffledExamplesIterable"
 
 
 def _has_not_begun(loader: Any) -> bool:

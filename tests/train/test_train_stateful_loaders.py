@@ -314,3 +314,41 @@ def test_a_restored_loader_that_waits_for_its_turn_draws_nothing_when_it_is_save
         assert agent.newest().boundary == 2 * life + 2
         assert life == 0 or torch.equal(torch.get_rng_state(), before)
         agent.restore_from = {0: [agent.newest()]}
+
+
+# ---- two loaders in turn
+
+
+def in_turn(build: Callable[[], Any], *, stop: int | None = None, seed: int = 1) -> list[str]:
+    """A plain loader, then one that keeps its place, twice; a boundary without a batch between them. What it trained on, with the noise that it drew."""
+    torch.manual_seed(seed)
+    first, second, done = DataLoader(Numbers(), batch_size=6, shuffle=True), build(), []
+    ckpt = holdfast.Checkpointer(first=first, second=second)
+    ckpt.restore()
+    began = ckpt.boundary
+    for _ in range(2):
+        for loader in (first, second):
+            for batch in ckpt.batches(loader):
+                done.append(f"{ckpt.boundary} {samples_of(batch)} {torch.rand(()).item()}")
+                ckpt.step()
+                if ckpt.boundary == stop:
+                    return done
+    assert ckpt.boundary == 12 or began == 12
+    ckpt.finish()
+    return done
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_loader_that_waits_for_its_turn_draws_neither_more_nor_less_after_a_resume(
+    agent: FakeAgent, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K2, K4: nor because it was saved meanwhile."""
+    with monkeypatch.context() as patch:
+        patch.delenv("HOLDFAST_SOCKET")
+        want = in_turn(LOADERS[name])
+    agent.every_steps = 1
+    assert in_turn(LOADERS[name]) == want
+    images = dict(agent.images[0])
+    for at in range(1, 12):
+        agent.restore_from = {0: [images[at]]}
+        assert in_turn(LOADERS[name], seed=50 + at) == want[at:], f"resumed at boundary {at}"
