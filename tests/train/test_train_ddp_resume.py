@@ -9,6 +9,8 @@ import pytest
 from ddp_ranks import Job, finished, kill, start
 from fake_agent import FakeAgent
 
+from tests.matrix.compare import unequal
+
 
 def stopped_and_resumed(job: Job, directory: Path, seed: int, **changes: Any) -> tuple[list[dict[str, Any]], int]:
     """A job that is stopped by a round at a random moment and killed, then resumed from what was captured."""
@@ -51,10 +53,9 @@ def differences(want: list[dict[str, Any]], got: list[dict[str, Any]]) -> list[s
     """What is not bitwise equal, by rank."""
     found = []
     for rank, (a, b) in enumerate(zip(want, got, strict=True)):
-        found += [f"rank {rank} loss of step {n}" for n in b["losses"] if a["losses"][n] != b["losses"][n]]
-        found += [f"rank {rank} {key}" for key in ("weights", "rng") if a[key] != b[key]]
-        if a["samples"][-len(b["samples"]) :] != b["samples"]:
-            found.append(f"rank {rank} samples")
+        found += [f"rank {rank}, loss of step {d}" for d in unequal({n: a["losses"][n] for n in b["losses"]}, b["losses"])]
+        last = {"weights": a["weights"], "rng": a["rng"], "samples": a["samples"][-len(b["samples"]) :]}
+        found += [f"rank {rank}: {d}" for d in unequal(last, {name: b[name] for name in last})]
     return found
 
 
