@@ -96,7 +96,8 @@ def _run(world: World, folder: Path, server: str, outcome: Outcome) -> None:
     told: list[bool] = []
     for number, moment in enumerate([*world.moments, None]):
         here = folder / f"life-{number}"
-        code = one_life(world, here, folder / "job", server, moment, seed=world.seed if number == 0 else 1000 * world.number + number)
+        fresh = not any(_commits(folder / "job"))  # the script begins again as it began
+        code = one_life(world, here, folder / "job", server, moment, seed=world.seed if fresh else 1000 * world.number + number)
         ranks = [journal.read(here, r) for r in range(world.ranks)]
         lives.append(ranks)
         came = any(r.moment is not None for r in ranks)
@@ -212,9 +213,13 @@ def last_words(folder: Path) -> str:
     return logs[-1].read_text(errors="replace")[-2500:] if logs else "none has run"
 
 
+def _commits(job: Path) -> Iterator[Path]:
+    return job.glob("local/run-*/checkpoints/*/*/commit.json")
+
+
 def _classes(job: Path) -> Counter[str]:
     found: Counter[str] = Counter()
-    for path in job.glob("local/run-*/checkpoints/*/*/commit.json"):
+    for path in _commits(job):
         record: dict[str, Any] = json.loads(path.read_text())
         found[str(record.get("run", {}).get("loop", "?"))] += 1
     return found

@@ -54,6 +54,26 @@ def main(arguments: list[str], agent: int) -> None:
         torch.distributed.destroy_process_group()
 
 
+def forget(what: str, life: "Life") -> None:
+    """After a restore: takes away what the library has put back, so that a test sees the matrix fail."""
+    if what == "generators":
+        import holdfast.rng
+
+        holdfast.rng.put_back = lambda *_: None
+        torch.manual_seed(0)
+    elif what == "place in the data":
+        for position in life.ckpt._registry.positions.values():
+            position.batch -= 1
+            position.allow_other_order()
+    elif what == "optimizer state":
+        for state in life.optimizers[0].state.values():
+            state["exp_avg"].zero_()
+    elif what == "gradients":
+        life.optimizers[0].zero_grad()
+    elif what:
+        raise ValueError(f"{what!r} cannot be forgotten")
+
+
 STACKS_SIGNAL = 12
 """SIGUSR2: the stacks of all threads go to `rank-<n>.stacks`."""
 
@@ -205,6 +225,8 @@ class Life:
         world, ckpt = self.world, self.ckpt
         self.trigger.soon("restore")
         self.journal.note(start=ckpt.restore())
+        if ckpt.boundary:
+            forget(os.environ.get("MATRIX_FORGETS", ""), self)
         self.trigger.soon("anywhere")
         self.model.train()
         micro, losses, samples = 0, [], []
@@ -353,6 +375,8 @@ class Life:
             part = self.parts.get(name)
             if part is not None:
                 yield from flat(name, dict(part.state_dict()))
+        for at, parameter in enumerate([*self.net.parameters(), *(self.critic.parameters() if self.critic else ())]):
+            yield from flat(f"gradient.{at}", {} if parameter.grad is None else parameter.grad)
         for name, part in self.parts.items():
             if isinstance(part, torch.optim.Optimizer):
                 inner = getattr(part, "optim", part)

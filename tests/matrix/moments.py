@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from tests.matrix.worlds import Moment
 
+HANGS = "hangs"
+"""Is not drawn: for the test of the limit."""
 BY_THE_CLOCK = ("restore", "anywhere", "finish")
 
 
@@ -46,6 +48,8 @@ class Trigger:
                 return
             self._fired = True
         self._note(self._passed())
+        if moment.how == HANGS:
+            time.sleep(3600)
         if moment.how == "killed trainer":
             os.kill(os.getpid(), signal.SIGKILL)
         os.kill(self._agent, signal.SIGKILL if moment.how == "killed agent" else signal.SIGTERM)
