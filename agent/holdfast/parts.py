@@ -124,6 +124,7 @@ class ModulePart:
         self.allowed = Allowed()
         self._metrics = MetricStates(self.module)
         self._replicas = _replicated_over(module)
+        self._ddp = _ddp_in(module)
         if type(self.module).__name__ == "FullyShardedDataParallel":
             raise UnsupportedState(
                 f"{name} is FullyShardedDataParallel, which this release cannot save; use fully_shard (FSDP2) or DistributedDataParallel"
@@ -147,7 +148,7 @@ class ModulePart:
         trained = [k for k in body if k in parameters and parameters[k].requires_grad]
         whole = {"state": body, "loose": loose, "parameters": trained}
         self._metrics = MetricStates(self.module)
-        return whole | self._put_metrics(self._metrics.now(), leaves)
+        return whole | self._put_metrics(self._metrics.now(), leaves) | self._put_sync(self._hands_out_buffers())
 
     def places(self) -> list[Place]:
         wanted = self.module.state_dict().keys() | self._loose_buffers().keys()
@@ -167,16 +168,32 @@ class ModulePart:
         return found
 
     def snapshot(self) -> Any:
-        return freeze(self._metrics.now()) or None
+        return freeze(self._metrics.now()), self._hands_out_buffers()
 
     def put_back(self, snapshot: Any) -> None:
-        self._metrics.put_back(cloned(snapshot or {}))
+        metrics, sync = snapshot
+        self._metrics.put_back(cloned(metrics))
+        self._hand_out_buffers(sync)
 
     def render(self, snapshot: Any, template: Any, leaves: Leaves) -> Any:
-        return template | self._put_metrics(snapshot, leaves) if snapshot else template
+        metrics, sync = snapshot
+        return template | self._put_metrics(metrics, leaves) | self._put_sync(sync)
 
     def _put_metrics(self, states: Any, leaves: Leaves) -> dict[str, Any]:
         return {"metrics": leaves.put(states, f"{self.name}.metrics", Tier.SMALL)} if states else {}
+
+    def _hands_out_buffers(self) -> bool | None:
+        """Whether DistributedDataParallel gives every rank the first one's buffers in its next forward; None where there is none. It does not after a forward
+        without gradient synchronisation (`no_sync`) or without gradients: ranks keep statistics of their own until then (J4, K2)."""
+        return None if self._ddp is None else bool(self._ddp.require_forward_param_sync)
+
+    def _hand_out_buffers(self, sync: bool | None) -> None:
+        if self._ddp is not None and sync is not None:
+            self._ddp.require_forward_param_sync = sync
+
+    @staticmethod
+    def _put_sync(sync: bool | None) -> dict[str, Any]:
+        return {} if sync is None else {"sync_buffers": sync}
 
     @property
     def trains(self) -> bool:
@@ -236,6 +253,7 @@ class ModulePart:
                 yield f"{self.name}.{key} is on the meta device, and the checkpoint has nothing of its form: build it with memory"
 
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._hand_out_buffers(saved.get("sync_buffers"))
         materialise.give_memory(self.name, self.module)
         live = self.module.state_dict()  # keeps its own version metadata, which `load_state_dict` reads
         plain, copied = plain_targets(self.module), copied_targets(self.module)
@@ -878,12 +896,21 @@ _EQUAL_AFTER = {
 """Communication hooks of DistributedDataParallel that give every rank the same gradients. Local SGD lets ranks go apart; of others nothing is known."""
 
 
-def _replicated_over(module: nn.Module) -> dict[int, str]:
-    """By id, the parameters that DistributedDataParallel keeps equal, and the ranks it does so on."""
+def _ddp_in(module: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    """The wrapper that was registered, perhaps below torch.compile's."""
     while not isinstance(module, nn.parallel.DistributedDataParallel):
         module = getattr(module, "_orig_mod", None)
         if not isinstance(module, nn.Module):
-            return {}
+            return None
+    return module
+
+
+def _replicated_over(module: nn.Module) -> dict[int, str]:
+    """By id, the parameters that DistributedDataParallel keeps equal, and the ranks it does so on."""
+    ddp = _ddp_in(module)
+    if ddp is None:
+        return {}
+    module = ddp
     hooks = [getattr(hook, "__name__", "") for hook, _ in getattr(module, "_comm_hooks", [])]
     if not {*hooks} <= _EQUAL_AFTER:
         return {}

@@ -12,8 +12,12 @@ from tests.matrix import many, worlds
 def main() -> int:
     options = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     options.add_argument("--seed", type=int, help="default: a new one, which is printed")
-    options.add_argument("--moments", type=int, default=100, help="run worlds until they have so many together (default 100)")
-    options.add_argument("--world", type=int, action="append", help="only this number of the seed; may be given several times")
+    options.add_argument(
+        "--moments", type=int, default=100, help="run worlds until they have so many together (default 100)"
+    )
+    options.add_argument(
+        "--world", type=int, action="append", help="only this number of the seed; may be given several times"
+    )
     options.add_argument("--times", type=int, default=1, help="each world so often")
     options.add_argument("--beside", type=int, default=many.BESIDE, help=f"worlds at a time (default {many.BESIDE})")
     options.add_argument("--loop", help="only worlds of this kind of loop")

@@ -16,7 +16,10 @@ def differences(want: Sequence[Record], lives: Sequence[Sequence[Record]], steps
     for life, ranks in enumerate(lives):
         for rank, got in enumerate(ranks):
             for step, entry in got.steps.items():
-                found += [f"life {life}, rank {rank}, step {step}: {d}" for d in unequal(want[rank].steps.get(step, {}), entry)]
+                found += [
+                    f"life {life}, rank {rank}, step {step}: {d}"
+                    for d in unequal(want[rank].steps.get(step, {}), entry)
+                ]
     for rank, truth in enumerate(want):
         done = set().union(*(ranks[rank].steps for ranks in lives)) if lives else set()
         if lost := sorted(set(range(1, steps + 1)) - done):

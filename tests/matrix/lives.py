@@ -59,10 +59,18 @@ def server(folder: Path) -> Iterator[str]:
     path = str(Path(tempfile.mkdtemp(prefix="hf-", dir=folder if len(str(folder)) < 60 else None)) / "s")
     log = (folder / "server.log").open("ab")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")} | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "tests.matrix.server", path], cwd=TOP, env=environment, stdout=subprocess.PIPE, stderr=log)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.matrix.server", path],
+        cwd=TOP,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=log,
+    )
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n", f"the server did not come up: {(folder / 'server.log').read_text()[-3000:]}"
+        assert process.stdout.readline() == b"ready\n", (
+            f"the server did not come up: {(folder / 'server.log').read_text()[-3000:]}"
+        )
         yield path
     finally:
         process.kill()
@@ -97,7 +105,9 @@ def _run(world: World, folder: Path, server: str, outcome: Outcome) -> None:
     for number, moment in enumerate([*world.moments, None]):
         here = folder / f"life-{number}"
         fresh = not any(_commits(folder / "job"))  # the script begins again as it began
-        code = one_life(world, here, folder / "job", server, moment, seed=world.seed if fresh else 1000 * world.number + number)
+        code = one_life(
+            world, here, folder / "job", server, moment, seed=world.seed if fresh else 1000 * world.number + number
+        )
         ranks = [journal.read(here, r) for r in range(world.ranks)]
         lives.append(ranks)
         came = any(r.moment is not None for r in ranks)
@@ -120,7 +130,10 @@ def without_agent(world: World, folder: Path, server: str) -> list[Record]:
     _prepare(world, folder, None, world.seed)
     with (folder / "output").open("ab") as log:
         files = (log.fileno(), log.fileno())
-        asked = [stub.ask(server, [str(folder)], _environment() | {"RANK": str(r), "WORLD_SIZE": str(world.ranks)}, 0, files) for r in range(world.ranks)]
+        asked = [
+            stub.ask(server, [str(folder)], _environment() | {"RANK": str(r), "WORLD_SIZE": str(world.ranks)}, 0, files)
+            for r in range(world.ranks)
+        ]
     try:
         ended = [_status(s, folder) for s in asked]
     finally:
@@ -135,7 +148,9 @@ def _status(asked: socket.socket, folder: Path) -> int | None:
     try:
         return stub.status(asked)
     except TimeoutError:
-        raise Hangs(f"the whole run, without any agent, took more than {LIMIT_SECONDS:.0f} s\n{stacks(folder)}") from None
+        raise Hangs(
+            f"the whole run, without any agent, took more than {LIMIT_SECONDS:.0f} s\n{stacks(folder)}"
+        ) from None
 
 
 def one_life(world: World, folder: Path, job: Path, server: str, moment: Moment | None, *, seed: int) -> int:
@@ -153,7 +168,9 @@ def one_life(world: World, folder: Path, job: Path, server: str, moment: Moment 
     except subprocess.TimeoutExpired:
         said = stacks(folder)
         agent.send_signal(signal.SIGABRT)  # faulthandler writes its stacks into its log
-        raise Hangs(f"{folder.name} ({moment or 'the last one'}) took more than {LIMIT_SECONDS:.0f} s\n{said}\n{_agent_stacks(agent, folder)}") from None
+        raise Hangs(
+            f"{folder.name} ({moment or 'the last one'}) took more than {LIMIT_SECONDS:.0f} s\n{said}\n{_agent_stacks(agent, folder)}"
+        ) from None
     finally:
         agent.kill()
         agent.wait()
@@ -168,7 +185,9 @@ def _prepare(world: World, folder: Path, moment: Moment | None, seed: int) -> No
 
 
 def _environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "RANK", "WORLD_SIZE"))} | {"OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "RANK", "WORLD_SIZE"))} | {
+        "OMP_NUM_THREADS": "1"
+    }
 
 
 def _pids(folder: Path) -> list[int]:

@@ -79,7 +79,11 @@ def make(world: World, rank: int, waits: Waits) -> Any:
         return DataLoader(Stream(order), batch_size=BATCH)
     if world.loader == "stateful":
         return Shards(order)
-    sampler = DistributedSampler(data, num_replicas=world.ranks, rank=rank, seed=world.seed) if world.ranks > 1 or world.loader == "sampler" else None
+    sampler = (
+        DistributedSampler(data, num_replicas=world.ranks, rank=rank, seed=world.seed)
+        if world.ranks > 1 or world.loader == "sampler"
+        else None
+    )
     options: dict[str, Any] = {"batch_size": BATCH, "sampler": sampler, "shuffle": None if sampler else True}
     if world.loader == "torchdata":
         from torchdata.stateful_dataloader import StatefulDataLoader

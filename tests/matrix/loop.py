@@ -111,7 +111,7 @@ class Life:
         np.random.seed(seed + rank)
         torch.manual_seed(seed)
         self.net = self._net()
-        self.masters = Masters(self.net) if world.precision == "masters" and world.distribution != "FSDP2" else None
+        self.masters = Masters(self.net) if world.precision == "masters" else None
         self.model = self._wrapped()
         torch.manual_seed(seed + 100 + rank)
         self.parts: dict[str, Any] = {"model": self.model}
@@ -121,7 +121,13 @@ class Life:
         self.average = torch.optim.swa_utils.AveragedModel(self.net) if world.loop == "EMA" else None
         self.critic, self.second = self._critic() if world.loop == "several optimizers" else (None, None)
         self.loader = loaders.make(world, rank, lambda: self.trigger.at("data"))
-        self.parts |= {"loader": self.loader, "scheduler": self.scheduler, "ema": self.average, "critic": self.critic, "second": self.second}
+        self.parts |= {
+            "loader": self.loader,
+            "scheduler": self.scheduler,
+            "ema": self.average,
+            "critic": self.critic,
+            "second": self.second,
+        }
         if world.loop == "scaler":
             self.parts["scaler"] = self.scaler
         self.ckpt = holdfast.Checkpointer(**self.parts)
@@ -135,7 +141,7 @@ class Life:
         net = Net()
         if self.world.precision == "fp64":
             net.double()
-        if self.world.precision == "masters" and self.world.distribution != "FSDP2":
+        if self.world.precision == "masters":
             net.bfloat16()
         if self.world.loop == "checkpointing":
             body = net.body.forward
@@ -154,17 +160,17 @@ class Life:
 
     def _wrapped(self) -> nn.Module:
         if self.world.distribution == "FSDP2":
-            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+            from torch.distributed.fsdp import fully_shard
 
-            halves = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)}
-            options: dict[str, Any] = halves if self.world.precision == "masters" else {}
             mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (self.world.ranks,))
             for layer in (self.net.body, self.net.head):
-                fully_shard(layer, mesh=mesh, **options)
-            fully_shard(self.net, mesh=mesh, **options)
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
             return self.net
         if self.world.ranks > 1:
-            model: nn.Module = DistributedDataParallel(self.net, bucket_cap_mb=BUCKET_MB)
+            # torch.compile refuses buckets that are smaller than its first one.
+            small = BUCKET_MB if self.world.loop != "compile" else None
+            model: nn.Module = DistributedDataParallel(self.net, bucket_cap_mb=small)
         else:
             model = self.net
         return torch.compile(model, backend="eager") if self.world.loop == "compile" else model  # type: ignore[return-value]
@@ -205,8 +211,9 @@ class Life:
         kinds = torch.optim.lr_scheduler
         if self.world.scheduler == "cosine":
             return kinds.CosineAnnealingLR(optimizer, T_max=self.world.steps)
+        momentum = self.world.optimizer != "Adagrad" and self.world.distribution != "ZeRO-1"
         if self.world.scheduler == "one cycle" and self.world.loop != "LBFGS":
-            return kinds.OneCycleLR(optimizer, max_lr=0.02, total_steps=self.world.steps + 2, cycle_momentum=self.world.optimizer != "Adagrad")
+            return kinds.OneCycleLR(optimizer, max_lr=0.02, total_steps=self.world.steps + 2, cycle_momentum=momentum)
         return kinds.StepLR(optimizer, 5, gamma=0.8)
 
     def _critic(self) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -413,5 +420,6 @@ RECIPES: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "LBFGS": (torch.optim.LBFGS, {"lr": 0.1, "max_iter": 4, "history_size": 3}),
 }
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    name: (lambda p, kind=kind, options=options: kind(p, **options)) for name, (kind, options) in RECIPES.items()  # type: ignore[misc]
+    name: (lambda p, kind=kind, options=options: kind(p, **options))
+    for name, (kind, options) in RECIPES.items()  # type: ignore[misc]
 }

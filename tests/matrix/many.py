@@ -62,7 +62,9 @@ def table(outcomes: list[Outcome]) -> str:
             kinds.setdefault("moment", Counter())[moment.place] += 1
             kinds.setdefault("how", Counter())[moment.how] += 1
         kinds.setdefault("class of the saves", Counter()).update(outcome.classes)
-    return "\n".join(f"  {kind}: " + ", ".join(f"{v} {n}" for v, n in sorted(found.items())) for kind, found in kinds.items())
+    return "\n".join(
+        f"  {kind}: " + ", ".join(f"{v} {n}" for v, n in sorted(found.items())) for kind, found in kinds.items()
+    )
 
 
 class Line:

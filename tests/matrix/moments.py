@@ -16,7 +16,9 @@ BY_THE_CLOCK = ("restore", "anywhere", "finish")
 class Trigger:
     """Of one training process; does nothing in those that are not meant. `passed` says the boundary passed last."""
 
-    def __init__(self, moment: Moment | None, agent: int, passed: Callable[[], int], note: Callable[[int], None]) -> None:
+    def __init__(
+        self, moment: Moment | None, agent: int, passed: Callable[[], int], note: Callable[[int], None]
+    ) -> None:
         self._moment, self._agent, self._passed, self._note = moment, agent, passed, note
         self._skipped = 0
         self._fired = False

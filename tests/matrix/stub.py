@@ -13,7 +13,9 @@ import sys
 from collections.abc import Mapping
 
 
-def ask(path: str, arguments: list[str], environment: Mapping[str, str], agent: int, files: tuple[int, int]) -> socket.socket:
+def ask(
+    path: str, arguments: list[str], environment: Mapping[str, str], agent: int, files: tuple[int, int]
+) -> socket.socket:
     """A training process is forked as soon as the server reads this; `files` are its stdout and stderr. The socket says how it ends; closing it kills it."""
     server = socket.socket(socket.AF_UNIX)
     server.connect(path)

@@ -26,7 +26,9 @@ def test_a_run_that_is_taken_away_at_any_moment_equals_one_that_never_was(
         with capsys.disabled():
             print(text, end="", flush=True)
 
-    say(f"\nmatrix: seed {SEED}, {len(wanted)} worlds, {MOMENTS} moments (about 1 s each; HOLDFAST_MOMENTS, HOLDFAST_MATRIX_SEED)\n")
+    say(
+        f"\nmatrix: seed {SEED}, {len(wanted)} worlds, {MOMENTS} moments (about 1 s each; HOLDFAST_MOMENTS, HOLDFAST_MATRIX_SEED)\n"
+    )
     outcomes = many.run(wanted, tmp_path, say)
     say(f"{many.table(outcomes)}\n")
     assert [many.failure(o) for o in outcomes if o.wrong] == []

@@ -65,7 +65,9 @@ def test_a_life_that_begins_before_the_one_before_it_began_is_found() -> None:
 
 
 def test_ranks_that_begin_apart_are_found() -> None:
-    assert compare.gone_back([[record(1, 2), record(2, 3)]], [False]) == ["life 0: ranks begin at different boundaries: [1, 2]"]
+    assert compare.gone_back([[record(1, 2), record(2, 3)]], [False]) == [
+        "life 0: ranks begin at different boundaries: [1, 2]"
+    ]
 
 
 def test_a_journal_is_read_as_it_was_written(tmp_path) -> None:  # type: ignore[no-untyped-def]

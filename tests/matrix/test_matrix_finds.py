@@ -29,7 +29,9 @@ NOTICE = Moment("forward", at=8, how="notice")
 
 
 @pytest.mark.parametrize("forgets", ["generators", "place in the data", "optimizer state", "gradients"])
-def test_a_library_that_forgets_something_is_found(server: str, tmp_path: Path, forgets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_forgets_something_is_found(
+    server: str, tmp_path: Path, forgets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MATRIX_FORGETS", forgets)
     outcome = lives.run(world(NOTICE), tmp_path / "world", server)
     assert any("life 1, rank 0, step 8: " in w for w in outcome.wrong), outcome.wrong

@@ -18,7 +18,9 @@ def test_a_thousand_moments_hold_every_kind_and_every_allowed_pair_of_loop_and_d
     assert {w.ranks for w in found} == {1, 2, 4}
     moments = [m for w in found for m in w.moments]
     assert {m.how for m in moments} == set(worlds.HOWS)
-    assert {m.place for m in moments} == set(worlds.PLACES) - {"last step"}, "the last step is a number, its place one of the others"
+    assert {m.place for m in moments} == set(worlds.PLACES) - {"last step"}, (
+        "the last step is a number, its place one of the others"
+    )
 
 
 def test_without_torchdata_nothing_else_changes() -> None:

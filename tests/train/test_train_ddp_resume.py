@@ -53,7 +53,9 @@ def differences(want: list[dict[str, Any]], got: list[dict[str, Any]]) -> list[s
     """What is not bitwise equal, by rank."""
     found = []
     for rank, (a, b) in enumerate(zip(want, got, strict=True)):
-        found += [f"rank {rank}, loss of step {d}" for d in unequal({n: a["losses"][n] for n in b["losses"]}, b["losses"])]
+        found += [
+            f"rank {rank}, loss of step {d}" for d in unequal({n: a["losses"][n] for n in b["losses"]}, b["losses"])
+        ]
         last = {"weights": a["weights"], "rng": a["rng"], "samples": a["samples"][-len(b["samples"]) :]}
         found += [f"rank {rank}: {d}" for d in unequal(last, {name: b[name] for name in last})]
     return found
