@@ -1,4 +1,4 @@
-"""A world from its first life to its end, under real agents: started as a person starts them, taken away, started again, compared with a run that no agent knew."""
+"""A world from its first life to its end, under real agents that are started, taken away and started again, compared with a run that no agent knew."""
 
 import fcntl
 import json

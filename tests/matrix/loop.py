@@ -57,10 +57,7 @@ def main(arguments: list[str], agent: int) -> None:
 def forget(what: str, life: "Life") -> None:
     """After a restore: takes away what the library has put back, so that a test sees the matrix fail."""
     if what == "generators":
-        import holdfast.rng
-
-        holdfast.rng.put_back = lambda *_: None
-        torch.manual_seed(0)
+        life.forgot_generators = True
     elif what == "place in the data":
         for position in life.ckpt._registry.positions.values():
             position.batch -= 1
@@ -107,6 +104,7 @@ class Life:
         self.journal = Journal(folder, rank)
         self.trigger = Trigger(moment, agent, self._passed, lambda n: self.journal.note(moment=n))
         self.ckpt: Any = None
+        self.forgot_generators = False
         random.seed(seed + rank)
         np.random.seed(seed + rank)
         torch.manual_seed(seed)
@@ -238,6 +236,8 @@ class Life:
         self.model.train()
         micro, losses, samples = 0, [], []
         for index, x in self._batches():
+            if self.forgot_generators:
+                torch.manual_seed(0)
             samples += index.tolist()
             micro += 1
             number = ckpt.boundary + 1

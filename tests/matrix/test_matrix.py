@@ -1,6 +1,6 @@
 """K1, K2, I4: runs of every kind that are taken away at moments of every kind equal, bit by bit, runs that never were.
 
-Real agents, real notices, real kills; HOLDFAST_MOMENTS says how many (20; `make test-train` takes 1,000), HOLDFAST_MATRIX_SEED which (1; `random` for new ones).
+Real agents, notices and kills. HOLDFAST_MOMENTS says how many (20; `make test-train` takes 1,000), HOLDFAST_MATRIX_SEED which (1; `random` for new ones).
 """
 
 import os
