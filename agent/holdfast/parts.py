@@ -492,9 +492,9 @@ class OptimizerPart:
         order = self._saved_as = self._order(saved)
         state = tree.decode(saved["state"], tensors, place=False)  # torch moves it to the parameters
         state["param_groups"] = tree.decode(saved["state"]["param_groups"], tensors)
-        far = _on_devices(
-            state["state"], {there: parameters[here] for here, there in enumerate(order) if there is not None}
-        )
+        # ZeRO-1 has the state of fewer parameters than it names: those of this rank, numbered from 0.
+        targets = {there: p for there, p in zip(order, parameters, strict=False) if there is not None}
+        far = _on_devices(state["state"], targets)
         state = cloned(state)
         for index, values in far.items():
             state["state"][index] |= values

@@ -115,6 +115,8 @@ def _run(world: World, folder: Path, server: str, outcome: Outcome) -> None:
         if came and moment is not None:
             outcome.moments.append(moment)
         allowed = ENDS.get(moment.how) if came and moment is not None else {Exit.FINISHED}
+        if code == -signal.SIGTERM and all(r.start is None for r in ranks):
+            continue  # it came before the agent hears signals: nothing had begun, and nothing is lost
         if allowed is not None and code not in {EXIT_CODES[e] for e in allowed}:
             outcome.wrong.append(f"life {number} ({moment or 'the last one'}): the agent ended with {code}")
             return

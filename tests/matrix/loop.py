@@ -238,6 +238,7 @@ class Life:
         for index, x in self._batches():
             if self.forgot_generators:
                 torch.manual_seed(0)
+                random.seed(0)
             samples += index.tolist()
             micro += 1
             number = ckpt.boundary + 1
