@@ -424,8 +424,10 @@ class OptimizerPart:
         return template | {"state": template["state"] | {"param_groups": rendered}}
 
     def apart(self, saved: Any) -> Apart:
+        if "names" not in saved:  # by an older release, and of ZeRO-1, whose state is a share
+            return Apart()
         here, there = ({n for n in names if n is not None} for names in (self._names(), self._named_there(saved)))
-        return Apart(frozenset(here - there), frozenset(there - here)) if "names" in saved else Apart()
+        return Apart(frozenset(here - there), frozenset(there - here))
 
     def compare(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         live = [len(g["params"]) for g in self.inner.param_groups]
