@@ -55,8 +55,9 @@ class Download:
         self._odd: list[tuple[int, torch.Tensor]] = []
         self._watched: list[str] = []
         views: list[torch.Tensor] = []
-        chosen = set(small)
-        for name in sorted(sources.keys() - chosen, key=lambda n: offsets[n]):
+        rest = sources.keys() - set(small)
+        # Those that are copied last are looked at last.
+        for name in sorted(rest, key=lambda n: (not is_plain(sources[n]), offsets[n])):
             if is_plain(sources[name]):
                 self._add(name, memory_of(sources[name]), offsets[name], views)
             else:

@@ -172,6 +172,7 @@ def _layers() -> nn.Sequential:
 def _fsdp(model: nn.Sequential, **options: Any) -> nn.Sequential:
     from torch.distributed.fsdp import fully_shard
 
+    options.setdefault("mesh", _mesh("shares"))  # without one, fully_shard takes the GPU of a machine that has one
     for layer in (model[0], model[4]):
         fully_shard(layer, **options)
     fully_shard(model, **options)

@@ -573,6 +573,7 @@ def test_small_tensors_go_as_one_and_large_ones_in_pieces(monkeypatch: pytest.Mo
     sources: dict[str, torch.Tensor] = {f"s{i}": torch.randn(i % 7 + 1) for i in range(1000)}
     sources |= {"huge": torch.randn(900_000), "half": torch.randn(300_000).bfloat16(), "flags": torch.rand(5) > 0.5}
     sources |= {"strided": torch.randn(30, 40).t(), "conj": torch.randn(5, dtype=torch.complex64).conj()}
+    sources |= {"between large ones": torch.randn(500, 600).t(), "large again": torch.randn(400_000)}
     sources |= {"neg": torch.randn(5, dtype=torch.complex64).conj().imag, "zero-dim": torch.tensor(3.0)}
     sources |= {"f8": torch.randn(9).to(torch.float8_e4m3fn), "big strided": torch.randn(600, 500).t()}
     offsets, at = {}, 64

@@ -39,7 +39,9 @@ def command(directory: Path, name: str) -> list[str]:
 
 def environment(**extra: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "RANK", "WORLD_SIZE"))}
-    return kept | {"OMP_NUM_THREADS": "1"} | extra
+    return (
+        kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
+    )  # the ranks are more than the GPUs may be
 
 
 RANKS = 2

@@ -526,10 +526,10 @@ def test_a_device_that_fails_leaves_no_clean_slot() -> None:
     folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
     script = BROKEN.format(tests=str(Path(__file__).parent), folder=str(folder / "agent"))
     try:
-        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    assert "saved False" in ended.stdout, ended.stdout + ended.stderr
+    assert "saved False" in ended.stdout, ended.stdout[-1500:] + ended.stderr[-1500:]
     assert "is made at the next one" in ended.stdout or "raised" in ended.stdout
 
 
