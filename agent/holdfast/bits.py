@@ -9,6 +9,9 @@ def copy_bits(target: torch.Tensor, source: torch.Tensor) -> None:
     """`target` becomes equal to `source`: same shape and dtype, any strides and devices."""
     if is_expanded(target):  # torch refuses to write an element twice, also with the same value
         target, source = _once(target, target), _once(source, target)
+    if source.device != target.device:
+        # torch would negate or conjugate on the host, for page-locked memory before the bytes are there: seen on an H200, the sign was lost.
+        source = source.resolve_conj().resolve_neg()
     if copyable(source.dtype):
         target.copy_(source)
     elif target.is_contiguous():
