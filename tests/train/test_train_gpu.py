@@ -513,7 +513,9 @@ with FakeAgent(Path({folder!r})) as agent, agent.as_environment():
     try:
         loop.hold_side()
         loop.iterate()
-        torch.zeros(3, device="cuda")[torch.full((1,), 10**6, device="cuda")]
+        # Device-side assertions may be compiled out: this writes to where there is no memory.
+        broken = torch.cuda.jiterator._create_jit_fn("template <typename T> T broken(T x) {{ *reinterpret_cast<T*>(8) = x; return x; }}")
+        broken(torch.zeros(3, device="cuda"))
         loop.ckpt._saver.beside.settle()
     except RuntimeError as e:
         print("raised", type(e).__name__)
