@@ -258,10 +258,16 @@ class Attempt:
                 return await self.writing.ordered(message)
             case peers.Committed():
                 self.writing.committed(message)
+                await self.writing.dropped()
+            case peers.Unfinished():
+                copies = await s.unfinished.copies() if (s := self.shared).unfinished is not None else ()
+                return peers.UnfinishedCopies(s.attempt, s.settings.config.worker, copies)
             case peers.Prefetch():
                 self.restoring.prefetch(message)
             case peers.Resolved():
                 self.shared.offered.add(message.parent)
+                if self.shared.unfinished is not None:
+                    self.shared.unfinished.end(f"attempt {self.shared.attempt} has claimed")
                 return await self.restoring.resolved(message)
             case peers.CheckpointRejected():
                 claims = self._lead_only().claims

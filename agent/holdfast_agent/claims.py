@@ -10,8 +10,8 @@ import logging
 import time
 import uuid
 
-from holdfast_agent import storage
-from holdfast_agent.clock import Deadline, now
+from holdfast_agent import storage, worth_waiting
+from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.errors import AgentError
 from holdfast_agent.pins import without_carried_out
 from holdfast_agent.prefetch import Scout
@@ -36,6 +36,9 @@ LOOK_AGAIN_SECONDS = 60.0
 """While nothing can be used, what was refused is tried again so often."""
 TELL_SECONDS = 3600.0
 """A member fetches for as long as it takes; if it is gone the operator starts a new attempt, which ends this wait."""
+UNFINISHED_SECONDS = 3.0
+"""For the members' answers; who is silent has nothing."""
+FINISHED_LOOK_SECONDS = 0.5
 
 
 class NeedsPerson(AgentError):
@@ -81,6 +84,8 @@ class Claims:
         self._rejected = asyncio.Event()
         self._acted_on = shared.order
         """The order under which the last choice was looked for: another one makes it worth looking again."""
+        self._waiting_since = 0.0
+        """For what others finish; over all tries of this attempt."""
         self._scout = Scout(shared, self._would_choose)
 
     async def run(self) -> None:
@@ -131,6 +136,7 @@ class Claims:
         async with self._scout.ahead():
             await self._look_first()
             await self._may_claim()
+            await self._finished_elsewhere()
         while True:
             if self._choice is None:
                 self._choice = await self._choose()
@@ -167,6 +173,40 @@ class Claims:
         while not s.order.may_claim:
             s.record.block(None)
             await s.changes.until(lambda: s.order.may_claim, Deadline.after(60))
+
+    async def _finished_elsewhere(self) -> None:
+        """E6: what members are bringing into the store from their nodes is waited for, as far as that is shorter than doing its steps again. Not where the
+        order names what is to be used: then nothing newer is."""
+        s = self._shared
+        if s.order.restore.pinned is not None or s.record.claim is not None:
+            return
+        self._waiting_since = self._waiting_since or monotonic()
+        said: CheckpointRef | None = None
+        while (wait := await self._worth_waiting(monotonic() - self._waiting_since)) is not None:
+            if wait.ref != said:
+                said = wait.ref
+                log.info(
+                    "the claim waits for save %s at boundary %d, which members finish from their nodes: %.1f s expected for %d steps, which would take %.1f s",
+                    wait.ref, wait.boundary, wait.seconds, wait.steps, wait.worth_seconds,
+                )  # fmt: skip
+            await asyncio.sleep(FINISHED_LOOK_SECONDS)
+
+    async def _worth_waiting(self, waited_seconds: float) -> worth_waiting.Wait | None:
+        s = self._shared
+        answers = await s.mesh.ask_all(peers.Unfinished(s.attempt), until=Deadline.after(UNFINISHED_SECONDS))
+        copies = [c for a in answers.values() if isinstance(a, peers.UnfinishedCopies) for c in a.copies]
+        if not any(c.state in worth_waiting.UNDER_WAY for c in copies):
+            return None
+        newest = await s.threads.call(self._store.newest_claim)
+        chosen = await self._would_choose()
+        return worth_waiting.choose(
+            copies,
+            claimed=newest.attempt if newest is not None else 0,
+            world_size=s.order.world_size,
+            committed_boundary=chosen.record.progress.boundary if chosen is not None else 0,
+            step_seconds=s.experience.step().likely,
+            waited_seconds=waited_seconds,
+        )
 
     async def _choose(self) -> Choice:
         """The newest checkpoint whose manifests all verify. Raises NeedsPerson rather than start from nothing (C1)."""

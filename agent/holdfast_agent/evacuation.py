@@ -232,10 +232,13 @@ class Evacuation:
         if s.sealed_new:
             s.end(Exit.PREEMPTED_SEALED, f"sealed: {last}")
         else:
-            s.end(
-                Exit.PREEMPTED_NOTHING_NEW,
-                f"nothing newer could be made durable: {last}, ranks were at boundary {s.record.boundary}",
-            )
+            words = f"nothing newer could be made durable: {last}, ranks were at boundary {s.record.boundary}"
+            if s.record.on_node is not None:
+                words += (
+                    f"; boundary {s.record.on_node_boundary} lies whole on this node as {s.record.on_node}, and becomes a checkpoint if every worker's pod "
+                    "returns to its node before the next claim (E6)"
+                )
+            s.end(Exit.PREEMPTED_NOTHING_NEW, words)
 
     # ---- inside
 

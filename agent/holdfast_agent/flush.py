@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -24,7 +24,7 @@ from holdfast_agent.lanes import Lane
 from holdfast_agent.mappings import Mappings, Use
 from holdfast_agent.pace import Pace, pace_of
 from holdfast_agent.progress import Progress
-from holdfast_agent.sending import Sending
+from holdfast_agent.sending import NotSent, Sending
 from holdfast_agent.threads import Stop, Threads
 from holdfast_agent.tonode import ToNode
 from holdfast_api.layout import CheckpointRef
@@ -34,9 +34,12 @@ from holdfast_store.chunks import digest, ranges
 from holdfast_store.errors import StoreError
 from holdfast_store.job import JobStore
 from holdfast_store.local import LocalTier
+from holdfast_store.records import entry_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Described = asyncio.Future[tuple[tuple[RankManifest, ...], tuple[RankEntry, ...]]]
+"""What is known of the images once all of them are hashed."""
 LOOK_SECONDS = 0.5
 
 
@@ -72,6 +75,8 @@ class Job:
     """At full speed. Otherwise beside training, which must not become slower."""
     looks: Callable[[], bool] = lambda: False
     """Whether there is time to see if what is saved is finite. Asked again for each chunk."""
+    to_store: bool = True
+    """False: on the node alone (E6). Then `write` returns when that is durable, or raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +134,17 @@ async def write(
     node_yields: Callable[[], bool] = lambda: False,
     on_node_durable: Callable[[datetime], None] = lambda at: None,
     on_node_trouble: Callable[[StoreError], None] = lambda error: None,
+    on_node_whole: Callable[[tuple[RankManifest, ...], tuple[RankEntry, ...]], Awaitable[None]] | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Returns when the store has the chunks and the manifests. Raises StoreError or SaveGivenUp, when no thread reads the slots any more.
 
     `node_free`: what still tidies the node's directory; the node's part begins after it, or not at all once `node_yields`. `on_node_durable` is called
-    when all images are on the node, `on_node_trouble` if they cannot be, either perhaps after this has returned. `progress` is told how far it is.
+    when all images are on the node, `on_node_trouble` if they cannot be, either perhaps after this has returned. `on_node_whole` comes after
+    `on_node_durable`, with what has to lie beside the images so that they can be used: the node's part ends after it. `progress` is told how far it is.
     """
-    writing = asyncio.ensure_future(
-        _write(job, store, node, threads, stop, node_free, node_yields, on_node_durable, on_node_trouble, progress)
-    )
+    of_node = _OfNode(node_free, node_yields, on_node_durable, on_node_trouble, on_node_whole)
+    writing = asyncio.ensure_future(_write(job, store, node, threads, stop, of_node, progress))
     try:
         return await asyncio.shield(writing)
     except asyncio.CancelledError:
@@ -147,49 +153,71 @@ async def write(
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class _OfNode:
+    """What `write` was told about the node's part."""
+
+    free: asyncio.Task[None] | None
+    yields: Callable[[], bool]
+    on_durable: Callable[[datetime], None]
+    on_trouble: Callable[[StoreError], None]
+    on_whole: Callable[[tuple[RankManifest, ...], tuple[RankEntry, ...]], Awaitable[None]] | None
+
+
 async def _write(
     job: Job,
     store: JobStore,
     node: LocalTier | None,
     threads: Threads,
     stop: Stop,
-    node_free: asyncio.Task[None] | None,
-    node_yields: Callable[[], bool],
-    on_node_durable: Callable[[datetime], None],
-    on_node_trouble: Callable[[StoreError], None],
+    of_node: _OfNode,
     progress: Progress | None,
 ) -> Written:
     """`write`, never cancelled."""
     pace = pace_of(emergency=job.emergency, cpus=threads.cpus)
     images: list[Image] = []
     on_node: asyncio.Task[datetime | None] | None = None
+    described: Described = asyncio.get_running_loop().create_future()
     try:
         for part in job.parts:
             images.append(Image.of(part, job.chunk_bytes, threads.slots))
         to_node = None
         if node is not None:
             to_node = ToNode(job.ref, job.base, images, node, threads.node, pace.node_writes, stop)
-        its_turn = partial(_turn_of_the_node, node_free, lambda: stop.wanted or node_yields())
-        on_node = asyncio.ensure_future(_node_part(job, to_node, its_turn, on_node_durable, on_node_trouble))
-        lane = Lane(threads.sending, threads.link.begin(pace))
+        on_node = asyncio.ensure_future(_node_part(job, to_node, of_node, described, stop))
         logical = sum(p.image_bytes for p in job.parts)
         told = progress or Progress(full_speed=job.emergency)
-        sending = Sending(job.ref, job.base_has, store, stop, threads.link, pace, lane, threads.throttle, logical, told)
+        lane = Lane(threads.sending, threads.link.begin(pace) if job.to_store else 1)
+        sending: Sending | NotSent = NotSent(job.ref, job.base_has)
+        if job.to_store:
+            sending = Sending(
+                job.ref, job.base_has, store, stop, threads.link, pace, lane, threads.throttle, logical, told
+            )
         held_back = sending.is_held_back
         looks = [Look(p.tensors, p.must_be_finite, len(i.views)) for p, i in zip(job.parts, images, strict=True)]
-        chunks, quiet = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job)
         sides = [replicas.compared(p.tensors, p.image_bytes, job.chunk_bytes) for p in job.parts]
-        hashing = [
-            threads.call(replicas.loose_digests, [*s.values()], i.reading.view)
-            for s, i in zip(sides, images, strict=True)
-        ]
-        loose = await _gather(hashing, stop)
-        manifests = [_manifest(job, p, c, at) for p, c, at in zip(job.parts, chunks, loose, strict=True)]
+
+        async def describe(chunks: Sequence[Sequence[Chunk]]) -> tuple[RankManifest, ...]:
+            """Everything is hashed: what was not sent yet may be finished from the node by now."""
+            hashing = [
+                threads.call(replicas.loose_digests, [*s.values()], i.reading.view)
+                for s, i in zip(sides, images, strict=True)
+            ]
+            loose = await _gather(hashing, stop)
+            manifests = tuple(_manifest(job, p, c, at) for p, c, at in zip(job.parts, chunks, loose, strict=True))
+            if not described.done():
+                described.set_result((manifests, _with_looks(map(entry_of, manifests), looks)))
+            return manifests
+
+        manifests, quiet = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job, describe)
         entries = await _gather([threads.send(sending.manifest, m) for m in manifests], stop)
-        if job.wait_for_node:
+        if job.wait_for_node or not job.to_store:
             await asyncio.wait([on_node])
+        if not job.to_store and on_node.result() is None:
+            raise SaveGivenUp(stop.reason or "the node did not take the images, and nobody else was to")
     except BaseException:
         stop.set("another part of the save failed")
+        described.cancel()  # unless it is known already: then what lies on the node may be finished from there (E6)
         if on_node is not None:
             await asyncio.wait([on_node])
         _close(images)
@@ -198,10 +226,8 @@ async def _write(
     unread.add_done_callback(lambda _: _close(images))
     refers = {c.at for m in manifests for c in m.chunks} - {job.ref}
     return Written(
-        manifests=tuple(manifests),
-        entries=tuple(
-            replace(e, finite=look.finite, not_finite=look.names) for e, look in zip(entries, looks, strict=True)
-        ),
+        manifests=manifests,
+        entries=_with_looks(entries, looks),
         refers_to=tuple(sorted(refers)),
         bytes_logical=logical,
         bytes_sent=sending.bytes_sent,
@@ -216,7 +242,7 @@ async def _write(
 
 async def _handed_on(
     images: Sequence[Image],
-    sending: Sending,
+    sending: Sending | NotSent,
     lane: Lane,
     to_node: ToNode | None,
     threads: Threads,
@@ -224,9 +250,10 @@ async def _handed_on(
     stop: Stop,
     looks: Sequence[Look],
     job: Job,
-) -> tuple[list[list[Chunk]], asyncio.Future[None]]:
-    """The chunks of each image, once the store has them all. Nothing is sent when it returns, and nothing that counts is hashed; the slots are read no
-    more when the future is done. Nothing at all runs when it raises: what the store said, else SaveGivenUp."""
+    describe: Callable[[Sequence[Sequence[Chunk]]], Coroutine[Any, Any, tuple[RankManifest, ...]]],
+) -> tuple[tuple[RankManifest, ...], asyncio.Future[None]]:
+    """What `describe` makes of the chunks of each image, once the store has them all. Nothing is sent when it returns, and nothing that counts is hashed;
+    the slots are read no more when the future is done. Nothing at all runs when it raises: what the store said, else SaveGivenUp."""
     found: list[list[Chunk | None]] = [[None] * len(image.views) for image in images]
     handing = threading.Lock()
     calm = pace.background
@@ -278,12 +305,23 @@ async def _handed_on(
         lane.end()
         if to_node is not None:
             to_node.complete()
+        describing = None
+        if hashing.over.exception() is None:
+            describing = asyncio.ensure_future(describe([[c for c in chunks if c is not None] for chunks in found]))
+            await asyncio.wait([describing])
         await asyncio.wait([lane.over])
     failures = [e for e in (lane.over.exception(), hashing.over.exception()) if e is not None]
     for failure in sorted(failures, key=lambda e: not isinstance(e, StoreError)):
         await asyncio.wait([hashing.quiet])
         raise failure
-    return [[c for c in chunks if c is not None] for chunks in found], hashing.quiet
+    assert describing is not None
+    if describing.exception() is not None:
+        await asyncio.wait([hashing.quiet])
+    return describing.result(), hashing.quiet
+
+
+def _with_looks(entries: Iterable[RankEntry], looks: Sequence[Look]) -> tuple[RankEntry, ...]:
+    return tuple(replace(e, finite=k.finite, not_finite=k.names) for e, k in zip(entries, looks, strict=True))
 
 
 def _manifest(job: Job, part: Part, chunks: Sequence[Chunk], loose: tuple[LooseDigest, ...]) -> RankManifest:
@@ -312,14 +350,10 @@ async def _turn_of_the_node(free: asyncio.Task[None] | None, gives_up: Callable[
 
 
 async def _node_part(
-    job: Job,
-    to_node: ToNode | None,
-    its_turn: Callable[[], Coroutine[Any, Any, bool]],
-    on_durable: Callable[[datetime], None],
-    on_trouble: Callable[[StoreError], None],
+    job: Job, to_node: ToNode | None, of_node: _OfNode, described: Described, stop: Stop
 ) -> datetime | None:
     """When all images are durable on the node; None if there is no node tier or it failed: the store is what counts (fault scenarios 12, 13)."""
-    if to_node is None or not await its_turn():
+    if to_node is None or not await _turn_of_the_node(of_node.free, lambda: stop.wanted or of_node.yields()):
         return None
     try:
         at = await to_node.run()
@@ -327,12 +361,24 @@ async def _node_part(
         log.info("save %s is not on the node: %s", job.ref, e)
         return None
     except StoreError as e:
-        on_trouble(e)
+        of_node.on_trouble(e)
         return None
     except Exception:
         log.exception("save %s is not on the node", job.ref)  # a bug costs the node's copy, not the save
         return None
-    on_durable(at)
+    of_node.on_durable(at)
+    if of_node.on_whole is None:
+        return at
+    try:
+        await of_node.on_whole(*await described)
+    except StoreError as e:
+        of_node.on_trouble(e)
+        return at if job.to_store else None
+    except asyncio.CancelledError:
+        return at  # another part of the save failed: there is nothing to write down
+    except Exception:
+        log.exception("save %s could not be finished from the node", job.ref)
+        return at if job.to_store else None
     return at
 
 

@@ -70,6 +70,12 @@ class Metrics:
             "Between the begins of two periodic saves, as chosen with every: auto; 0 where it is not.",
             registry=r,
         )
+        self.unfinished = Counter(
+            "holdfast_agent_unfinished",
+            "Parts of saves found on the node that had not been committed, by what became of them.",
+            ["outcome"],
+            registry=r,
+        )
         self.plans = Counter(
             "holdfast_agent_plans", "Choices of the planner and what became of them.", ["choice", "outcome"], registry=r
         )

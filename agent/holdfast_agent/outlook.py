@@ -34,4 +34,5 @@ def outlook_of(shared: Shared, running: Progress | None = None) -> Outlook | Non
         if full_speed
         else known.beside_span(size, at, based=based, limit=limit),
         volume=s.settings.config.local_volume,
+        finishes=True,
     )

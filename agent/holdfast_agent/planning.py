@@ -39,7 +39,7 @@ def _arrival(o: Outlook | None, target: int, waited_seconds: float) -> Span:
 
 def situation_of(
     outlooks: Sequence[Outlook | None],
-    cause: Cause,
+    loss: tiers.Loss,
     *,
     remaining_seconds: float,
     live_boundary: int,
@@ -47,9 +47,11 @@ def situation_of(
     clean_boundary: int,
     arrival: Span,
     clean_under_way_seconds: float = 0.0,
+    on_node_boundary: int = 0,
 ) -> Situation:
-    """Of all workers together. An agent that does not say what it expects may be of any speed. Pure and total."""
-    loss = tiers.loss_of(cause)
+    """Of all workers together. `on_node_boundary`: what this evacuation has left on the nodes already.
+
+    An agent that does not say what it expects may be of any speed. Pure and total."""
     store = _unless_refuted(
         spans.together(o.store if o is not None else spans.UNKNOWN for o in outlooks), outlooks, clean_under_way_seconds
     )
@@ -64,7 +66,8 @@ def situation_of(
         clean_store=_rest(outlooks, clean_under_way_seconds) if clean_under_way_seconds > 0 else None,
         commit=spans.together(o.commit for o in outlooks if o is not None),
         node=None if None in nodes or not nodes else spans.together(n for n in nodes if n is not None),
-        node_survives=all(o is not None and tiers.survives(tiers.tier_of(o.volume), loss) for o in outlooks),
+        node_survives=live_boundary > on_node_boundary
+        and all(o is not None and o.finishes and tiers.survives(tiers.tier_of(o.volume), loss) for o in outlooks),
     )
 
 
@@ -108,6 +111,8 @@ class Planning:
         self._began_at = 0.0
         self._arrived_at: float | None = None
         self._report: PlanReport | None = None
+        self.on_node = 0
+        """The newest boundary that this evacuation has left whole on the nodes alone; 0 for none. It is no checkpoint (E6)."""
 
     # ---- what is known
 
@@ -157,16 +162,16 @@ class Planning:
         under_way = self._under_way_seconds(self._clean)
         situation = situation_of(
             self._outlooks,
-            self._cause,
+            tiers.worst(self._shared.record.notices.values(), self._cause),
             remaining_seconds=self._deadline.remaining,
             live_boundary=self._target,
             committed_boundary=committed,
             clean_boundary=self._clean,
             arrival=arrival,
             clean_under_way_seconds=under_way,
+            on_node_boundary=self.on_node,
         )
-        # A copy on the node alone is of no use before somebody finishes it there (E6).
-        return plan.choose(dataclasses.replace(situation, node_survives=False))
+        return plan.choose(situation)
 
     def gives_way(self, running: Option, live: Option) -> bool:
         """`running`: the clean slot's option as it was chosen, which has been carried out since."""

@@ -23,6 +23,7 @@ from holdfast_api.messages import (
     PlanReport,
     Rejection,
     Stage,
+    UnfinishedCopy,
 )
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ class Record:
     interval: Choice | None = None
     """How often the lead saves, with `every: auto`."""
     local: LocalTrouble | None = None
+    on_node: CheckpointRef | None = None
+    """The newest save whose local part lies whole on the node and that is not known to be committed (E6)."""
+    on_node_boundary: int = 0
+    unfinished: tuple[UnfinishedCopy, ...] = ()
     sequence: int = 0
 
     def begin(self, attempt: int) -> None:
@@ -111,6 +116,22 @@ class Record:
         """The store did not take a save. Over with the next commit."""
         if why != self.saving:
             self.saving = why
+            self.changed()
+
+    def lies_on_node(self, ref: CheckpointRef, boundary: int) -> None:
+        if self.on_node is None or ref > self.on_node:
+            self.on_node, self.on_node_boundary = ref, boundary
+            self.changed()
+
+    def off_node(self, up_to: CheckpointRef) -> None:
+        """Committed, given up, or older than a commit."""
+        if self.on_node is not None and self.on_node <= up_to:
+            self.on_node, self.on_node_boundary = None, 0
+            self.changed()
+
+    def finishes(self, copies: tuple[UnfinishedCopy, ...]) -> None:
+        if copies != self.unfinished:
+            self.unfinished = copies
             self.changed()
 
     def keeps_locally(self, trouble: LocalTrouble | None) -> None:
@@ -218,6 +239,9 @@ class Record:
             plans=tuple(self.plans),
             local=self.local,
             earlier=self.earlier,
+            unfinished=self.unfinished,
+            on_node=self.on_node,
+            on_node_boundary=self.on_node_boundary,
             interval_seconds=round(self.interval.seconds) if self.interval is not None else 0,
             interval_reason=self.interval.words if self.interval is not None else "",
         )

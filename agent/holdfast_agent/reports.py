@@ -170,6 +170,7 @@ def termination_message(report: AgentReport) -> bytes:
         done_requests=(),
         plans=tuple(dataclasses.replace(p, options=()) for p in report.plans[-1:]),
         local=None,
+        unfinished=(),
     )
     for length in (1024, 256, 32):
         small = dataclasses.replace(

@@ -257,15 +257,16 @@ class Rounds:
         failures, reason = 0, ""
         while True:
             chosen = await self._worth_it(planning)
-            if chosen.choice is Choice.NOTHING and (running.info is not None or planning.holds_everything):
+            if chosen.choice is Choice.NOTHING and (running.info or planning.holds_everything or planning.on_node):
                 planning.ended("late")  # of what was still waited for
-                return running.info or self._shared.last
+                # What is on the nodes alone is no checkpoint: nothing newer is sealed by it (E6).
+                return running.info or (self._shared.last if planning.holds_everything else None)
             planning.begins(chosen)
             try:
                 match chosen.choice:
                     case Choice.NOTHING:
                         raise SaveGivenUp(reason or chosen.words)
-                    case Choice.LIVE | Choice.STORE_ONLY if not planning.has_captured:
+                    case Choice.LIVE | Choice.STORE_ONLY | Choice.NODE_ONLY if not planning.has_captured:
                         votes = await self._run_to_target(running, planning, votes, chosen)
                     case Choice.CLEAN:
                         running.info = (
@@ -273,6 +274,10 @@ class Rounds:
                             or running.info
                         )
                         planning.ended("committed")
+                    case Choice.NODE_ONLY:
+                        await self._keep(running, chosen)
+                        planning.on_node = chosen.chosen.boundary
+                        planning.ended("on-node")
                     case _:
                         running.info = await self._make(running, chosen)
                         planning.ended("committed")
@@ -378,6 +383,12 @@ class Rounds:
             to_node=chosen.choice is not Choice.STORE_ONLY,
             timings=lambda: planning.timings,
         )
+
+    async def _keep(self, running: Round, chosen: Plan) -> None:
+        """Raises SaveGivenUp."""
+        deadline = running.commit = Deadline.after(chosen.exit_seconds)
+        await self._periodic.step_aside()
+        await self._saves.keep(chosen.chosen.boundary, running.cause, deadline=deadline)
 
     async def _go_on(self, running: Round, boundary: int) -> CheckpointInfo | None:
         """The copy is there: training waits for nothing more. What is left is a save like a periodic one, which an evacuation puts aside."""

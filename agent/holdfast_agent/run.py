@@ -31,6 +31,7 @@ from holdfast_agent.settings import Settings
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Threads
 from holdfast_agent.unexpected import unexpected
+from holdfast_agent.unfinished import Unfinished
 from holdfast_api import ranks as wire
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import (
@@ -86,6 +87,9 @@ class Agent:
         self._joined = self._record.joined = membership.newest(self._memory, config.job_uid)
         self._joining = asyncio.Lock()
         self._ended = asyncio.Event()
+        self._unfinished = Unfinished(
+            self._node, lambda: self._store, self._threads, self._experience, self._metrics, self._record
+        )
         self._collecting: set[CheckpointRef] = set()
         self._asked: dict[CheckpointRef, Asked] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -172,6 +176,7 @@ class Agent:
             self._joined = order.attempt
             self._record.begin(order.attempt)
             self._record.stage(Stage.AGENT_STARTED)
+            self._unfinished.begin(order.attempt)
             self._attempt = self._make_attempt(order)
             self._attempt.start()
 
@@ -258,6 +263,7 @@ class Agent:
             supersede=self._superseded,
             store=self._store,
             experience=self._experience,
+            unfinished=self._unfinished,
         )
         attempt = Attempt(shared, self._launcher, str(self._ranks.path), self._watchdog)
         shared.mesh = Mesh(

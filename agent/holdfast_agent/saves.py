@@ -61,7 +61,9 @@ class Saves:
         self._under_way: Commit | None = None
         self._unstored: Unstored | None = None
         self._did_not_fit: dict[int, bool] = {}
-        """Saves of which something may still lie in the store -> whether their commit record was on the way."""
+        """Saves of which something may still lie in the store -> whether their commit record may still come."""
+        self._unheard: set[int] = set()
+        """Saves that were given up, of which not everybody has heard it."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hurried = False
         """The save that is being made was begun beside training, and an emergency counts on it."""
@@ -150,6 +152,32 @@ class Saves:
             s.metrics.save_seconds.labels("whole").observe(monotonic() - self.started_at)
             return await self._made(record, text, is_seal=sealed())
 
+    async def keep(self, boundary: int, cause: Cause, *, deadline: Deadline) -> None:
+        """Writes `boundary`, which every rank of the job holds, on the nodes alone, for whoever returns there to finish (E6). It is no checkpoint and
+        nothing is sealed. Raises SaveGivenUp."""
+        async with self._lock:
+            s = self._shared
+            await self._decided(deadline)
+            self._unstored = None
+            save = s.next_save()
+            self.started_at = monotonic()
+            base = s.base.ref if s.base is not None else None
+            order = peers.FlushOrder(
+                s.attempt, save, boundary, base, cause, True, deadline.at, to_node=True, to_store=False
+            )
+            try:
+                await self._flushed(order, deadline)
+            except AgentError as e:
+                s.metrics.saves.labels(cause.value, "given-up").inc()
+                self._note(save, e)
+                raise e if isinstance(e, SaveGivenUp) else SaveGivenUp(str(e)) from e
+            s.metrics.saves.labels(cause.value, "on-node").inc()
+            log.warning(
+                "boundary %d is whole on the nodes of all workers and nowhere else: it becomes checkpoint %s if their pods return there before the next "
+                "claim (E6)",
+                boundary, CheckpointRef(s.attempt, save),
+            )  # fmt: skip
+
     def _number_for(self, boundary: int) -> int:
         """A new number (B1), or that of the very same save, if the store did not take it and it was not abandoned."""
         s = self._shared
@@ -176,8 +204,8 @@ class Saves:
         given_up = e if isinstance(e, SaveGivenUp) else SaveGivenUp(str(e), storage=storage.refusal(e))
         if given_up.storage is not None:
             s.record.cannot_save(storage.blocked(given_up.storage, s.settings.config.storage))
-        if told:
-            await self.tell(peers.Committed(s.attempt, save, ""))
+        if told and not await self.tell(peers.Committed(s.attempt, save, "")):
+            self._unheard.add(save)
         if kept and given_up.storage is not None:
             self._unstored = Unstored(save, boundary, s.base.ref if s.base is not None else None)
         return given_up
@@ -189,7 +217,9 @@ class Saves:
         """
         s = self._shared
         assert s.store is not None
-        self._did_not_fit[save] = self._under_way is not None and self._under_way.save == save
+        # Somebody who has not heard of it may have a part of it on his node, and finish it (E6).
+        may_come = (self._under_way is not None and self._under_way.save == save) or save in self._unheard
+        self._did_not_fit[save] = may_come
         for number, sent in sorted(self._did_not_fit.items(), key=lambda item: (item[1], -item[0])):
             try:
                 freed = await s.threads.call(s.store.discard, CheckpointRef(s.attempt, number), sent=sent)
@@ -420,13 +450,14 @@ class Saves:
             log.warning("which tensors differ is not known: %s: %s", type(e).__name__, e)
             return ()
 
-    async def tell(self, message: peers.Committed) -> None:
-        """Everybody, for a bounded time; who is unreachable does not hold up the others."""
+    async def tell(self, message: peers.Committed) -> bool:
+        """Everybody, for a bounded time; who is unreachable does not hold up the others. Whether all have heard it."""
         s = self._shared
         answers = await s.mesh.ask_all(message, until=Deadline.after(TELL_SECONDS))
         for worker, answer in answers.items():
             if isinstance(answer, BaseException):
                 log.warning("worker %d was not told how save %d ended: %s", worker, message.save, answer)
+        return not any(isinstance(answer, BaseException) for answer in answers.values())
 
     def _note(self, save: int, e: Exception) -> None:
         log.warning("save %d is given up: %s", save, e)

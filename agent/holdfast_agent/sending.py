@@ -20,10 +20,31 @@ from holdfast_api.manifest import Chunk, RankEntry, RankManifest
 from holdfast_store.bound import Bound
 from holdfast_store.errors import Unavailable
 from holdfast_store.job import JobStore
+from holdfast_store.records import entry_of
 
 T = TypeVar("T")
 MANIFEST_BYTES = 1 << 20
 """About as much as a large one has: how long its request may take."""
+
+
+class NotSent:
+    """A save on the node alone (E6): its chunks get the names under which whoever finishes it will send them, and no request is made."""
+
+    is_held_back = False
+    bytes_sent = bytes_stored = 0
+
+    def __init__(self, ref: CheckpointRef, base_has: Mapping[str, CheckpointRef]) -> None:
+        self._ref = ref
+        self._base_has = base_has
+
+    def chunk(self, name: str, view: memoryview) -> Chunk:
+        return Chunk(name, len(view), self._base_has.get(name, self._ref))
+
+    def hurry(self, pace: Pace) -> None:
+        """There is nothing to be sent."""
+
+    def manifest(self, manifest: RankManifest) -> RankEntry:
+        return entry_of(manifest)
 
 
 class Sending:

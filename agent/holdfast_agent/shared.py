@@ -18,6 +18,7 @@ from holdfast_agent.peers import Mesh
 from holdfast_agent.record import Record
 from holdfast_agent.settings import Settings
 from holdfast_agent.threads import Threads
+from holdfast_agent.unfinished import Unfinished
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CommitRecord, ParentRef, RankManifest
 from holdfast_api.messages import AttemptOrder, CheckpointInfo, Exit
@@ -68,6 +69,8 @@ class Shared:
     sealed_new: bool = False
     """The evacuation left nothing behind: what the ranks held is committed."""
     committing: bool = False
+    unfinished: Unfinished | None = None
+    """What was left on this node by the attempt before; the agent's."""
     measured: Measured = field(default_factory=Measured)
     """What periodic saves cost (`every: auto`)."""
     experience: Experience = field(default_factory=Experience)

@@ -51,6 +51,10 @@ class Threads:
         """Runs store metadata or other short blocking work."""
         return await asyncio.get_running_loop().run_in_executor(self.metadata, lambda: function(*args, **kwargs))
 
+    async def on_node(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs short work on the node's directory: a disk that hangs holds up nothing of the store."""
+        return await asyncio.get_running_loop().run_in_executor(self.node, lambda: function(*args, **kwargs))
+
     async def send(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs what goes to the store with a save and is repeated for as long as the save may take: claims and new slots do not wait behind it."""
         return await asyncio.get_running_loop().run_in_executor(self.sending, lambda: function(*args, **kwargs))

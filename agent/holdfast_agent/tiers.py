@@ -3,9 +3,11 @@
 A place counts in a plan only if it survives: a copy on a disk that goes with its machine is no checkpoint.
 """
 
+from collections import defaultdict
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 
-from holdfast_api.messages import Cause
+from holdfast_api.messages import Cause, Notice
 
 
 class Loss(IntEnum):
@@ -69,6 +71,17 @@ _LOSSES = {
 
 def loss_of(cause: Cause) -> Loss:
     return _LOSSES.get(cause, Loss.NODE)
+
+
+def worst(records: Iterable[Notice], otherwise: Cause) -> Loss:
+    """What goes by all acting notices together, which may be of several workers and causes; `otherwise`: what is taken where there are none. SIGTERM counts
+    only for a worker of which nothing else says why it goes."""
+    causes: defaultdict[int, set[Cause]] = defaultdict(set)
+    for n in records:
+        if n.acting and not n.withdrawn:
+            causes[n.worker].add(n.cause)
+    found = [loss_of(c) for said in causes.values() for c in said if c is not Cause.SIGTERM or len(said) == 1]
+    return max(found, default=loss_of(otherwise))
 
 
 def survives(tier: Tier, loss: Loss) -> bool:

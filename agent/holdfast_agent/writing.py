@@ -5,14 +5,15 @@ Everything is idempotent: the same FlushOrder joins the flush that runs, the sam
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from holdfast_agent import flush, slots, storage
-from holdfast_agent.clock import Deadline, monotonic
+from holdfast_agent import described, flush, slots, storage
+from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.peers import LATER, LATER_SECONDS
@@ -24,7 +25,8 @@ from holdfast_api import codec, peers
 from holdfast_api import ranks as wire
 from holdfast_api.errors import ContractError
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord
+from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord, Pending, RankEntry, RankManifest
+from holdfast_api.manifest import Progress as Position
 from holdfast_api.messages import Cause, Stage
 from holdfast_store.errors import StoreError, Unavailable
 
@@ -52,6 +54,10 @@ class Flush:
     progress: Progress
     written: flush.Written | None = None
     over: bool = False
+    pending: bool = False
+    """Its part is written down on the node as what may be finished (E6), or is being written down."""
+    decided: bool = False
+    """Committed, or given up for good: there is nothing to finish. One that the end has cut short is over and not decided."""
 
 
 class Writing:
@@ -64,6 +70,9 @@ class Writing:
         self._learning: asyncio.Task[None] | None = None
         self._node_work: asyncio.Task[None] | None = None
         """Removes older images of the node; the next image is written after it."""
+        self._noting = asyncio.Lock()
+        """One change of what waits on the node after the other: what was dropped must not be written down once more."""
+        self._dropping: set[asyncio.Task[None]] = set()
         self._warming = Warming()
 
     # ---- orders
@@ -106,15 +115,23 @@ class Writing:
         ended = self._flushes.get(message.save)
         if ended is not None and not ended.over:
             ended.over = True
+            ended.decided = bool(message.record) or not message.sealed
             boundary = ended.order.boundary
             if message.record:
                 self._adopt(message, ended)
             else:
                 ended.stop.set("the save was given up")
+                if ended.decided:
+                    self._drop(ended.order.save)
             self._give_back(lambda r: slots.freed_by_end(r.book, boundary) if r.book else [])
         if message.sealed:
             self._sealed(message)
         s.changes.bump()
+
+    async def dropped(self) -> None:
+        """Until no part of a save that was given up can be finished from this node any more: its coordinator takes away what it has stored (E6, D4)."""
+        if self._dropping:
+            await asyncio.wait(self._dropping)
 
     def warm(self) -> None:
         """A save is coming: connections to the store are opened meanwhile."""
@@ -252,6 +269,7 @@ class Writing:
                 node_yields=lambda: self._node_yields(order.save),
                 on_node_durable=durable,
                 on_node_trouble=self._node_fails,
+                on_node_whole=lambda manifests, entries: self._note_pending(order, manifests, entries),
                 progress=progress,
             )
             reading = written.unread
@@ -265,6 +283,8 @@ class Writing:
             else:
                 reading.add_done_callback(not_read)
         seconds = monotonic() - started
+        if not order.to_store:
+            return await self._flushed(order, written, seconds, deadline)
         s.experience.flushed(
             logical=written.bytes_logical,
             sent=written.bytes_sent,
@@ -312,6 +332,67 @@ class Writing:
             local_durable_at=written.node_durable_at,
             replicas=written.replicas,
         )
+
+    # ---- what may be finished from the node (E6)
+
+    async def _note_pending(
+        self, order: peers.FlushOrder, manifests: tuple[RankManifest, ...], entries: tuple[RankEntry, ...]
+    ) -> None:
+        """The images are durable: what makes them a part of a save goes beside them, last of all what says so. Nothing of it once the save is decided."""
+        s = self._shared
+        running = self._flushes.get(order.save)
+        held = s.crew.held(order.boundary)
+        if running is None or s.node is None or s.incarnation is None or not held:
+            return
+        told = held[0]
+        pending = Pending(
+            job_uid=s.settings.config.job_uid,
+            attempt=order.attempt,
+            save=order.save,
+            worker=s.settings.config.worker,
+            incarnation=s.incarnation,
+            world_size=s.order.world_size,
+            base=order.base,
+            cause=order.cause,
+            progress=Position(order.boundary, told.updates, told.epoch, told.samples),
+            ranks=entries,
+            created_at=now(),
+            step_seconds=s.record.step_seconds,
+            metrics=told.metrics,
+            run=described.complete(told.run, s.settings.config.image, os.environ),
+            config=told.config,
+            history=told.history,
+        )
+        async with self._noting:
+            if running.decided or (s.base is not None and s.base.ref >= pending.ref):
+                return
+            running.pending = True
+            await s.threads.on_node(s.node.leave, pending, manifests)
+            if not running.decided:
+                s.record.lies_on_node(pending.ref, order.boundary)
+
+    def _drop(self, save: int) -> None:
+        """The save was given up: nobody is to finish it."""
+        task = asyncio.ensure_future(self._drop_pending(save))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+    async def _drop_pending(self, save: int) -> None:
+        s = self._shared
+        async with self._noting:
+            running = self._flushes.get(save)
+            if s.node is None or running is None or not running.pending:
+                return
+            ref = CheckpointRef(running.order.attempt, save)
+            while True:
+                try:
+                    await s.threads.on_node(s.node.drop_pending, ref, s.settings.config.worker)
+                    break
+                except StoreError as e:
+                    self._node_fails(e)
+                    await asyncio.sleep(LOOK_SECONDS)
+            running.pending = False
+            s.record.off_node(ref)
 
     def _node_fails(self, error: StoreError) -> None:
         """Training goes on, and so does the save: said once, until an image is on the node again (fault scenarios 11-13)."""
@@ -403,6 +484,7 @@ class Writing:
             base=order.base,
             emergency=order.emergency or order.full_speed,
             looks=lambda: not order.emergency and deadline.at == at and not s.record.evacuating,
+            to_store=order.to_store,
         )
 
     # ---- afterwards
@@ -443,16 +525,29 @@ class Writing:
         if waiting:
             await asyncio.wait(waiting)
         if ended.written is None or ended.written.on_node.result() is None:
+            await self._drop_older(ref)
             return
         newer = {CheckpointRef(ref.attempt, save) for save in self._flushes if save > ref.save}
         ranks = [] if ended.order.cause is Cause.FINAL else [m.rank for m in ended.written.manifests]
         try:
-            for manifest in ended.written.manifests:
+            for manifest in () if ended.pending else ended.written.manifests:
                 await s.threads.call(s.node.write_manifest, manifest)
             await s.threads.call(s.node.write_commit, ref, text)
+            await self._drop_older(ref)
             await s.threads.call(partial(s.node.prune, {ref} | newer, spares_of=ranks))
         except (OSError, StoreError) as e:
             self._node_fails(e if isinstance(e, StoreError) else Unavailable(str(e)))
+
+    async def _drop_older(self, ref: CheckpointRef) -> None:
+        """Nothing up to a commit waits any more (A8)."""
+        s = self._shared
+        assert s.node is not None
+        s.record.off_node(ref)
+        async with self._noting:
+            try:
+                await s.threads.on_node(s.node.drop_older, ref)
+            except StoreError as e:
+                self._node_fails(e)
 
     def _give_back_late(self, save: int) -> None:
         """The slot was read for longer than the save counted, by the node or by a flush that a newer one has stopped (A8): nobody else will give it back."""

@@ -29,8 +29,8 @@ def create_manifest(records: Records, manifest: RankManifest, *, bound: Bound | 
 def commit(records: Records, record: CommitRecord, *, incarnation: str | None) -> str:
     """Looks, then writes `commit.json` create-only; returns its exact text. See `JobStore.commit`."""
     _check_record(records, record)
-    _look_for_claims(records, record.attempt, incarnation)
-    _abandoned(records, record)
+    look_for_claims(records, record.attempt, incarnation)
+    look_for_newer(records, record.ref)
     if inventory.state(records, record.ref).expired:
         raise NotOnRecord(f"checkpoint {record.ref} is expired: its tombstone stays (D2)")
     _check_base(records, record)
@@ -63,13 +63,14 @@ def _check_record(records: Records, record: CommitRecord) -> None:
         raise ValueError("refers_to names other checkpoints than the save itself (B3)")
 
 
-def _abandoned(records: Records, record: CommitRecord) -> None:
-    for ref in inventory.saves(records, record.attempt):
-        if ref.save > record.save and inventory.state(records, ref).committed:
-            raise NotOnRecord(f"save {record.ref} is abandoned: {ref} has been committed (A8)")
+def look_for_newer(records: Records, save: CheckpointRef) -> None:
+    """A8."""
+    for ref in inventory.saves(records, save.attempt):
+        if ref.save > save.save and inventory.state(records, ref).committed:
+            raise NotOnRecord(f"save {save} is abandoned: {ref} has been committed (A8)")
 
 
-def _look_for_claims(records: Records, attempt: int, incarnation: str | None) -> None:
+def look_for_claims(records: Records, attempt: int, incarnation: str | None) -> None:
     """A5, A6, and A4 where the caller knows the incarnation that has claimed."""
     claimed = inventory.claimed(records)
     if claimed and claimed[-1] > attempt:

@@ -2,15 +2,15 @@
 
 import functools
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from holdfast_api import codec, layout
 from holdfast_api.errors import ContractError
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import BranchRef, Chunk, Claim, CommitRecord, RankEntry, RankManifest, Verdict
+from holdfast_api.manifest import BranchRef, Chunk, Claim, CommitRecord, Pending, RankEntry, RankManifest, Verdict
 from holdfast_api.messages import AgentReport, RestoreOrder
-from holdfast_store import claims, collect, commits, discover, inventory, resolve
+from holdfast_store import claims, collect, commits, discover, inventory, resolve, unfinished
 from holdfast_store.bound import Bound
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
@@ -174,6 +174,20 @@ class JobStore:
                 f"the commit record is of {record.namespace}/{record.job}, the store of {self.namespace}/{self.job}"
             )
         return commits.commit(self._records, record, incarnation=incarnation)
+
+    # What was left on nodes (E6)
+
+    def look_at(self, pending: Pending) -> inventory.SaveState:
+        """Before anything of a pending part is sent. Superseded or NotOnRecord if it can be finished no more."""
+        return unfinished.look(self._records, pending)
+
+    def missing(self, manifests: Sequence[RankManifest]) -> list[tuple[int, int]]:
+        """Of one save's manifests: (which, which of its chunks) that still have to be sent."""
+        return unfinished.missing(self._records, manifests)
+
+    def finish(self, pending: Pending) -> CommitRecord | None:
+        """After its own manifests are there: the commit record once those of all ranks are, else None. Raises as `commit`, and Corrupt."""
+        return unfinished.finish(self._records, pending, self.namespace, self.job)
 
     # Reports, verdicts, branches
 

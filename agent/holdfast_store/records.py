@@ -18,6 +18,7 @@ from holdfast_api.manifest import (
     BranchRef,
     Claim,
     CommitRecord,
+    Pending,
     RankEntry,
     RankManifest,
     Tombstone,
@@ -85,9 +86,13 @@ class Records:
 
     def unproved_manifest(self, ref: CheckpointRef, rank: int) -> RankManifest:
         """A manifest whose commit record is gone: only to learn what a deletion that was cut short still has to look at."""
+        return self.manifest_alone(ref, rank)[0]
+
+    def manifest_alone(self, ref: CheckpointRef, rank: int) -> tuple[RankManifest, str]:
+        """A manifest that no commit record names, with the digest of its bytes as stored: whoever writes the record proves it (E6)."""
         key = self.prefix + layout.manifest_key(ref, rank)
         data = self.bucket.get(key, max_bytes=MAX_MANIFEST_BYTES)
-        return parse(RankManifest, key, data, max_bytes=MAX_MANIFEST_BYTES)
+        return parse(RankManifest, key, data, max_bytes=MAX_MANIFEST_BYTES), digest(data)
 
     def tombstone(self, ref: CheckpointRef) -> Tombstone:
         return self.read(Tombstone, layout.tombstone_key(ref))
@@ -126,7 +131,12 @@ def _from_plain(cls: type[T], key: str, plain: Any) -> T:
         raise
 
 
-def self_proving(record: CommitRecord | Claim) -> bytes:
+def entry_of(manifest: RankManifest) -> RankEntry:
+    """What a commit record says of it."""
+    return RankEntry(manifest.rank, digest(codec.to_json(manifest)), manifest.image_bytes)
+
+
+def self_proving(record: CommitRecord | Claim | Pending) -> bytes:
     """The bytes to store: the record with the digest of itself in `check`."""
     bare = codec.to_json(replace(record, check=""))
     return codec.to_json(replace(record, check=digest(bare)))
@@ -143,6 +153,15 @@ def parse_commit(key: str, data: bytes) -> CommitRecord:
 def parse_claim(key: str, data: bytes) -> Claim:
     """The same of a claim; those of older releases carry no digest."""
     return _parse_proved(Claim, key, data, max_bytes=codec.MAX_MESSAGE_BYTES, may_lack=True)
+
+
+def parse_pending(key: str, data: bytes) -> Pending:
+    """The same of what waits on a node."""
+    pending = _parse_proved(Pending, key, data, max_bytes=MAX_MANIFEST_BYTES, may_lack=False)
+    ranks = [e.rank for e in pending.ranks]
+    if not ranks or ranks != sorted(set(ranks)) or not 0 <= ranks[0] <= ranks[-1] < pending.world_size:
+        raise Corrupt(key, f"speaks of ranks {ranks[:8]} of {pending.world_size}")
+    return pending
 
 
 def _parse_proved(cls: type[T], key: str, data: bytes, *, max_bytes: int, may_lack: bool) -> T:

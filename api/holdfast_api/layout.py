@@ -99,6 +99,11 @@ def tombstone_key(ref: CheckpointRef) -> str:
     return f"{checkpoint_prefix(ref)}expired.json"
 
 
+def pending_key(ref: CheckpointRef, worker: int) -> str:
+    """In a node's directory only: beside the images that wait to be finished (E6)."""
+    return f"{checkpoint_prefix(ref)}pending-{worker}.json"
+
+
 def verdict_key(ref: CheckpointRef, check: str) -> str:
     return f"{checkpoint_prefix(ref)}verdicts/{segment(check)}.json"
 

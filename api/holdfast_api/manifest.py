@@ -220,6 +220,40 @@ class CommitRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """`pending-<worker>.json`, in a node's directory and never in a store: one worker's part of a save that lies there whole, manifests beside it, and is
+    not known to be committed (E6). Written last (B9). It is no checkpoint: only the store's commit record makes one (B2)."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    save: int
+    worker: int
+    incarnation: str
+    """Of the claim under which it was made (A4)."""
+    world_size: int
+    base: CheckpointRef | None
+    cause: Cause
+    progress: Progress
+    ranks: tuple[RankEntry, ...]
+    """Of this worker; the digests prove the manifests beside it."""
+    created_at: datetime
+    step_seconds: float = 0.0
+    """From one boundary to the next: what it is worth to wait for it. 0: not known."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    run: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+    history: tuple[MetricPoint, ...] = ()
+    check: str = ""
+    """As `CommitRecord.check`."""
+    schema: int = 1
+
+    @property
+    def ref(self) -> CheckpointRef:
+        return CheckpointRef(self.attempt, self.save)
+
+
+@dataclass(frozen=True, slots=True)
 class Tombstone:
     """`expired.json`: the checkpoint no longer exists, whatever else lies there (D2). Stays for ever."""
 

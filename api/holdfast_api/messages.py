@@ -373,6 +373,31 @@ class PlanReport:
 
 
 @dataclass(frozen=True, slots=True)
+class UnfinishedCopy:
+    """One worker's part of a save of an earlier attempt that lies whole in the directory of this agent's node, and is being brought into the store (E6)."""
+
+    attempt: int
+    save: int
+    worker: int
+    """Whose part it is: who returns to a node may have another number than who left it."""
+    boundary: int
+    ranks: tuple[int, ...]
+    state: str
+    """`sending`; `stored`, manifests included, so that only those of others are waited for; `committed`; `given-up`, and `detail` says why."""
+    seconds: float = 0.0
+    """Until it is stored, as expected now."""
+    there: tuple[int, ...] = ()
+    """Ranks of the job whose manifests were seen in the store."""
+    step_seconds: float = 0.0
+    """From one boundary to the next, when it was made; 0: not known."""
+    detail: str = ""
+
+    @property
+    def ref(self) -> CheckpointRef:
+        return CheckpointRef(self.attempt, self.save)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentReport:
     """An agent's whole state: pushed when something changes, answered to every order, kept in the store and the termination message (H4)."""
 
@@ -435,4 +460,10 @@ class AgentReport:
     interval_reason: str = ""
     arena: str = ""
     """Form and size of the slots in words, what that form gives up and the number to set for a better one (J6); empty until a layout is fixed."""
+    unfinished: tuple[UnfinishedCopy, ...] = ()
+    """What this agent has found on its node of the attempt before, and finishes (E6); newest first, at most 8."""
+    on_node: CheckpointRef | None = None
+    """The newest save of this attempt of which the local ranks' part lies whole on the node and that is not known to be committed: no checkpoint, but it
+    may become one if a pod returns to the node before the next claim (E6)."""
+    on_node_boundary: int = 0
     schema: int = 1

@@ -7,6 +7,7 @@
     POST /v1/peer/offer      SaveOffer      to the lead: my ranks hold boundary b, clean         -> 204
     POST /v1/peer/flush      FlushOrder     coordinator to all: write your ranks' part           -> Flushed
     POST /v1/peer/committed  Committed      coordinator to all: this save is committed or given up -> 204
+    POST /v1/peer/unfinished Unfinished     lead to all, before it claims: what do you finish?   -> UnfinishedCopies
     POST /v1/peer/resolved   Resolved       lead to all: claimed, fetch (and, once all have it, load) this -> Fetched
     POST /v1/peer/rejected   CheckpointRejected  to the lead: a rank found it bad while loading  -> 204
 
@@ -22,7 +23,7 @@ from typing import ClassVar
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import MetricPoint, ParentRef, RankEntry
-from holdfast_api.messages import Cause, CheckpointInfo, Rejection
+from holdfast_api.messages import Cause, CheckpointInfo, Rejection, UnfinishedCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ class Outlook:
     """What the node's directory lives as long as: `AgentConfig.local_volume` (F4)."""
     beside: Span | None = None
     """Like `store`, for a save beside training, from its begin."""
+    finishes: bool = False
+    """This agent understands `FlushOrder.to_store`, and its successor on the node finishes what is left there (E6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,8 @@ class FlushOrder:
     """False: the node's copy would cost time that the store needs."""
     full_speed: bool = False
     """Beside training, but at the speed of an emergency: a job's first save, which shows what an emergency can rely on."""
+    to_store: bool = True
+    """False: on the node alone, to be finished by whoever returns there before the next claim (E6); no request goes to the store."""
     schema: int = 1
 
 
@@ -189,7 +194,7 @@ class ReplicaDigest:
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """The worker's ranks are in the store, manifests included (`ranks`), or `error` says why not."""
+    """The worker's ranks are in the store, manifests included (`ranks`), or `error` says why not. For an order without `to_store`: on the node, durable."""
 
     SCHEMA: ClassVar[int] = 1
     attempt: int
@@ -223,6 +228,25 @@ class Committed:
     info: CheckpointInfo | None = None
     sealed: bool = False
     """The round was an evacuation and is over: ranks stay stopped."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The lead, which may claim and has not: what of the attempt before lies on your node, and when will it be in the store (E6)? A member that does not
+    know the message has nothing."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedCopies:
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    worker: int
+    copies: tuple[UnfinishedCopy, ...] = ()
     schema: int = 1
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from holdfast_agent import plan, spans, tiers
 from holdfast_agent.plan import Choice, Situation, choose
 from holdfast_agent.planning import arrival_of, situation_of
 from holdfast_agent.tiers import Loss, Tier
-from holdfast_api.messages import Cause
+from holdfast_api.messages import Cause, Notice
 from holdfast_api.peers import Outlook, Span
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
@@ -178,6 +179,7 @@ def an_outlook(**fields) -> Outlook:
     usual = {
         "boundary": 10, "since_seconds": 0.0, "step": exactly(4), "copy": exactly(1), "store": exactly(10),
         "node": exactly(2), "commit": exactly(0.1), "volume": "node",
+        "finishes": True,
     }  # fmt: skip
     return Outlook(**(usual | fields))
 
@@ -199,7 +201,7 @@ def test_a_rank_that_has_stood_still_longer_than_any_step_is_not_waited_for_with
 
 def in_all(*outlooks: Outlook | None, cause: Cause = Cause.DELETION) -> Situation:
     return situation_of(
-        outlooks, cause, remaining_seconds=30, live_boundary=11, committed_boundary=5, clean_boundary=0,
+        outlooks, tiers.loss_of(cause), remaining_seconds=30, live_boundary=11, committed_boundary=5, clean_boundary=0,
         arrival=spans.NONE,
     )  # fmt: skip
 
@@ -223,6 +225,45 @@ def test_a_copy_on_the_node_counts_only_where_it_survives_the_cause():
     assert in_all(an_outlook(volume="network"), cause=Cause.SPOT).node_survives
 
 
+def test_a_copy_on_the_node_counts_only_where_somebody_will_finish_it():
+    """E6: an agent of an older release leaves it there."""
+    assert not in_all(an_outlook(), an_outlook(finishes=False)).node_survives
+
+
+def test_what_is_on_the_nodes_already_is_not_written_there_again():
+    fields = {"remaining_seconds": 9, "committed_boundary": 5, "clean_boundary": 0, "arrival": spans.NONE}
+    said = [
+        situation_of([an_outlook()], Loss.POD, live_boundary=11, on_node_boundary=at, **fields) for at in (0, 10, 11)
+    ]
+    assert [choose(s).choice for s in said] == [Choice.NODE_ONLY, Choice.NODE_ONLY, Choice.NOTHING]
+
+
+def a_notice(cause: Cause, worker: int = 0, **fields) -> Notice:
+    return Notice(cause.value, cause, worker, "node", datetime(2026, 1, 1, tzinfo=UTC), **fields)
+
+
+@pytest.mark.parametrize(
+    ("records", "loss"),
+    [
+        pytest.param([], Loss.NODE, id="nothing is told: what the round was begun for"),
+        pytest.param([a_notice(Cause.EVICTION)], Loss.POD, id="an eviction"),
+        pytest.param([a_notice(Cause.SIGTERM)], Loss.NODE, id="SIGTERM alone does not say why"),
+        pytest.param([a_notice(Cause.SIGTERM), a_notice(Cause.DELETION)], Loss.POD, id="SIGTERM, and why"),
+        pytest.param([a_notice(Cause.SIGTERM), a_notice(Cause.DELETION, 1)], Loss.NODE, id="SIGTERM of another worker"),
+        pytest.param([a_notice(Cause.EVICTION), a_notice(Cause.SPOT, 1)], Loss.NODE, id="another worker's machine"),
+        pytest.param([a_notice(Cause.EVICTION), a_notice(Cause.SPOT)], Loss.NODE, id="its own machine as well"),
+        pytest.param(
+            [a_notice(Cause.EVICTION), a_notice(Cause.SPOT, withdrawn=True), a_notice(Cause.CORDON, acting=False)],
+            Loss.POD,
+            id="taken back, or not acting",
+        ),
+    ],
+)
+def test_all_notices_together_say_what_goes(records, loss):
+    """F4: never a promise on a machine that goes."""
+    assert tiers.worst(records, Cause.SPOT) is loss
+
+
 any_outlook = st.none() | st.builds(
     Outlook, boundaries, anything, any_span, any_span, any_span, st.none() | any_span, any_span, st.text(max_size=4)
 )
@@ -233,7 +274,7 @@ def test_whatever_the_agents_say_there_is_a_plan(outlooks, target, waited, cause
     arrival = arrival_of(outlooks, target, waited)
     choose(
         situation_of(
-            outlooks, cause, remaining_seconds=remaining, live_boundary=target, committed_boundary=0, clean_boundary=0,
+            outlooks, tiers.loss_of(cause), remaining_seconds=remaining, live_boundary=target, committed_boundary=0, clean_boundary=0,
             arrival=arrival,
         )
     )  # fmt: skip
@@ -248,8 +289,8 @@ def test_a_save_that_lasts_longer_than_was_sure_is_finished_rather_than_begun_an
         "clean_boundary": 10,
         "arrival": spans.UNKNOWN,
     }
-    believed = choose(situation_of([slow], Cause.SPOT, **fields, clean_under_way_seconds=0.1))
+    believed = choose(situation_of([slow], Loss.NODE, **fields, clean_under_way_seconds=0.1))
     assert (believed.choice, believed.chosen.joins) == (Choice.CLEAN, True)
-    refuted = choose(situation_of([slow], Cause.SPOT, **fields, clean_under_way_seconds=3.0))
+    refuted = choose(situation_of([slow], Loss.NODE, **fields, clean_under_way_seconds=3.0))
     assert (refuted.choice, refuted.chosen.joins) == (Choice.CLEAN, True)
     assert refuted.chosen.chance < 0.8

@@ -17,11 +17,25 @@ from pathlib import Path
 from holdfast_agent import flush, laptop, restore, reuse
 from holdfast_agent.arena import Arena
 from holdfast_agent.errors import CheckpointBad
+from holdfast_agent.experience import Experience
+from holdfast_agent.metrics import Metrics
+from holdfast_agent.record import Record
 from holdfast_agent.threads import Stop, Threads
+from holdfast_agent.unfinished import Unfinished
 from holdfast_api.config import StorageConfig
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import CheckpointKind, Claim, CommitRecord, ParentRef, Progress, TensorEntry
-from holdfast_api.messages import Cause, RestoreOrder
+from holdfast_api.manifest import (
+    CheckpointKind,
+    Claim,
+    CommitRecord,
+    ParentRef,
+    Pending,
+    Progress,
+    RankEntry,
+    RankManifest,
+    TensorEntry,
+)
+from holdfast_api.messages import Cause, RestoreOrder, UnfinishedCopy
 from holdfast_store import direct
 from holdfast_store.bucket import Bucket
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt, StoreError
@@ -178,15 +192,36 @@ def second_save_in_a_second(root: str) -> None:
     save(Place(Path(root)), 1, 2, NEW, patience=1.0)
 
 
+def on_the_node_alone(root: str) -> None:
+    """The one that is disturbed, where there is no time for the store (E6)."""
+    place = Place(Path(root))
+    asyncio.run(_save(place, 1, 2, NEW, None, 20.0, to_store=False))
+    place.mark(f"left-{NEW}")
+
+
+def returns(root: str) -> None:
+    """Whoever comes to the node next finishes what lies there, before anybody claims."""
+    finish_left(Place(Path(root)))
+
+
 def save(
     place: Place, attempt: int, number: int, boundary: int, *, bucket: Bucket | None = None, patience: float = 20.0
 ) -> CommitRecord:
-    return asyncio.run(_save(place, attempt, number, boundary, bucket, patience))
+    record = asyncio.run(_save(place, attempt, number, boundary, bucket, patience))
+    assert record is not None
+    return record
 
 
 async def _save(
-    place: Place, attempt: int, number: int, boundary: int, bucket: Bucket | None, patience: float
-) -> CommitRecord:
+    place: Place,
+    attempt: int,
+    number: int,
+    boundary: int,
+    bucket: Bucket | None,
+    patience: float,
+    *,
+    to_store: bool = True,
+) -> CommitRecord | None:
     """As the lead and its only worker do it (saves.py, writing.py)."""
     store, node, arena, threads, stop = place.store(bucket), place.node(), place.arena(), Threads(), Stop()
     stop.at = time.monotonic() + patience
@@ -205,22 +240,31 @@ async def _save(
             )
             for rank in range(RANKS)
         )
-        job = flush.Job(
-            UID, ref, RANKS, CHUNK, parts, _referable(store, base, attempt) if base else {}, wait_for_node=True
-        )
+        base_has = _referable(store, base, attempt) if base else {}
+        job = flush.Job(UID, ref, RANKS, CHUNK, parts, base_has, wait_for_node=True, to_store=to_store)
+
+        async def leave(manifests: tuple[RankManifest, ...], entries: tuple[RankEntry, ...]) -> None:
+            at = base.ref if base else None
+            pending = Pending(
+                UID, attempt, number, 0, f"life-{attempt}", RANKS, at, Cause.EVICTION, Progress(boundary), entries,
+                datetime.now(UTC),
+            )  # fmt: skip
+            await threads.on_node(node.leave, pending, manifests)
+
         written = await flush.write(
-            job, store.until(stop.at), node, threads, stop, on_node_durable=lambda at: place.mark(f"node-{boundary}")
-        )
+            job, store.until(stop.at), node, threads, stop,
+            on_node_durable=lambda at: place.mark(f"node-{boundary}"), on_node_whole=leave,
+        )  # fmt: skip
+        if not to_store:
+            return None
         for rank in range(RANKS):
             arena.note(rank, slot, UID, ref)
         record = _record(ref, boundary, base, written)
         text = store.commit(record, incarnation=f"life-{attempt}")
         place.mark(f"committed-{boundary}")
         try:
-            if written.node_durable_at is not None:
-                for manifest in written.manifests:
-                    node.write_manifest(manifest)
             node.write_commit(ref, text)
+            node.drop_older(ref)
             node.prune({ref}, spares_of=range(RANKS))
         except (OSError, StoreError):
             pass  # costs the node's copy and nothing else
@@ -258,6 +302,23 @@ def _record(ref: CheckpointRef, boundary: int, base: CommitRecord | None, writte
 
 
 # ---- the next start
+
+
+def finish_left(place: Place) -> tuple[UnfinishedCopy, ...]:
+    """As an agent does it that has joined attempt 2 (unfinished.py)."""
+    return asyncio.run(_finish_left(place))
+
+
+async def _finish_left(place: Place) -> tuple[UnfinishedCopy, ...]:
+    store, threads = place.store(), Threads()
+    try:
+        finishing = Unfinished(place.node(), lambda: store, threads, Experience(), Metrics(0), Record(UID, 0, "pod"))
+        finishing.begin(2)
+        assert finishing._task is not None
+        await asyncio.wait_for(finishing._task, 60)
+        return await finishing.copies()
+    finally:
+        threads.close()
 
 
 def next_start(place: Place, *, claim: bool = True, bucket: Bucket | None = None, with_node: bool = True) -> Resumed:

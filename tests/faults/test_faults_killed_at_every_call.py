@@ -105,3 +105,79 @@ def test_killed_at_any_call_of_the_very_first_save_nothing_starts_from_zero_that
             assert resumed.boundary == OLD, (at, resumed)
         assert resumed.boundary in (0, OLD)
         assert resumed.fresh_allowed == (resumed.boundary == 0), (at, resumed)
+
+
+def left_alone(place: Place) -> bool:
+    return f"left-{NEW}" in promised(place)
+
+
+def test_what_is_left_on_the_node_alone_is_finished_by_who_returns_there(copies: Callable[[], Place]) -> None:
+    """E6. The ground on which the next two stand."""
+    place = copies()
+    before = place.objects()
+    outcome = killed(place, 0, saving.on_the_node_alone)
+    assert (outcome.error, outcome.killed) == ("", False), outcome.words
+    assert place.objects() == before, "nothing has gone to the store"
+    assert saving.next_start(place.copy(place.root.with_name("nobody-returned")), claim=False).boundary == OLD
+    assert [c.state for c in saving.finish_left(place)] == ["committed"]
+    resumed = saving.next_start(place)
+    assert resumed.boundary == NEW
+    saving.goes_on(place, resumed)
+
+
+def test_killed_at_any_call_of_a_save_on_the_node_alone_it_is_whole_or_nothing(copies: Callable[[], Place]) -> None:
+    """E6, B9: what was promised is finished; what was not is finished whole or dropped; and where nobody returns the old one stands."""
+    count = len(killed(copies(), 0, saving.on_the_node_alone).calls)
+    found: set[int] = set()
+    for at in sorted({*points.sample(range(1, count + 1), SAMPLE), count}):
+        place = copies()
+        outcome = killed(place, at, saving.on_the_node_alone)
+        where = f"killed at call {at} of {count}: {outcome.calls[-1].name} {outcome.calls[-1].path}"
+        assert outcome.killed or outcome.error == "", (where, outcome.words)
+        for forget in ("", "arena", "node"):
+            look = place.copy(place.root.with_name(f"{place.root.name}-{forget}"))
+            for folder in {"": (), "arena": ("arena",), "node": ("arena", "node")}[forget]:
+                shutil.rmtree(look.root / folder, ignore_errors=True)
+            look.node_folder.mkdir(exist_ok=True)
+            saving.finish_left(look)
+            resumed = saving.next_start(look)
+            allowed = {OLD} if forget == "node" else {NEW} if left_alone(place) else {OLD, NEW}
+            assert resumed.boundary in allowed, (where, forget, resumed)
+            assert not resumed.rejected, (where, forget, resumed)
+            if not forget:
+                found.add(resumed.boundary)
+                saving.goes_on(look, resumed)
+            shutil.rmtree(look.root)
+        shutil.rmtree(place.root)
+    assert found == {OLD, NEW}
+    print(f"killed at {count} calls at most")
+
+
+def test_killed_at_any_call_of_finishing_it_the_next_one_finishes_it(copies: Callable[[], Place]) -> None:
+    """E6: nothing is visible before it is whole, and what has arrived is not lost."""
+    left = copies()
+    assert killed(left, 0, saving.on_the_node_alone).error == ""
+    number = 0
+
+    def once() -> Place:
+        nonlocal number
+        number += 1
+        return left.copy(left.root.with_name(f"returned-{number}"))
+
+    count = len(killed(once(), 0, saving.returns).calls)
+    assert count > 20
+    for at in points.sample(range(1, count + 1), SAMPLE):
+        place = once()
+        outcome = killed(place, at, saving.returns)
+        where = f"killed at call {at} of {count}: {outcome.calls[-1].name} {outcome.calls[-1].path}"
+        assert outcome.killed or outcome.error == "", (where, outcome.words)
+        claimed = place.copy(place.root.with_name(f"{place.root.name}-claimed"))
+        resumed = saving.next_start(claimed)
+        assert resumed.boundary in (OLD, NEW), (where, resumed)
+        assert not resumed.rejected, (where, resumed)
+        saving.goes_on(claimed, resumed)
+        shutil.rmtree(claimed.root)
+        saving.finish_left(place)
+        resumed = saving.next_start(place)
+        assert resumed.boundary == NEW, (where, resumed)
+        shutil.rmtree(place.root)

@@ -17,7 +17,7 @@ from worlds import CHUNK, World, ref
 
 from holdfast_api import codec, layout
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import Claim, CommitRecord, RankManifest
+from holdfast_api.manifest import Claim, CommitRecord, Pending, RankManifest
 from holdfast_api.messages import RestoreOrder
 from holdfast_store.chunks import digest
 from holdfast_store.errors import NotOnRecord, StoreError
@@ -62,8 +62,19 @@ class Happens:
     """The operator loses what it had expired, while nobody is in the middle of a deletion (see protocol_model: `late`)."""
     branch: bool = False
     """Another job comes and builds on what it finds (D6)."""
+    nodes: bool = False
+    """Parts of saves lie whole on nodes, and are finished from there once the next attempt is on (E6); gangs give saves up."""
     conditional: bool = True
     """False: the store overwrites where it should refuse (B8)."""
+
+
+@dataclass(frozen=True)
+class OnNode:
+    """One rank's part of a save."""
+
+    pending: Pending
+    manifest: RankManifest
+    image: bytes
 
 
 class Actor:
@@ -123,9 +134,13 @@ class Actor:
         for number in range(save, save + self.stage.happens.open_saves):
             content = chance.choice(CONTENT)
             images = [content, *(chance.choice(CONTENT) for _ in range(self.stage.happens.ranks - 1))]
+            if self.stage.happens.nodes:
+                self._lies_on_nodes(number, images, base, chance)
             records.append(self.world.prepared(self.attempt, number, images, base=base.ref if base else None))
             if not self.stage.rules.agent_uses_its_base_only:
                 records[-1] = self._leaning_on_anything(save, content, base)
+        if self.stage.happens.nodes and chance.random() < 0.3:
+            self._give_up(records.pop().ref, chance)
         if len(records) == 1:
             return self._commit(records[0])
         newest = base
@@ -133,6 +148,24 @@ class Actor:
             with contextlib.suppress(NotOnRecord):
                 newest = self._commit(record)
         return newest
+
+    def _lies_on_nodes(self, save: int, images: list[bytes], base: CommitRecord | None, chance: random.Random) -> None:
+        """Whole there, all of it or a part; sometimes that is all that there will ever be."""
+        for rank, image in enumerate(images):
+            if chance.random() < 0.9:
+                at = base.ref if base else None
+                left = self.world.left(self.attempt, save, images, worker=rank, base=at, incarnation=self.incarnation)
+                self.stage.left.append(OnNode(*left, image))
+        if chance.random() < 0.2:
+            raise Killed
+
+    def _give_up(self, save: CheckpointRef, chance: random.Random) -> None:
+        """Somebody who has returned to his node hears nothing of it any more."""
+        parts = [p for p in self.stage.left if p.pending.ref == save]
+        heard = self.stage.operator.current == self.attempt and chance.random() < 0.5
+        if heard:
+            self.stage.left = [p for p in self.stage.left if p not in parts]
+        self.world.store.discard(save, sent=not heard and bool(parts))
 
     def _commit(self, record: CommitRecord) -> CommitRecord:
         incarnation = self.incarnation if self.stage.happens.second_life else None
@@ -155,6 +188,22 @@ class Actor:
             "base": codec.to_plain(base.ref if base else (places[0] if places else None)),
         }  # fmt: skip
         return codec.from_plain(CommitRecord, plain)
+
+
+class Finisher(Actor):
+    """Who has returned to a node and finds a part of a save there (E6)."""
+
+    def __init__(self, stage: "Stage", part: OnNode) -> None:
+        super().__init__(stage, part.pending.attempt)
+        self.part = part
+
+    def _live(self) -> None:
+        part = self.part
+        for _ in range(4):
+            record = self.world.sent(part.pending, part.manifest, part.image)
+            if record is not None:
+                self.stage.finished.add(record.ref)
+                return
 
 
 class Branch(Actor):
@@ -182,6 +231,8 @@ class Stage:
         self.believes: list[tuple[int, int]] = []
         """(attempt, life) of each gang that believes that it has claimed."""
         self.lives: dict[int, int] = {}
+        self.left: list[OnNode] = []
+        self.finished: set[CheckpointRef] = set()
         self.chance = random.Random(seed)
         self.here = threading.local()
         self.control = threading.Semaphore(0)
@@ -256,6 +307,8 @@ class Stage:
 
     def _supersede(self) -> None:
         self.operator.current += 1
+        for part in self.left[-4:]:
+            self._enter(Finisher(self, part))
         self._start(self.operator.current)
 
     def _start(self, attempt: int) -> None:

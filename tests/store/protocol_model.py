@@ -12,6 +12,9 @@ deletion order that it was given before. One actor stands for the whole gang of 
   tidy      saves without a commit are swept (D4)
   exact     False: the store accepts `If-None-Match` and overwrites (B8)
   wrong     from this step on weights are NaN, and every save says so (C4)
+  nodes     a rank's part of a save may be whole on its node: whoever returns there, once the next attempt is on, brings it into the store (E6)
+  gives_up  a save that did not fit is given up, and what lies in the store of it is taken away (D4)
+  apart     with `nodes`: others act between the finisher's last look and its commit record
   late      a superseded gang carries out deletions that it was ordered before (False: it looks for claims first, A5, and is not overtaken after it has looked)
 
 With `forgets` or `lives`, `late` must be False. Found by this model: an operator that was restored from a backup lets an attempt continue what it had given up
@@ -29,6 +32,8 @@ In every state
   ONE     no two gangs believe that they are the same attempt
   SOUND   what is finite is never all given up: if there was a finite one on the lineage, there is a usable one
   BRANCH  what another job has claimed to build on is committed and whole
+  KEPT    what lies whole on nodes, and can still be finished, is still there (E6)
+  CLOSED  what a claim has excluded, or a tombstone has buried, is finished no more (E6); not with `apart`: a finisher that is late then is harmless (A7)
 
 Each rule can be left out, to see whether it is needed.
 """
@@ -63,6 +68,9 @@ class Scope:
     branches: int = 0
     tidy: bool = False
     exact: bool = True
+    nodes: bool = False
+    gives_up: bool = False
+    apart: bool = False
     wrong: int = 0
     """From this step on weights are NaN; 0: never."""
 
@@ -84,6 +92,13 @@ RULES = {
     "look-again": "a branch looks for the commit and its tombstone after it has been named (D6)",
     "stone-then-refs": "the deleter reads the references after it has written the tombstone (D2)",
     "only-whole": "a tombstone is taken back only of what has all its chunks (D2): the commit of a deleted one may have arrived once more",
+    "finish-claims": "who finishes a save looks for claims once more before its commit record (A5, E6)",
+    "finish-stones": "and for its tombstone (D2, E6)",
+    "finish-newer": "and for a newer commit of its attempt (A8, E6)",
+    "finish-manifests": "and for the manifests of all ranks (B2, E6)",
+    "not-a-commit": "what lies on nodes alone is no checkpoint, and nobody claims to continue it (B2, E6)",
+    "keep-pending": "what waits on a node is not pruned for a newer save of its attempt (E6)",
+    "heard": "what a save that was given up has stored is buried first, unless everybody has dropped his part (D2, E6)",
     "leave-open": "what a running attempt has not committed yet is not swept (D4)",
 }
 
@@ -96,6 +111,17 @@ class Save(NamedTuple):
     ranks: frozenset[int]
     """Whose manifests are still to be written."""
     refs: frozenset[Key]
+
+
+class Part(NamedTuple):
+    """A rank's, whole on its node. `phase`: kept, looked, sent, stored, sure."""
+
+    commit: Commit
+    rank: int
+    life: int
+    base: Commit | None
+    refs: frozenset[Key]
+    phase: str = "kept"
 
 
 class Gang(NamedTuple):
@@ -129,6 +155,11 @@ class State(NamedTuple):
     lost: frozenset[tuple[Commit, frozenset[Key]]] = frozenset()
     """Commit records that may arrive once more."""
     resent: int = 0
+    parts: frozenset[Part] = frozenset()
+    on_nodes: frozenset[Commit] = frozenset()
+    """Of which all ranks' parts were whole at some time, and that nobody has given up."""
+    closed: str = ""
+    """What was finished although it could not be any more."""
     branches: tuple[tuple[str, Commit | None], ...] = ()
     """(idle | seen | named | claimed | away, checkpoint)."""
     refs: frozenset[Commit] = frozenset()
@@ -175,6 +206,8 @@ class Model:
                     yield f"resend{commit}", s._replace(commits=s.commits | {(commit, refs)}, resent=s.resent + 1)
         for i in range(self.scope.branches):
             yield from self.branch_moves(s, i)
+        for part in sorted(s.parts, key=lambda p: p[:3]):
+            yield from self.part_moves(s, part)
 
     def who(self, index: int) -> tuple[int, int]:
         return index // self.scope.lives + 1, index % self.scope.lives
@@ -223,6 +256,8 @@ class Model:
         parents = {n: parent for n, (_, parent) in s.claims}
         before = max((n for n in made if n < attempt), default=0)
         usable = [c for c in lineage(parents, dict(s.commits), before) if c not in s.operator.expired | s.stones]
+        if "not-a-commit" in self.off:
+            usable = sorted({*usable, *(p.commit for p in s.parts if p.commit[0] == before)})
         usable = [c for c in usable if self.is_finite(c)] or usable  # what is known not to be is passed over (C4)
         for parent in usable or [None]:  # newer ones may have failed verification
             run = self.put(s, i, phase="run", step=parent[1] if parent else 0)
@@ -267,12 +302,15 @@ class Model:
             left = save._replace(chunks=save.chunks - {key})
             yield f"put{key}", self.put(s, i, saves=now(left))._replace(chunks=s.chunks | {key})
         for rank in sorted(save.ranks)[:1]:
-            # Contents are dealt out to the ranks: rank 0 has the first, rank 1 the second.
-            own = {c for n, c in enumerate(CONTENT[save.step]) if n % self.scope.ranks == rank}
+            own = self.contents(save.step, rank)
             if not any(key[2] in own for key in save.chunks):
                 left = save._replace(ranks=save.ranks - {rank})
                 written = s.manifests | {(commit, rank)}
                 yield f"manifest{commit}/{rank}", self.put(s, i, saves=now(left))._replace(manifests=written)
+        if self.scope.nodes:
+            yield from self.keep_moves(s, i, save)
+        if self.scope.gives_up:
+            yield from self.give_up_moves(s, i, save, rest)
         if save.chunks or (save.ranks and "all-manifests" not in self.off) or commit in dict(s.commits):
             return
         others = rest if "in-order" in self.off else tuple(o for o in rest if o.step > save.step)
@@ -286,6 +324,92 @@ class Model:
                 yield f"commit{commit}", done._replace(commits=s.commits | {record}, lost=lost)
         else:
             yield f"abandon{commit}", self.put(s, i, saves=rest)
+
+    def contents(self, step: int, rank: int) -> set[str]:
+        """Dealt out to the ranks: rank 0 has the first, rank 1 the second."""
+        return {c for n, c in enumerate(CONTENT[step]) if n % self.scope.ranks == rank}
+
+    def keep_moves(self, s: State, i: int, save: Save) -> Iterator[Move]:
+        """The node's part is whole; if room is short, what an older save of the attempt has left there may go for it."""
+        attempt, life = self.who(i)
+        commit = (attempt, save.step)
+        there = {p.rank for p in s.parts if p.commit == commit}
+        for rank in sorted(set(range(self.scope.ranks)) - there)[:1]:
+            part = Part(commit, rank, life, save.base, save.refs)
+            whole = s.on_nodes | {commit} if len(there) + 1 == self.scope.ranks else s.on_nodes
+            yield f"keep{commit}/{rank}", s._replace(parts=s.parts | {part}, on_nodes=whole)
+        if "keep-pending" in self.off:
+            for part in sorted((p for p in s.parts if p.commit < commit), key=lambda p: p[:3]):
+                yield f"prune{part.commit}/{part.rank}", s._replace(parts=s.parts - {part})
+
+    def give_up_moves(self, s: State, i: int, save: Save, rest: tuple[Save, ...]) -> Iterator[Move]:
+        """Everybody hears it and drops his part; or somebody does not: he is gone, or has returned to his node in the next attempt."""
+        attempt = self.who(i)[0]
+        commit = (attempt, save.step)
+        parts = frozenset(p for p in s.parts if p.commit == commit)
+        orders = s.gangs[i].orders
+        after = s._replace(on_nodes=s.on_nodes - {commit})
+        if not parts or s.operator.current == attempt:
+            told = (*orders, ("discard", commit, False))
+            yield f"give-up{commit}", self.put(after, i, saves=rest, orders=told)._replace(parts=s.parts - parts)
+        if parts:
+            told = (*orders, ("discard", commit, "heard" not in self.off))
+            yield f"give-up-unheard{commit}", self.put(after, i, saves=rest, orders=told)
+
+    def may_finish(self, s: State, part: Part, *, at_last: bool) -> bool:
+        """`at_last`: before the commit record; else before anything is sent."""
+        attempt, step = part.commit
+
+        def left_out(rule: str) -> bool:
+            return at_last and rule in self.off
+
+        newest = max(n for n, _ in s.claims)
+        claimed = newest == attempt and dict(s.claims)[attempt][0] == part.life
+        newer = any(c[0] == attempt and c[1] > step for c, _ in s.commits)
+        return (
+            (claimed or left_out("finish-claims"))
+            and (part.commit not in s.stones or left_out("finish-stones"))
+            and (not newer or left_out("finish-newer"))
+        )
+
+    def part_moves(self, s: State, part: Part) -> Iterator[Move]:
+        commit, attempt = part.commit, part.commit[0]
+        name = f"{commit}/{part.rank}"
+        rest = s.parts - {part}
+        if any(n > attempt for n, _ in s.claims):
+            yield f"drop{name}", s._replace(parts=rest)
+        if s.operator.current <= attempt:
+            return  # nobody has returned
+
+        def now(phase: str) -> frozenset[Part]:
+            return rest | {part._replace(phase=phase)}
+
+        if part.phase == "kept" and self.may_finish(s, part, at_last=False):
+            yield f"look{name}", s._replace(parts=now("looked"))
+        elif part.phase == "looked":
+            own = self.contents(commit[1], part.rank)
+            sent = frozenset(key for key in part.refs if key[:2] == commit and key[2] in own)
+            yield f"send{name}", s._replace(parts=now("sent"), chunks=s.chunks | sent)
+        elif part.phase == "sent":
+            written = s.manifests | {(commit, part.rank)}
+            yield f"send-manifest{name}", s._replace(parts=now("stored"), manifests=written)
+        elif part.phase == "stored" and commit not in dict(s.commits):
+            whole = all((commit, rank) in s.manifests for rank in range(self.scope.ranks))
+            based = part.base is None or (part.base in dict(s.commits) and part.base not in s.stones)
+            if (whole or "finish-manifests" in self.off) and based and self.may_finish(s, part, at_last=True):
+                if self.scope.apart:
+                    yield f"look-again{name}", s._replace(parts=now("sure"))
+                else:
+                    yield f"finish{name}", self.finished(s, part)
+        elif part.phase == "sure" and commit not in dict(s.commits):
+            yield f"finish{name}", self.finished(s, part)
+
+    def finished(self, s: State, part: Part) -> State:
+        commit = part.commit
+        late = any(n > commit[0] for n, _ in s.claims) or commit in s.stones
+        late = late or any(c[0] == commit[0] and c[1] > commit[1] for c, _ in s.commits)
+        after = s._replace(parts=s.parts - {part}, commits=s.commits | {(commit, part.refs)})
+        return after._replace(closed=str(commit)) if late and not self.scope.apart else after
 
     def order_moves(self, s: State, i: int) -> Iterator[Move]:
         """Orders are carried out at once, or much later, and in several strokes."""
@@ -301,6 +425,17 @@ class Model:
                     f"sweep{sorted(doomed)}",
                     self.put(s, i, orders=rest)._replace(chunks=s.chunks - doomed, stones=stones),
                 )
+            elif kind == "discard" and doomed in refs_of:
+                yield f"made-meanwhile{doomed}", self.put(s, i, orders=rest)
+            elif kind == "discard" and detail:
+                told = (*rest, ("discarding", doomed, None))
+                yield f"bury{doomed}", self.put(s, i, orders=told)._replace(stones=s.stones | {doomed})
+            elif kind == "discarding" and doomed in refs_of:
+                yield f"exhume{doomed}", self.put(s, i, orders=rest)._replace(stones=s.stones - {doomed})
+            elif kind in ("discard", "discarding"):
+                lying = frozenset(key for key in s.chunks if key[:2] == doomed)
+                told = (*rest, ("sweep", lying, None)) if lying else rest
+                yield f"discard{doomed}", self.put(s, i, orders=told)
             elif doomed not in refs_of:
                 yield "void", self.put(s, i, orders=rest)
             elif any(save.base == doomed for save in gang.saves):
@@ -413,6 +548,12 @@ class Model:
         running = [self.who(i)[0] for i, gang in enumerate(s.gangs) if gang.phase == "run"]
         if any(a == b for a, b in pairwise(running)):
             return f"ONE: two gangs are attempt {max(running, key=running.count)}"
+        if s.closed:
+            return f"CLOSED: {s.closed} was finished too late"
+        for c in s.on_nodes - s.stones - set(refs_of):
+            ranks = {p.rank for p in s.parts if p.commit == c} | {rank for d, rank in manifests if d == c}
+            if c[0] == newest and len(ranks) < self.scope.ranks and not any(d[0] == newest and d > c for d in refs_of):
+                return f"KEPT: {c} has lost what was on a node"
         for phase, target in s.branches:
             if phase == "claimed" and (target not in refs_of or not refs_of[target] <= s.chunks):
                 return f"BRANCH: {target} is gone"

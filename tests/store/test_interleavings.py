@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from interleaving import Happens, Rules, Stage
 from worlds import World, ref
 
-from holdfast_store import claims, collect, commits, deletion
+from holdfast_store import claims, collect, commits, deletion, unfinished
 from holdfast_store.deletion import Held
 from holdfast_store.errors import Absent, NotOnRecord, Superseded
 from holdfast_store.memory import MemoryBucket
@@ -117,7 +118,59 @@ def test_a_deleter_that_reads_no_references_is_found(monkeypatch: pytest.MonkeyP
     assert "BRANCH" in first(BRANCHED, range(300))
 
 
-LOCKS = ["_look_for_claims", "_check_base", "_abandoned"]
+ON_NODES = Happens(ranks=2, open_saves=2, nodes=True, resend=0.02)
+
+
+@pytest.mark.parametrize("happens", [ON_NODES, Happens(nodes=True)], ids=["two ranks", "one rank"])
+def test_whatever_is_finished_from_nodes_nothing_usable_is_lost(happens: Happens) -> None:
+    """E6 by the real code, among zombies, sweeps, deletions and saves that are given up; and saves are finished."""
+    stages = [Stage(seed, Rules(), happens=happens) for seed in range(8_000, 8_000 + 60 * DEEP)]
+    assert [stage.run() for stage in stages] == [""] * len(stages)
+    assert sum(len(stage.finished) for stage in stages) > 10
+
+
+@pytest.mark.parametrize("buried", [True, False])
+def test_what_is_given_up_is_buried_where_somebody_may_finish_it(buried: bool) -> None:
+    """The shortest way that the model finds without "heard" (E6, D2): whoever finishes has looked before what he counts on is taken away."""
+    world = World(MemoryBucket()).claimed(1)
+    world.prepared(1, 1, [b"aaaa", b"bbbb"])
+    pending, _ = world.left(1, 1, [b"aaaa", b"bbbb"], worker=0)
+    refused = []
+
+    def finishes(operation: str, _: str) -> None:
+        if operation == "delete":
+            world.store.bucket.before_call = None  # type: ignore[attr-defined]
+            try:
+                world.store.finish(pending)
+            except NotOnRecord as e:
+                refused.append(e)
+
+    world.store.bucket.before_call = finishes  # type: ignore[attr-defined]
+    world.store.discard(ref(1, 1), sent=buried)
+    if buried:
+        assert refused
+        assert world.candidates(2, world_size=2) == []
+        return
+    assert world.candidates(2, world_size=2) == ["1/1"], "torn, and taken for a checkpoint"
+    with pytest.raises(Absent):
+        world.image(ref(1, 1))
+
+
+def test_a_record_before_all_manifests_are_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E6, B2."""
+    record = unfinished._record
+
+    def careless(records, pending, found, namespace, job):  # type: ignore[no-untyped-def]
+        entries = {m.rank for m, _ in found}
+        invented = [(replace(found[0][0], rank=r), "0" * 64) for r in range(pending.world_size) if r not in entries]
+        return record(records, pending, sorted([*found, *invented], key=lambda f: f[0].rank), namespace, job)
+
+    monkeypatch.setattr(unfinished, "_record", careless)
+    monkeypatch.setattr(unfinished, "all_there", lambda *_: True)
+    assert "SAFE" in first(ON_NODES, range(8_000, 8_200))
+
+
+LOCKS = ["look_for_claims", "_check_base", "look_for_newer"]
 
 
 @pytest.mark.parametrize("kept", [*LOCKS, ""])

@@ -23,6 +23,13 @@ TIDY = Scope(steps=2, tidy=True)
 UNCONDITIONAL = Scope(steps=2, exact=False)
 WRONG = Scope(steps=3, orders=2, wrong=2)
 """Attempts that run into the same NaN again."""
+ON_NODES = Scope(steps=1, ranks=2, orders=0, nodes=True)
+ON_NODES_LONGER = Scope(steps=2, nodes=True)
+TWO_ON_NODES = Scope(steps=2, orders=0, open=2, nodes=True)
+LATE_FINISHERS = Scope(steps=2, nodes=True, apart=True)
+"""Whoever finishes has looked, and is overtaken by everybody before his commit record arrives."""
+FINISHED_OR_SWEPT = Scope(steps=1, orders=0, nodes=True, tidy=True)
+GIVEN_UP = Scope(steps=1, orders=0, nodes=True, gives_up=True)
 
 EXPLORED = {
     "one save at a time": Scope(orders=2),
@@ -36,12 +43,19 @@ EXPLORED = {
     "sweeping": TIDY,
     "no conditional writes": UNCONDITIONAL,
     "weights that become NaN": WRONG,
+    "saves that are left on nodes": ON_NODES,
+    "saves that are left on nodes, and deletions": ON_NODES_LONGER,
+    "saves that are left on nodes, finishers that are overtaken": LATE_FINISHERS,
+    "saves that are left on nodes, sweeping": FINISHED_OR_SWEPT,
+    "saves that are left on nodes, saves that did not fit": GIVEN_UP,
 }
 WIDE = [
     Scope(steps=4, orders=2, ranks=2, open=2, tidy=True, branches=1, resends=1),
     Scope(attempts=3, steps=3, orders=2, ranks=2, open=2, tidy=True, branches=1, resends=1, forgets=True, late=False),
     Scope(attempts=3, steps=3, orders=2, lives=2, open=2, tidy=True, late=False),
     Scope(attempts=3, steps=4, orders=2, open=2, tidy=True, branches=1, resends=1, wrong=3),
+    Scope(attempts=3, steps=4, orders=2, ranks=2, open=2, tidy=True, nodes=True, gives_up=True, branches=1, resends=1),
+    Scope(attempts=3, steps=4, orders=3, open=2, tidy=True, nodes=True, apart=True),
 ]
 
 
@@ -75,6 +89,13 @@ MISSED = {
     "stone-then-refs": (BRANCHED, "BRANCH"),
     "only-whole": (AGAIN, "SAFE"),
     "leave-open": (TIDY, "SAFE"),
+    "finish-claims": (ON_NODES, "CLOSED"),
+    "finish-stones": (GIVEN_UP, "CLOSED"),
+    "finish-newer": (TWO_ON_NODES, "CLOSED"),
+    "finish-manifests": (ON_NODES, "SAFE"),
+    "not-a-commit": (ON_NODES, "ALIVE"),
+    "keep-pending": (TWO_ON_NODES, "KEPT"),
+    "heard": (GIVEN_UP, "SAFE"),
 }
 
 

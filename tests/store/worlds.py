@@ -10,6 +10,7 @@ from holdfast_api.manifest import (
     Claim,
     CommitRecord,
     ParentRef,
+    Pending,
     Progress,
     RankEntry,
     RankManifest,
@@ -19,6 +20,7 @@ from holdfast_api.messages import Cause, RestoreOrder
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest, ranges
 from holdfast_store.job import JobStore
+from holdfast_store.records import entry_of
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 CHUNK = 4
@@ -91,8 +93,17 @@ class World:
         return {c.digest: c.at for m in manifests for c in m.chunks}
 
     def manifest(
-        self, attempt: int, save: int, rank: int, ranks: int, content: bytes, reuse: dict[str, CheckpointRef]
+        self,
+        attempt: int,
+        save: int,
+        rank: int,
+        ranks: int,
+        content: bytes,
+        reuse: dict[str, CheckpointRef],
+        *,
+        put: bool = True,
     ) -> RankManifest:
+        """`put`: with its chunks, into the store."""
         view, chunks = memoryview(content), []
         for start, length in ranges(len(content), CHUNK):
             piece = view[start : start + length]
@@ -100,11 +111,42 @@ class World:
             at = reuse.get(name)
             if at is None:
                 at = ref(attempt, save)
-                self.store.put_chunk(at, name, piece)
+                if put:
+                    self.store.put_chunk(at, name, piece)
             chunks.append(Chunk(name, length, at))
         return RankManifest(
             self.uid, attempt, save, rank, ranks, save, len(content), CHUNK, tuple(chunks), self.tensors
         )
+
+    def left(
+        self,
+        attempt: int,
+        save: int,
+        images: list[bytes],
+        *,
+        worker: int,
+        base: CheckpointRef | None = None,
+        incarnation: str = "",
+    ) -> tuple[Pending, RankManifest]:
+        """What the worker of rank `worker` would have left whole on its node of this save, and the manifest beside it. Nothing goes to the store."""
+        reuse = self.referable(base) if base else {}
+        manifest = self.manifest(attempt, save, worker, len(images), images[worker], reuse, put=False)
+        pending = Pending(
+            self.uid, attempt, save, worker, incarnation or f"life-{attempt}", len(images), base, Cause.EVICTION,
+            Progress(save), (entry_of(manifest),), NOW,
+        )  # fmt: skip
+        return pending, manifest
+
+    def sent(self, pending: Pending, manifest: RankManifest, image: bytes) -> CommitRecord | None:
+        """As whoever returns to the node does it (E6): the checkpoint, if it is one now."""
+        store = self.store
+        if not store.look_at(pending).committed:
+            for _, index in store.missing([manifest]):
+                start = index * manifest.chunk_bytes
+                chunk = manifest.chunks[index]
+                store.put_chunk(pending.ref, chunk.digest, memoryview(image)[start : start + chunk.length])
+            store.create_manifest(manifest)
+        return store.finish(pending)
 
     def candidates(self, attempt: int, order: RestoreOrder | None = None, *, world_size: int = 1) -> list[str]:
         found = self.store.resolve(order or RestoreOrder(), attempt, world_size=world_size)

@@ -1,0 +1,333 @@
+"""What was left whole on this node when an attempt ended, and never became a checkpoint, is brought into the store by whoever comes next (E6, E5).
+
+Looked for when an attempt is joined: then the attempt before is over (A3), so it begins no more saves. Each part is sent as far as it is missing, with its
+manifests; then the commit record is written as soon as the manifests of all ranks lie in the store, by the first who sees them there. It ends when the new
+attempt has claimed: from then on nothing of the old one counts (A7). What does not verify, or is excluded, is dropped and said.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from holdfast_agent.clock import monotonic
+from holdfast_agent.experience import Experience
+from holdfast_agent.metrics import Metrics
+from holdfast_agent.record import Record
+from holdfast_agent.threads import Stop, Threads, persist
+from holdfast_api.manifest import CommitRecord, Pending, RankManifest
+from holdfast_api.messages import UnfinishedCopy
+from holdfast_store.errors import Absent, AlreadyExists, Corrupt, NotOnRecord, StoreError, Superseded, Unavailable
+from holdfast_store.job import JobStore
+from holdfast_store.local import Left, LocalTier
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+LOOK_SECONDS = 0.5
+LOOKED_SECONDS = 2.0
+"""So long the first look into the node's directory is waited for by whoever asks."""
+BUFFER_BYTES = 64 << 20
+"""Of all chunks together that are in memory on their way."""
+MOST_AT_ONCE = 8
+TOLD = 8
+"""Parts in a report."""
+
+
+class Dropped(Exception):
+    """This part can be finished never: what lies here is not whole, or is excluded."""
+
+
+@dataclass(eq=False, slots=True)
+class Part:
+    """One worker's, found on this node."""
+
+    pending: Pending
+    state: str = "sending"
+    detail: str = ""
+    there: tuple[int, ...] = ()
+    bytes_to_send: int = 0
+    """Of what was missing when it was looked at; before that, of all images."""
+    bytes_sent: int = 0
+    began_at: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def sent(self, count: int) -> None:
+        with self.lock:
+            self.bytes_sent += count
+
+
+class Unfinished:
+    """The agent's. Called on the event loop's thread."""
+
+    def __init__(
+        self,
+        node: LocalTier | None,
+        store: Callable[[], JobStore | None],
+        threads: Threads,
+        experience: Experience,
+        metrics: Metrics,
+        record: Record,
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._threads = threads
+        self._experience = experience
+        self._metrics = metrics
+        self._record = record
+        self._parts: list[Part] = []
+        self._stop = Stop()
+        self._looked = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, attempt: int) -> None:
+        """`attempt` is joined: what lies here of earlier ones is finished from now on."""
+        self.end(f"attempt {attempt} is joined")
+        self._parts, self._stop, self._looked = [], Stop(), asyncio.Event()
+        if self._node is None:
+            self._looked.set()
+            return
+        self._task = asyncio.ensure_future(self._run(self._node, attempt, self._stop, self._looked, self._task))
+
+    def end(self, reason: str) -> None:
+        """Nothing more is sent or committed. Twice is fine."""
+        self._stop.set(reason)
+
+    async def copies(self) -> tuple[UnfinishedCopy, ...]:
+        """As of now, newest first."""
+        if not self._looked.is_set():
+            looked = asyncio.ensure_future(self._looked.wait())
+            await asyncio.wait([looked], timeout=LOOKED_SECONDS)
+            looked.cancel()
+        return self._told()
+
+    # ---- the procedure
+
+    async def _run(
+        self, node: LocalTier, attempt: int, stop: Stop, looked: asyncio.Event, before: asyncio.Task[None] | None
+    ) -> None:
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            await self._find(node, attempt)
+            looked.set()
+            if self._parts:
+                await self._finish(node, await self._opened(stop), stop)
+        except Exception as e:  # nobody awaits this task: it must not end without a word
+            log.exception("what was left on this node is not finished")
+            for part in self._parts:
+                self._ended(part, "given-up", f"{type(e).__name__}: {e}")
+        finally:
+            looked.set()
+            self._say()
+
+    async def _find(self, node: LocalTier, attempt: int) -> None:
+        try:
+            found = await self._threads.on_node(node.left)
+        except (StoreError, OSError) as e:
+            log.warning("whether something was left on this node is not known: %s: %s", type(e).__name__, e)
+            return
+        for left in found:
+            if left.pending is not None and left.ref.attempt < attempt:
+                size = sum(e.image_bytes for e in left.pending.ranks)
+                self._parts.append(Part(left.pending, bytes_to_send=size))
+            elif left.pending is None and left.ref.attempt < attempt:
+                await self._forget_unreadable(node, left)
+        self._say()
+
+    async def _finish(self, node: LocalTier, store: JobStore | None, stop: Stop) -> None:
+        if store is None:
+            return None
+        for part in self._parts:
+            log.info(
+                "save %s at boundary %d of worker %d lies whole on this node and is not committed: it is finished (E6)",
+                part.pending.ref, part.pending.progress.boundary, part.pending.worker,
+            )  # fmt: skip
+            await self._tried(node, part, stop, self._send(node, store, part, stop))
+        while not stop.wanted and (stored := [p for p in self._parts if p.state == "stored"]):
+            for part in stored:
+                await self._tried(node, part, stop, self._commit(node, store, part, stop))
+                if part.state == "committed":
+                    return await self._settle_older(node, part)
+            await asyncio.sleep(LOOK_SECONDS)
+        return None
+
+    async def _tried(self, node: LocalTier, part: Part, stop: Stop, doing: Awaitable[None]) -> None:
+        """Whatever fails ends this part and nothing else."""
+        try:
+            await doing
+        except (Dropped, Superseded, NotOnRecord, AlreadyExists) as e:
+            self._ended(part, "given-up", str(e))
+            await self._forget(node, part.pending)
+        except (StoreError, OSError) as e:
+            if not stop.wanted:
+                self._ended(part, "given-up", f"{type(e).__name__}: {e}")
+        self._say()
+
+    async def _send(self, node: LocalTier, store: JobStore, part: Part, stop: Stop) -> None:
+        state = await self._persisted(stop, lambda: store.look_at(part.pending))
+        part.there = state.ranks
+        if not state.committed:
+            manifests = await self._threads.on_node(_manifests, node, part.pending)
+            missing = await self._persisted(stop, lambda: store.missing(manifests))
+            part.bytes_to_send = sum(manifests[n].chunks[i].length for n, i in missing)
+            part.began_at = monotonic()
+            self._say()
+            await self._chunks(node, store, part, manifests, missing, stop)
+            for manifest in manifests:
+                await self._persisted(stop, partial(store.create_manifest, manifest))
+        part.state = "stored"
+
+    async def _chunks(
+        self,
+        node: LocalTier,
+        store: JobStore,
+        part: Part,
+        manifests: Sequence[RankManifest],
+        missing: Sequence[tuple[int, int]],
+        stop: Stop,
+    ) -> None:
+        """A few at a time; the first failure ends all."""
+        if not missing:
+            return
+        largest = max(m.chunk_bytes for m in manifests)
+        room = asyncio.Semaphore(max(1, min(MOST_AT_ONCE, BUFFER_BYTES // largest)))
+        over = Stop()
+
+        async def one(number: int, index: int) -> None:
+            async with room:
+                if not (stop.wanted or over.wanted):
+                    await self._threads.send(_chunk, node, store, part, manifests[number], index, stop)
+
+        sending = [asyncio.ensure_future(one(*which)) for which in missing]
+        try:
+            await asyncio.gather(*sending)
+        finally:
+            over.set("another chunk failed")
+            await asyncio.gather(*sending, return_exceptions=True)
+        if stop.wanted:
+            raise Unavailable(stop.reason)
+
+    async def _commit(self, node: LocalTier, store: JobStore, part: Part, stop: Stop) -> None:
+        state = await self._persisted(stop, lambda: store.look_at(part.pending))
+        part.there = state.ranks
+        if stop.wanted:
+            return
+        record = await self._persisted(stop, lambda: store.finish(part.pending))
+        if record is None:
+            return
+        self._ended(part, "committed", "")
+        log.info("save %s is finished: it is a checkpoint at boundary %d", record.ref, record.progress.boundary)
+        await self._keep_committed(node, store, record)
+
+    async def _keep_committed(self, node: LocalTier, store: JobStore, record: CommitRecord) -> None:
+        """From now on it is the node's copy of a checkpoint."""
+        try:
+            _, text = await self._threads.call(store.read_commit, record.ref)
+            await self._threads.on_node(node.write_commit, record.ref, text)
+            await self._threads.on_node(node.drop_older, record.ref)
+        except StoreError as e:
+            log.warning("the node's copy of %s is not marked as a checkpoint's: %s", record.ref, e)
+
+    async def _settle_older(self, node: LocalTier, committed: Part) -> None:
+        """A8."""
+        for part in self._parts:
+            if part.state in ("sending", "stored"):
+                same = part.pending.ref == committed.pending.ref
+                words = "" if same else f"{committed.pending.ref} has been committed (A8)"
+                self._ended(part, "committed" if same else "given-up", words)
+
+    # ---- inside
+
+    async def _opened(self, stop: Stop) -> JobStore | None:
+        while not stop.wanted:
+            if (store := self._store()) is not None:
+                return store.until(0.0)  # tries once: repeating is `persist`'s, which ends with `stop`
+            await asyncio.sleep(LOOK_SECONDS)
+        return None
+
+    async def _persisted(self, stop: Stop, function: Callable[[], T]) -> T:
+        return await self._threads.call(persist, stop, function)
+
+    async def _forget_unreadable(self, node: LocalTier, left: Left) -> None:
+        log.warning(
+            "what worker %d left of save %s on this node cannot be read and is dropped: %s",
+            left.worker,
+            left.ref,
+            left.problem,
+        )
+        self._metrics.unfinished.labels("given-up").inc()
+        try:
+            await self._threads.on_node(node.drop_pending, left.ref, left.worker)
+        except StoreError as e:
+            log.warning("it is not removed: %s", e)
+
+    async def _forget(self, node: LocalTier, pending: Pending) -> None:
+        try:
+            await self._threads.on_node(node.drop_pending, pending.ref, pending.worker)
+        except StoreError as e:
+            log.warning("what cannot be finished of save %s is not removed: %s", pending.ref, e)
+
+    def _ended(self, part: Part, state: str, detail: str) -> None:
+        if part.state in ("committed", "given-up"):
+            return
+        part.state, part.detail = state, detail[:500]
+        self._metrics.unfinished.labels(state).inc()
+        if state == "given-up":
+            log.warning("save %s of worker %d is not finished: %s", part.pending.ref, part.pending.worker, detail)
+
+    def _say(self) -> None:
+        self._record.finishes(self._told())
+
+    def _told(self) -> tuple[UnfinishedCopy, ...]:
+        return tuple(self._copy(p) for p in self._parts[:TOLD])
+
+    def _copy(self, part: Part) -> UnfinishedCopy:
+        p = part.pending
+        return UnfinishedCopy(
+            attempt=p.attempt,
+            save=p.save,
+            worker=p.worker,
+            boundary=p.progress.boundary,
+            ranks=tuple(e.rank for e in p.ranks),
+            state=part.state,
+            seconds=round(self._seconds(part), 3),
+            there=part.there,
+            step_seconds=p.step_seconds,
+            detail=part.detail,
+        )
+
+    def _seconds(self, part: Part) -> float:
+        """Until it is stored: by how it goes, before that by what was measured earlier on this machine."""
+        if part.state != "sending":
+            return 0.0
+        before = sum(self._alone(p) for p in self._parts[: self._parts.index(part)] if p.state == "sending")
+        return before + self._alone(part)
+
+    def _alone(self, part: Part) -> float:
+        left, took = max(0, part.bytes_to_send - part.bytes_sent), monotonic() - part.began_at
+        if part.began_at and part.bytes_sent:
+            return left * took / part.bytes_sent
+        return self._experience.store(left, based=False).likely
+
+
+def _manifests(node: LocalTier, pending: Pending) -> list[RankManifest]:
+    """On a node thread. Dropped if one is not what it was."""
+    try:
+        return [node.read_manifest(pending.ref, entry) for entry in pending.ranks]
+    except (Absent, Corrupt) as e:
+        raise Dropped(f"it is not whole on this node: {e}") from e
+
+
+def _chunk(node: LocalTier, store: JobStore, part: Part, manifest: RankManifest, index: int, stop: Stop) -> None:
+    """Read, verified against the manifest, sent. On a thread."""
+    chunk = manifest.chunks[index]
+    view = memoryview(bytearray(chunk.length))
+    try:
+        node.read_chunk_into(manifest, index, view)
+    except (Absent, Corrupt) as e:
+        raise Dropped(f"it is not whole on this node: rank {manifest.rank}: {e}") from e
+    persist(stop, lambda: store.put_chunk(part.pending.ref, chunk.digest, view))
+    part.sent(chunk.length)
