@@ -36,8 +36,8 @@ LOOK_AGAIN_SECONDS = 60.0
 """While nothing can be used, what was refused is tried again so often."""
 TELL_SECONDS = 3600.0
 """A member fetches for as long as it takes; if it is gone the operator starts a new attempt, which ends this wait."""
-UNFINISHED_SECONDS = 3.0
-"""For the members' answers; who is silent has nothing."""
+UNFINISHED_SECONDS = 10.0
+"""For the members' answers; who is silent has nothing. Nothing starts without them either, so a long wait delays no start that could succeed."""
 FINISHED_LOOK_SECONDS = 0.5
 
 

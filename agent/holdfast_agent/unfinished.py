@@ -152,6 +152,8 @@ class Unfinished:
                 if part.state == "committed":
                     return await self._settle_older(node, part)
             await asyncio.sleep(LOOK_SECONDS)
+        for part in self._parts:
+            await self._last_look(node, store, part, stop)
         return None
 
     async def _tried(self, node: LocalTier, part: Part, stop: Stop, doing: Awaitable[None]) -> None:
@@ -221,6 +223,21 @@ class Unfinished:
         self._ended(part, "committed", "")
         log.info("save %s is finished: it is a checkpoint at boundary %d", record.ref, record.progress.boundary)
         await self._keep_committed(node, store, record)
+
+    async def _last_look(self, node: LocalTier, store: JobStore, part: Part, stop: Stop) -> None:
+        """The claim may have come before this agent has seen what another one has committed: it is a checkpoint here too. What is not, waits for nothing
+        any more (A5); whoever finds it later drops it."""
+        if part.state not in ("sending", "stored"):
+            return
+        try:
+            record, _ = await self._threads.call(store.read_commit, part.pending.ref)
+        except Absent:
+            self._ended(part, "given-up", stop.reason)
+        except StoreError as e:
+            self._ended(part, "given-up", f"{stop.reason}; whether it is a checkpoint is not known: {e}")
+        else:
+            self._ended(part, "committed", "")
+            await self._keep_committed(node, store, record)
 
     async def _keep_committed(self, node: LocalTier, store: JobStore, record: CommitRecord) -> None:
         """From now on it is the node's copy of a checkpoint."""

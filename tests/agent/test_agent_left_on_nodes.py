@@ -11,11 +11,11 @@ from holdfast_agent.experience import FILE
 from holdfast_api import codec
 from holdfast_api.messages import Cause, Exit, Notice, NoticeOrder
 from holdfast_api.names import EXIT_CODES
+from holdfast_store.local import LocalTier
 from tests.agent.conftest import Gang, Pod, eventually, free_port
 
 SLOW_STEPS = ("1000", "--step-seconds", "0.1")
 BOUNDARY = 40
-"""Four seconds of training: more than bringing it into a store that is there takes."""
 
 
 def knows(average: Average, value: float) -> Average:
@@ -59,6 +59,15 @@ def evicted(g: Gang, seconds: float, cause: Cause = Cause.EVICTION) -> None:
         pod.order("/v1/notice", NoticeOrder(g.job_uid, g.attempt, notices))
 
 
+def as_if_steps_were_long(pods: list[Pod]) -> None:
+    """So that it is worth to wait for it on a machine of any speed (E6)."""
+    for pod in pods:
+        node = LocalTier(pod.folder / "local", "ns", "job", pod.gang.job_uid)
+        for left in node.left():
+            assert left.pending is not None
+            node.write_pending(dataclasses.replace(left.pending, step_seconds=10.0))
+
+
 def left_on_nodes(g: Gang, cause: Cause = Cause.EVICTION) -> list[Pod]:
     """Everybody has gone, and has left what the ranks held on the nodes."""
     for worker in range(g.workers):
@@ -72,6 +81,7 @@ def left_on_nodes(g: Gang, cause: Cause = Cause.EVICTION) -> list[Pod]:
         pod.kill(signal.SIGTERM)
     for pod in pods:
         assert pod.wait() == EXIT_CODES[Exit.PREEMPTED_NOTHING_NEW], pod.words()
+    as_if_steps_were_long(pods)
     return pods
 
 
@@ -145,6 +155,7 @@ def test_a_survivor_in_its_place_finishes_its_own_part(gang):
     gone.wait()
     boundary = g.pods[0].report().on_node_boundary
     assert boundary >= BOUNDARY
+    as_if_steps_were_long([g.pods[0], gone])
     new_pod(g, 1, on_node_of=gone)
     g.begin()
     for rank in range(2):

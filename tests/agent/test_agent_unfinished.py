@@ -324,8 +324,30 @@ async def test_another_ranks_part_is_waited_for_until_the_claim(tmp_path):
     copy = await after.until("stored")
     assert (copy.ranks, copy.there, copy.seconds) == ((0,), (0,), 0.0)
     assert one.commits() == []
-    after.finishing.end("claimed")
-    await after.ended()
+    after.finishing.end("attempt 2 has claimed")
+    (copy,) = await after.ended()
+    assert (copy.state, copy.detail) == ("given-up", "attempt 2 has claimed")
+    assert one.commits() == []
+    assert [p.save for p in waiting(one)] == [1], "only a look that finds the claim drops it"
+
+
+async def test_a_claim_between_two_looks_does_not_hide_what_another_has_committed(tmp_path, monkeypatch):
+    one = with_node(tmp_path)
+    one.shared.order = replace(one.shared.order, processes_per_worker=2)
+    await kept(one, 0, 10)
+    await one.close()
+    monkeypatch.setattr(unfinished, "LOOK_SECONDS", 1.0)
+    after = Next(one)
+    await after.until("stored")
+    (pending,) = waiting(one)
+    manifest = one.shared.node.read_manifest(pending.ref, pending.ranks[0])
+    one.store.create_manifest(replace(manifest, rank=1))
+    assert one.store.finish(pending) is not None
+    after.finishing.end("attempt 2 has claimed")
+    (copy,) = await after.ended()
+    assert (copy.state, copy.detail) == ("committed", "")
+    assert waiting(one) == []
+    assert images_on(after.node)[0].committed
 
 
 async def test_what_is_of_this_attempt_is_left_alone(tmp_path):
