@@ -71,9 +71,9 @@ def test_agents_killed_at_random_moments_resume_from_old_or_new_and_never_torn(g
             g.begin()
         else:
             restart(g)
-        eventually(lambda: starts(g), "a rank has begun")
-        g.wait_for_commit(newest + 1)
+        eventually(lambda: len([x for x in g.lines() if x.startswith(f"{g.attempt} ")]) >= g.workers, "all ranks begin")
         (start,) = starts(g)
+        g.wait_for_commit(int(start.removeprefix("restored ")) + 1)
         # In place a newer save may have been finished from the node, before the claim (E6).
         before = {b for ref, b, _ in g.commits() if int(ref.split("/")[0]) < g.attempt and b >= newest}
         assert start in {f"restored {b}" for b in (before if in_place else {newest})}

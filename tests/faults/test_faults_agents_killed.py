@@ -53,9 +53,12 @@ def resumed(g: Gang) -> set[str]:
 
 def check_resumed(g: Gang, history: History, newest: int) -> None:
     """From the newest commit that was there, or from one that was finished on the nodes before the claim (E6)."""
-    eventually(lambda: resumed(g), "a rank has begun")
-    g.wait_for_commit(newest + 1)
+    ranks = g.workers * g.processes
+    eventually(
+        lambda: len([line for line in g.lines() if line.startswith(f"{g.attempt} ")]) >= ranks, "all ranks begin"
+    )
     (start,) = resumed(g)
+    g.wait_for_commit(int(start.removeprefix("restored ")) + 1)
     before = {b for ref, b, _ in g.commits() if int(ref.split("/")[0]) < g.attempt and b >= newest}
     assert start in {f"restored {b}" for b in before}, (newest, g.commits())
     assert not [line for line in g.lines() if "TORN" in line]
