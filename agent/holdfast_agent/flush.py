@@ -177,6 +177,7 @@ async def _write(
     pace = pace_of(emergency=job.emergency, cpus=threads.cpus)
     images: list[Image] = []
     on_node: asyncio.Task[datetime | None] | None = None
+    quiet: asyncio.Future[None] | None = None
     described: Described = asyncio.get_running_loop().create_future()
     try:
         for part in job.parts:
@@ -218,8 +219,8 @@ async def _write(
     except BaseException:
         stop.set("another part of the save failed")
         described.cancel()  # unless it is known already: then what lies on the node may be finished from there (E6)
-        if on_node is not None:
-            await asyncio.wait([on_node])
+        if reading := [f for f in (on_node, quiet) if f is not None]:
+            await asyncio.wait(reading)
         _close(images)
         raise
     unread = asyncio.gather(on_node, quiet, return_exceptions=True)
