@@ -408,6 +408,43 @@ def test_an_emergency_does_not_wait_for_what_a_thread_of_the_lowest_priority_has
     assert names.count("hash") == pieces
 
 
+def test_a_flush_that_fails_at_its_manifests_ends_when_that_thread_reads_no_slot_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slot is the rank's again when it has ended."""
+    refused = threading.Event()
+
+    def before_call(call: str, key: str) -> None:
+        if call == "create" and key.endswith(("rank-0.json", "rank-1.json")):
+            refused.set()
+            raise Denied("ordered fault")
+
+    place, go, began = Place(tmp_path, before_call=before_call), threading.Event(), threading.Event()
+
+    def starved(view: memoryview) -> str:
+        if threading.current_thread().name.startswith("background"):
+            began.set()
+            assert go.wait(60)
+        return digest(view)
+
+    monkeypatch.setattr(flush, "digest", starved)
+
+    async def run() -> None:
+        save = asyncio.ensure_future(place.write(emergency=False))
+        try:
+            await asyncio.to_thread(began.wait, 30)
+            place.stop.hurry()
+            assert await asyncio.to_thread(refused.wait, 30)
+            await asyncio.wait([save], timeout=0.3)
+            assert not save.done(), "that thread still reads the slot"
+        finally:
+            go.set()
+        with pytest.raises(Denied):
+            await asyncio.wait_for(save, 30)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("end", ["hurry", "set"])
 def test_hashing_beside_training_rests_between_pieces_and_nothing_that_is_urgent_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
