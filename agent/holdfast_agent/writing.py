@@ -59,6 +59,11 @@ class Flush:
     decided: bool = False
     """Committed, or given up for good: there is nothing to finish. One that the end has cut short is over and not decided."""
 
+    @property
+    def wants_slot(self) -> bool:
+        """While training goes on: nobody says how a save on the node alone ended if its evacuation was withdrawn, and what is whole there needs no slot."""
+        return not self.over and (self.order.to_store or not self.task.done())
+
 
 class Writing:
     """One attempt's. Called on the event loop's thread."""
@@ -148,7 +153,7 @@ class Writing:
 
     def release_round(self, keep: int = 0) -> None:
         """A round is over and training goes on: what it captured and no save wants is given back. `keep` is wanted by a save that is about to begin."""
-        wanted = frozenset(f.order.boundary for f in self._flushes.values() if not f.over) | {keep}
+        wanted = frozenset(f.order.boundary for f in self._flushes.values() if f.wants_slot) | {keep}
         self._give_back(lambda r: slots.freed_by_open(r.book, wanted) if r.book else [])
 
     def free(self, rank: Rank, slot: int) -> None:
@@ -159,7 +164,10 @@ class Writing:
 
     def wants(self, boundary: int) -> bool:
         """A save of it has begun here and is not over."""
-        return any(f.order.boundary == boundary and not f.over for f in self._flushes.values())
+        in_plan = self._shared.record.evacuating
+        return any(
+            f.order.boundary == boundary and (f.wants_slot or (in_plan and not f.over)) for f in self._flushes.values()
+        )
 
     @property
     def busy(self) -> bool:

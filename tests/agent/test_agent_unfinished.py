@@ -222,6 +222,21 @@ async def test_the_end_of_an_evacuation_leaves_it_and_a_save_that_is_given_up_do
     await one.close()
 
 
+async def test_an_evacuation_that_is_withdrawn_gives_the_slot_back_and_leaves_what_is_on_the_node(tmp_path):
+    """F1: training goes on, with one slot too."""
+    one = with_node(tmp_path)
+    one.shared.record.evacuating = True
+    await kept(one, 0, 10)
+    assert one.writing.wants(10), "the plan may still choose it for the store"
+    assert 0 in one.rank.book.held
+    one.shared.record.evacuating = False
+    one.writing.release_round()
+    assert one.rank.book.held == {}
+    assert not one.writing.wants(10)
+    assert [p.save for p in waiting(one)] == [1], "it is newer than any checkpoint"
+    await one.close()
+
+
 async def test_what_was_given_up_while_the_node_was_slow_is_not_written_down_afterwards(tmp_path, monkeypatch):
     one = with_node(tmp_path)
     reached = asyncio.Event()
