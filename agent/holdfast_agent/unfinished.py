@@ -313,6 +313,7 @@ class Unfinished:
             seconds=round(self._seconds(part), 3),
             there=part.there,
             step_seconds=p.step_seconds,
+            world_size=p.world_size,
             detail=part.detail,
         )
 

@@ -34,7 +34,8 @@ def choose(
 ) -> Wait | None:
     """The newest save of attempt `claimed`, the one of the newest claim, that will be whole sooner than its steps can be done again; None: claim now.
 
-    It is waited for no longer, in all, than it is worth: an estimate may be wrong, again and again. `step_seconds`: where no copy says it.
+    It is waited for no longer, in all, than it is worth: an estimate may be wrong, again and again. `step_seconds` and `world_size`: where
+    no copy says it.
     """
     saves: defaultdict[CheckpointRef, list[UnfinishedCopy]] = defaultdict(list)
     for copy in copies:
@@ -42,7 +43,7 @@ def choose(
             saves[copy.ref].append(copy)
     for ref in sorted(saves, reverse=True):
         found = saves[ref]
-        if not is_covered(found, world_size):
+        if not is_covered(found, max(c.world_size for c in found) or world_size):
             continue
         parts: dict[int, float] = {}
         for copy in found:  # two who hold the same part: the faster one counts
@@ -57,5 +58,5 @@ def choose(
 
 def is_covered(copies: Iterable[UnfinishedCopy], world_size: int) -> bool:
     """Each rank's part is in the store or with somebody who brings it there: what one lacks nobody waits for."""
-    ranks = {rank for copy in copies for rank in (*copy.ranks, *copy.there)}
-    return ranks >= set(range(world_size))
+    ranks = {rank for copy in copies for rank in (*copy.ranks, *copy.there) if 0 <= rank < world_size}
+    return len(ranks) >= world_size

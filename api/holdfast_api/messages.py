@@ -390,6 +390,8 @@ class UnfinishedCopy:
     """Ranks of the job whose manifests were seen in the store."""
     step_seconds: float = 0.0
     """From one boundary to the next, when it was made; 0: not known."""
+    world_size: int = 0
+    """Of the attempt that made it: so many ranks' parts make it whole, however many there are now. 0: not said."""
     detail: str = ""
 
     @property

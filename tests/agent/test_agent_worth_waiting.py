@@ -57,6 +57,13 @@ def test_a_rank_whose_part_is_in_the_store_needs_nobody_who_holds_it():
     assert chosen(a_copy(there=(1, 2)), world_size=3) is not None
 
 
+def test_a_save_of_another_world_is_whole_with_all_ranks_of_its_own():
+    """Fewer workers than before wait for nothing that nobody can finish, more of them for what can be."""
+    assert chosen(a_copy(world_size=2), world_size=1) is None
+    assert chosen(a_copy(world_size=10**12), world_size=1) is None
+    assert chosen(a_copy(world_size=1), world_size=2) is not None
+
+
 def test_of_two_who_hold_the_same_part_the_faster_counts():
     assert chosen(a_copy(seconds=500.0), a_copy(), world_size=1).seconds == 10.0 + LAST_SECONDS
 
