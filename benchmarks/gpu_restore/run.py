@@ -35,7 +35,7 @@ IN_FLIGHT = 16
 def main() -> None:
     scale = replace(settings.scale(), rounds=min(ROUNDS, settings.scale().rounds))
     if not (device := gpu.name()):
-        skip("no CUDA device on this machine", scale)
+        print("   skipped: no CUDA device on this machine; what stands in the results is of another one", flush=True)
         return
     disk, memory = settings.disk(), settings.memory()
     try:
@@ -44,16 +44,6 @@ def main() -> None:
         shutil.rmtree(disk)
         shutil.rmtree(memory)
     report(outcomes, scale, device)
-
-
-def skip(reason: str, scale: settings.Scale) -> None:
-    print(f"   skipped: {reason}", flush=True)
-    page = Report("gpu_restore", HERE, [], scale)
-    for id, what, goal in ((ID, WHAT, GOAL), (LOAD_ID, LOAD, None)):
-        page.add(figures.measure(id, what, "s", None, goal=goal, skipped=reason, of_ratio=True))
-    page.text(f"Not run: {reason}.")
-    page.size = ""
-    page.write()
 
 
 class Trained(torch.nn.Module):

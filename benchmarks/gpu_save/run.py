@@ -40,7 +40,7 @@ MOST = 6
 def main() -> None:
     scale = replace(settings.scale(), rounds=min(ROUNDS, settings.scale().rounds))
     if not (device := gpu.name()):
-        skip("no CUDA device on this machine", scale)
+        print("   skipped: no CUDA device on this machine; what stands in the results is of another one", flush=True)
         return
     disk, memory = settings.disk(), settings.memory()
     try:
@@ -50,16 +50,6 @@ def main() -> None:
         shutil.rmtree(disk)
         shutil.rmtree(memory)
     report(outcomes, scale, device)
-
-
-def skip(reason: str, scale: settings.Scale) -> None:
-    print(f"   skipped: {reason}", flush=True)
-    page = Report("gpu_save", HERE, [], scale)
-    for id, (what, goal) in WHAT.items():
-        page.add(figures.measure(id, what, "s", None, goal=goal, skipped=reason, of_ratio=True))
-    page.text(f"Not run: {reason}.")
-    page.size = ""
-    page.write()
 
 
 def ours(mebibytes: int, disk: Path, *, beside: bool) -> Contender:

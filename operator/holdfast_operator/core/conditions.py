@@ -244,7 +244,7 @@ def _replicas(status: TrainingJobStatus) -> Iterator[_Now]:
     """Copies that differ stay so until a start loads one state into all of them (J4). Which of them is right nobody knows; what was saved before is."""
     newest = status.last_checkpoint
     if newest is not None and newest.suspect:
-        sound = [c for c in status.checkpoints if c.finite is not False and not c.suspect]
+        sound = [c for c in status.checkpoints if c.sound]
         kept = (
             f"{sound[-1].name} at step {sound[-1].step} is the newest without such a finding, and is kept"
             if sound

@@ -73,7 +73,7 @@ def surplus(checkpoints: tuple[CheckpointStatus, ...], keep_last: int, *, proven
     count = max(AT_LEAST, keep_last)
     usable = [c.name for c in checkpoints if c.finite is not False]
     finite = [c.name for c in checkpoints if c.finite]
-    sound = [c.name for c in checkpoints if c.finite is not False and not c.suspect]
+    sound = [c.name for c in checkpoints if c.sound]
     kept = {*(c.name for c in checkpoints[-AT_LEAST:]), *usable[-count:], *finite[-1:], *sound[-1:], proven}
     return tuple(c.name for c in checkpoints if c.name not in kept)
 

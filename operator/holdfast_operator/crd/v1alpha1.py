@@ -394,6 +394,11 @@ class CheckpointStatus(Model):
     suspect: Annotated[str, Field(max_length=512)] = ""
     """Set if ranks that hold copies of one state did not hold the same bytes: which ranks, which tensors."""
 
+    @property
+    def sound(self) -> bool:
+        """Nothing is known to be wrong with it: neither NaN nor infinite values (C5), nor copies that differ (J4)."""
+        return self.finite is not False and not self.suspect
+
 
 class WorkerStatus(Model):
     """The pod that is, or will be, a worker. `serial` is written here before the pod is created, so no name is used twice (A2)."""
