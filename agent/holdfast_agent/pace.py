@@ -17,8 +17,9 @@ BACKGROUND_NODE_WRITES = 2
 BACKGROUND_FIRST_REQUESTS = 2
 BACKGROUND_MOST_REQUESTS = 16
 BACKGROUND_PATIENCE_SECONDS = 60.0
-BACKGROUND_SHARE = 0.25
-"""Of the time. Also on a processor that training leaves alone a hash takes memory bandwidth and shared cache: at this share it still names 1.5 GB/s."""
+BACKGROUND_SHARE = 1.0
+"""Of the time: no rest. At a quarter a small save beside four busy ranks took 12 s in place of 2, for a rest is as long as the piece took by the clock, and a
+thread of the lowest priority mostly waits; a notice that came meanwhile found the save still under way, finished it, and a step was lost."""
 
 
 @dataclass(frozen=True, slots=True)
