@@ -18,8 +18,8 @@ BACKGROUND_FIRST_REQUESTS = 2
 BACKGROUND_MOST_REQUESTS = 16
 BACKGROUND_PATIENCE_SECONDS = 60.0
 BACKGROUND_SHARE = 1.0
-"""Of the time: no rest. At a quarter a small save beside four busy ranks took 12 s in place of 2, for a rest is as long as the piece took by the clock, and a
-thread of the lowest priority mostly waits; a notice that came meanwhile found the save still under way, finished it, and a step was lost."""
+"""Of the time: no rest. At a quarter, saves beside busy ranks took longer still, for a rest is as long as the piece took by the clock, and a thread of the
+lowest priority mostly waits; a notice found such a save under way, finished it, and a step was lost (`make demo`)."""
 
 
 @dataclass(frozen=True, slots=True)
