@@ -5,6 +5,10 @@ to find even where there is no GPU. So the wheel is installed without them, and 
 symbol torch refers to is there, under its version, as a function that returns 100 (cudaErrorNoDevice).
 `torch.cuda.is_available()` is then False and everything on the CPU works, gloo included. (Truly empty libraries are not
 enough: some symbols are bound when torch is loaded. Returning 999 instead gives warnings about an unknown error.)
+
+What is said to return a text returns one: torch puts it into its messages, and 100 is no address. So a call that needs a
+GPU raises, as it does with the real libraries: there each function fails too where no driver is installed, with
+cudaErrorInsufficientDriver, and so `torch.cuda.is_current_stream_capturing()` does, which transformers asks and expects.
 """
 
 import re
@@ -25,6 +29,11 @@ _GPU_ONLY = re.compile(r"^(nvidia-|cuda-|triton\b|setuptools\b)")
 _CUDA_LIBRARY = re.compile(r"^lib(cu|nv|nccl)")
 #: These have no symbol versions; their symbols are told by the prefix of the name.
 _UNVERSIONED = {"libnccl": "nccl", "libcufile": "cuFile", "libcusparseLt": "cusparseLt"}
+#: These return a text (`const char *`). Others of a like name write one into an argument and return a number.
+_TEXT = re.compile(
+    r"^(cuda|cudnn|cusparse|cusparseLt|nvrtc|nccl)GetError(String|Name)$|^cublas(Lt)?GetStatus(String|Name)$|^ncclGetLastError$"
+)
+_SAID = {"String": "no CUDA-capable device is detected", "Name": "cudaErrorNoDevice"}
 #: Not needed to run; torch/bin is, because the import looks for torch_shm_manager.
 _UNWANTED = ("include", "share", "test")
 
@@ -38,11 +47,17 @@ class Stub:
 
     def source(self) -> str:
         names = sorted(name for group in self.symbols.values() for name in group)
-        return "".join(f"int {name}(void) {{ return 100; }}\n" for name in names)
+        return "".join(map(_function, names))
 
     def version_script(self) -> str:
         groups = ((version, "; ".join(sorted(names))) for version, names in self.symbols.items() if version)
         return "".join(f"{version} {{ global: {names}; }};\n" for version, names in groups)
+
+
+def _function(name: str) -> str:
+    if _TEXT.match(name):
+        return f'const char *{name}(void) {{ return "{_SAID["Name" if name.endswith("Name") else "String"]}"; }}\n'
+    return f"int {name}(void) {{ return 100; }}\n"
 
 
 def torch_cpu() -> Artefact:
