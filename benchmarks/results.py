@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 _BUSY_WITH = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _began: list[int] = []
+_NOTHING = {"floor": None, "floor_name": "", "peers": {}, "ratio": None, "goal": None, "at_least": False, "goal_on": "ours", "met": None}
+_SPREAD = ("n", "min", "median", "p50", "p90", "p99", "max")
 
 
 def machine() -> dict[str, Any]:
@@ -101,11 +103,28 @@ def write(question: str, data: dict[str, Any], table: str, measures: Sequence[di
     summary = HERE / "summary.json"
     known = json.loads(summary.read_text()) if summary.exists() else []
     names = {m["id"] for m in measures}
-    known = [m for m in known if m["id"] not in names] + [{**m, "machine": facts} for m in measures]
+    known = [entry(m, m["machine"]) for m in known if m["id"] not in names] + [entry(m, facts) for m in measures]
     known.sort(key=lambda m: m["id"])
     summary.write_text(json.dumps(known, indent=1) + "\n")
     rows = [(m["what"], measured(m), goal(m), f"[{question_of(m)}]({question_of(m)}/)") for m in known]
     _between_marks(HERE / "README.md", markdown(("what", "measured", "goal", "question"), rows))
+
+
+def entry(measure: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What summary.json says of a measure: every field, also where its question has nothing for it, so that whoever reads the file need not ask."""
+    told = {name: measure[name] for name in _SPREAD if name in measure}
+    return {
+        "id": measure["id"],
+        "what": measure["what"],
+        "unit": measure["unit"],
+        "ours": measure["ours"],
+        **_NOTHING,
+        **measure,
+        "peers": measure.get("peers") or {},
+        "spread": measure.get("spread") or told,
+        "machine": facts,
+        "commit": facts.get("commit", ""),
+    }
 
 
 def question_of(measure: dict[str, Any]) -> str:

@@ -121,16 +121,36 @@ def test_the_summary_keeps_what_others_have_measured_and_replaces_the_same_id(
     (tmp_path / "q").mkdir()
     for page in (tmp_path / "README.md", tmp_path / "q/README.md"):
         page.write_text(f"before\n{results.BEGIN}\n{results.END}\nafter\n")
-    older = {"id": "z.other", "what": "another", "unit": "ms", "ours": 1, "goal": None, "met": None, "machine": {}}
+    older = {"id": "z.other", "what": "another", "unit": "ms", "ours": 1, "goal": None, "met": None, "machine": {"commit": "a1"}}
     (tmp_path / "summary.json").write_text(json.dumps([older, {**older, "id": "q.m", "ours": 9}]))
     results.begin()
     new = figures.measure("q.m", "mine", "s", 2.0, goal=Goal(3))
     results.write("q", {"rounds": []}, "| table |", [new])
     found = {m["id"]: m for m in json.loads((tmp_path / "summary.json").read_text())}
-    assert (found["z.other"], found["q.m"]["ours"]) == (older, 2.0)
-    assert "commit" in found["q.m"]["machine"]
+    assert older.items() <= found["z.other"].items()
+    assert (found["z.other"]["commit"], found["q.m"]["ours"]) == ("a1", 2.0)
+    assert found["q.m"]["commit"] == found["q.m"]["machine"]["commit"]
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before")
     assert text.endswith("after\n")
     assert "| mine | 2.0 s | ≤ 3 s: met |" in text
     assert "| another | 1 ms | none set |" in text
+
+
+FIELDS = {"id", "unit", "ours", "floor", "peers", "ratio", "goal", "met", "spread", "machine", "commit"}
+
+
+def test_an_entry_has_every_field_whatever_its_question_knows() -> None:
+    bare = {"id": "q.m", "what": "w", "unit": "ms", "ours": 3, "goal": None, "met": None, "median": 2, "max": 3}
+    entry = results.entry(bare, {"commit": "a1"})
+    assert entry.keys() >= FIELDS
+    assert (entry["spread"], entry["peers"], entry["commit"]) == ({"median": 2, "max": 3}, {}, "a1")
+    whole = figures.measure("q.m", "w", "s", 1.0, goal=Goal(2), ratios=[1.0], peers={"p": {"version": "1", "value": 2}})
+    assert whole.items() <= results.entry(whole, {}).items()
+
+
+def test_every_entry_of_the_summary_has_every_field_and_peers_with_their_versions() -> None:
+    found = json.loads((Path(results.__file__).parent / "summary.json").read_text())
+    assert [m["id"] for m in found if not m.keys() >= FIELDS or not m["commit"] or not m["machine"]["cpu"]] == []
+    nameless = [(m["id"], name) for m in found for name, p in m["peers"].items() if not p["version"]]
+    assert nameless == []

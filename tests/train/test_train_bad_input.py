@@ -2,6 +2,7 @@
 lacks something (I9)."""
 
 import math
+import mmap
 import os
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 import holdfast
+from holdfast import copying, live
 from holdfast_api import ranks
 from holdfast_rank import image
 from holdfast_rank.image import Item, Tier, lay_out
@@ -253,6 +255,34 @@ def test_a_tensor_of_eight_gib_has_its_place_and_its_neighbours_theirs() -> None
     assert at["large"] == (4096, 8 << 30)
     assert at["later"] == (4096 + (8 << 30), 12_000)
     assert layout.image_bytes > 8 << 30
+
+
+def reserved(size: int) -> torch.Tensor:
+    """Addresses without memory behind them: none is used until somebody looks."""
+    no_reserve = 0x4000  # MAP_NORESERVE, which this Python does not name
+    return torch.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | no_reserve), dtype=torch.uint8)
+
+
+def test_a_tensor_of_eight_gib_is_copied_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a boundary and in the middle of a step; only what moves the bytes is left out."""
+    size = 8 << 30
+    source = reserved(size).view(torch.float32)
+    layout = lay_out([Item("large", "float32", (size // 4,), 4, Tier.TRAINABLE)], state_bytes=64, chunk_bytes=16 * MIB)
+    memory = reserved(layout.image_bytes)
+    entry = next(e for e in layout.entries if e.name == "large")
+    start = memory.data_ptr() + entry.offset_bytes
+    moved: list[copying.Piece] = []
+    monkeypatch.setattr(copying, "run", lambda pieces, pool: moved.extend(pieces))
+    with copying.copy_pool() as pool:
+        assert copying.CopyTable(memory, [entry]).copy({"large": source}, pool) == []
+    between = live._pairs(memory[entry.offset_bytes : entry.offset_bytes + size], source)
+    for found in (moved, [(t.data_ptr(), s.data_ptr(), t.nbytes) for t, s in between]):
+        at = start
+        for target, origin, length in sorted(found):
+            assert (target, origin - source.data_ptr()) == (at, at - start)
+            at += length
+        assert at == start + size
+        assert len(found) > 8
 
 
 def test_more_names_than_safetensors_reads_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,7 @@ LOOPS: dict[str, Callable[[], Loop]] = {
         noise=torch.Generator().manual_seed(1), best=holdfast.Value([1.0, {"a": [2]}])
     ),
     "channels-last weights": lambda: Loop(model=Convolution()),
+    "parameters of no elements, of no dimension, complex and of bfloat16": lambda: Loop(model=Odd()),
 }  # fmt: skip
 
 
@@ -178,6 +179,22 @@ class Convolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.conv(x.view(4, 2, 2, 2)) + self.table[0]  # type: ignore[index]
+        return out
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = nn.Parameter(torch.empty(0, 8))
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.turn = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+        self.half = nn.Parameter(torch.randn(8, dtype=torch.bfloat16))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("seen", torch.empty(0, dtype=torch.bool))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        out: torch.Tensor = x * self.scale * self.turn.abs() + self.half.float() + self.none.sum()
         return out
 
 
@@ -623,6 +640,37 @@ def test_a_main_thread_that_is_busy_in_python_is_copied_all_the_same(agent: Fake
                 n += i * i
 
     loop.middle = busy
+    with one_round(agent, 1) as result:
+        loop.iterate()
+    assert result == [want.boundary, want.boundary]
+    assert same_content(agent.images[0][want.boundary], want)
+
+
+class Waiting(torch.utils.data.Dataset[torch.Tensor]):
+    """Gives a sample once `wait` has returned."""
+
+    def __init__(self) -> None:
+        self.wait: Callable[[], object] = lambda: None
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.wait()
+        return torch.full((8,), float(index))
+
+
+def test_a_main_thread_that_waits_for_data_is_copied_there(agent: FakeAgent) -> None:
+    """I1, I5: the boundary is copied while the loader is still asked for the next batch, and its position is that of the boundary."""
+    data = Waiting()
+    loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
+    loop = Loop(loader=loader)
+    batches = loop.ckpt.batches(loader, epochs=100)
+    loop.start = lambda: next(batches)
+    loop.audited(agent)
+    assert loop.kind == "mid-step", loop.ckpt._run
+    want = reference(agent, loop)
+    data.wait = lambda: agent.wait(captured_in_round(agent), "a copy while the loader waits")
     with one_round(agent, 1) as result:
         loop.iterate()
     assert result == [want.boundary, want.boundary]
