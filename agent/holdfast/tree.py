@@ -147,6 +147,8 @@ def _encode_leaf(value: Any, path: str, out: Tensors) -> Any:
 
 
 def _free_name(path: str, out: Tensors) -> str:
+    if not path.isascii():  # half a character as text: no reader of safetensors takes it in a header (J1)
+        path = path.encode(errors="backslashreplace").decode()
     name, n = path, 1
     while name in out:  # {"a.b": t} beside {"a": {"b": t}}
         n += 1

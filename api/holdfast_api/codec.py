@@ -30,8 +30,12 @@ MAX_DEPTH = 64
 
 
 def to_json(value: object) -> bytes:
-    """The one JSON form of a dataclass: UTF-8, keys in field order, no spaces. Equal values give equal bytes, so digests of it are stable."""
-    return json.dumps(to_plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """The one JSON form of a dataclass: UTF-8, keys in field order, no spaces. Equal values give equal bytes, so digests of it are stable.
+
+    Half a character, as Python gives it for the name of a file that is no UTF-8, has no UTF-8: it is written as JSON's own escape, and read back as it was.
+    """
+    text = json.dumps(to_plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace")
 
 
 def from_json(cls: type[T], data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_MESSAGE_BYTES) -> T:

@@ -13,7 +13,7 @@ from wire_types import rank_types, sample, schema_types
 from holdfast_api import codec, ranks
 from holdfast_api.errors import ContractError, Malformed, TooLarge
 from holdfast_api.layout import MAX_NUMBER, CheckpointRef
-from holdfast_api.manifest import Claim, RankManifest
+from holdfast_api.manifest import Claim, RankManifest, TensorEntry
 
 REFS = st.builds(CheckpointRef, st.integers(1, MAX_NUMBER), st.integers(1, MAX_NUMBER))
 st.register_type_strategy(CheckpointRef, REFS)
@@ -41,6 +41,21 @@ def test_every_message_survives_the_wire(cls: Any) -> None:
         )  # equal values give equal bytes: digests of them are stable
 
     survives()
+
+
+def test_text_with_half_a_character_survives_and_no_message_is_lost_for_it() -> None:
+    """The name of a file that is no UTF-8, as Python gives it: in a metric's name, a tensor's, an error message."""
+    half = "/data/\udcff.bin"
+    manifest = dataclasses.replace(
+        sample(RankManifest), tensors=(TensorEntry(half, "float32", (1,), 0, 4),), loose=()
+    )
+    data = codec.to_json(manifest)
+    assert data.decode().count("\\udcff") == 1
+    assert codec.from_json(RankManifest, data) == manifest
+    assert codec.to_json(codec.from_json(RankManifest, data)) == data
+    passed = ranks.Passed(1, 0.5, 0, {half: 1.0})
+    assert ranks.from_line(ranks.to_line(passed)) == passed
+    assert codec.from_plain(ranks.Passed, codec.parse(codec.to_json(passed))) == passed
 
 
 @pytest.mark.parametrize("cls", rank_types(), ids=lambda c: c.__name__)

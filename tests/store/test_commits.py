@@ -93,6 +93,16 @@ def test_an_older_save_is_abandoned_when_a_newer_one_has_committed(world: World)
     assert [k for k in world.stored("commit.json") if "/0000000001/commit" in k] == []
 
 
+def test_a_save_that_was_buried_before_its_commit_is_none_and_its_coordinator_hears_it(world: World) -> None:
+    """D2: what lies under it may be gone by now, and the next save must not lean on it (B4)."""
+    late = world.claimed(1).prepared(1, 1)
+    stone = Tombstone(world.uid, 1, 1, 1, "given up", late.created_at)
+    world.store.bucket.create(world.store.prefix + layout.tombstone_key(ref(1, 1)), codec.to_json(stone))
+    with pytest.raises(NotOnRecord, match="expired"):
+        world.store.commit(late)
+    assert world.stored("commit.json") == []
+
+
 def test_a_tombstone_is_for_ever(world: World) -> None:
     world.claimed(1).saved(1, 1).saved(1, 2).saved(1, 3)
     record, _ = world.store.read_commit(ref(1, 1))

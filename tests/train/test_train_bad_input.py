@@ -141,6 +141,23 @@ def test_text_with_half_a_character_comes_back(agent: FakeAgent) -> None:
     assert again.value == at.value
 
 
+def test_a_tensor_under_a_name_with_half_a_character_is_in_an_image_that_everybody_reads(agent: FakeAgent) -> None:
+    """J1: a cache by file names, one of which is no UTF-8."""
+    cache = {"/data/\udcff.bin": noise(1, 3000), "/data/\\udcff.bin": noise(2, 3000), "/data/ä.bin": noise(3, 3000)}
+    ckpt = holdfast.Checkpointer(cache=holdfast.Value(cache))
+    ckpt.restore()
+    ckpt.step()
+    ckpt.finish()
+    agent.restore_from = {0: [agent.newest()]}
+    with safe_open(agent.newest().path, "pt") as file:
+        assert "cache.value./data/ä.bin" in file.keys()  # noqa: SIM118  it is no mapping
+        assert torch.equal(file.get_tensor("cache.value./data/\\udcff.bin"), cache["/data/\udcff.bin"])
+    again = holdfast.Value()
+    assert holdfast.Checkpointer(cache=again).restore() == 1
+    assert list(again.value) == list(cache)
+    assert all(torch.equal(again.value[n], t) for n, t in cache.items())
+
+
 def test_a_lazy_module_is_refused_with_what_to_do(agent: FakeAgent) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

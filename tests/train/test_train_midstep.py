@@ -188,13 +188,13 @@ class Odd(nn.Module):
         self.none = nn.Parameter(torch.empty(0, 8))
         self.scale = nn.Parameter(torch.tensor(1.5))
         self.turn = nn.Parameter(torch.randn(8, dtype=torch.complex64))
-        self.half = nn.Parameter(torch.randn(8, dtype=torch.bfloat16))
+        self.brief = nn.Parameter(torch.randn(8, dtype=torch.bfloat16))
         self.register_buffer("count", torch.tensor(0))
         self.register_buffer("seen", torch.empty(0, dtype=torch.bool))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.count += 1
-        out: torch.Tensor = x * self.scale * self.turn.abs() + self.half.float() + self.none.sum()
+        out: torch.Tensor = x * self.scale * self.turn.abs() + self.brief.float() + self.none.sum()
         return out
 
 
