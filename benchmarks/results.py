@@ -14,7 +14,16 @@ HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 _BUSY_WITH = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _began: list[int] = []
-_NOTHING = {"floor": None, "floor_name": "", "peers": {}, "ratio": None, "goal": None, "at_least": False, "goal_on": "ours", "met": None}
+_NOTHING = {
+    "floor": None,
+    "floor_name": "",
+    "peers": {},
+    "ratio": None,
+    "goal": None,
+    "at_least": False,
+    "goal_on": "ours",
+    "met": None,
+}
 _SPREAD = ("n", "min", "median", "p50", "p90", "p99", "max")
 
 

@@ -121,7 +121,15 @@ def test_the_summary_keeps_what_others_have_measured_and_replaces_the_same_id(
     (tmp_path / "q").mkdir()
     for page in (tmp_path / "README.md", tmp_path / "q/README.md"):
         page.write_text(f"before\n{results.BEGIN}\n{results.END}\nafter\n")
-    older = {"id": "z.other", "what": "another", "unit": "ms", "ours": 1, "goal": None, "met": None, "machine": {"commit": "a1"}}
+    older = {
+        "id": "z.other",
+        "what": "another",
+        "unit": "ms",
+        "ours": 1,
+        "goal": None,
+        "met": None,
+        "machine": {"commit": "a1"},
+    }
     (tmp_path / "summary.json").write_text(json.dumps([older, {**older, "id": "q.m", "ours": 9}]))
     results.begin()
     new = figures.measure("q.m", "mine", "s", 2.0, goal=Goal(3))

@@ -46,9 +46,7 @@ def test_every_message_survives_the_wire(cls: Any) -> None:
 def test_text_with_half_a_character_survives_and_no_message_is_lost_for_it() -> None:
     """The name of a file that is no UTF-8, as Python gives it: in a metric's name, a tensor's, an error message."""
     half = "/data/\udcff.bin"
-    manifest = dataclasses.replace(
-        sample(RankManifest), tensors=(TensorEntry(half, "float32", (1,), 0, 4),), loose=()
-    )
+    manifest = dataclasses.replace(sample(RankManifest), tensors=(TensorEntry(half, "float32", (1,), 0, 4),), loose=())
     data = codec.to_json(manifest)
     assert data.decode().count("\\udcff") == 1
     assert codec.from_json(RankManifest, data) == manifest
