@@ -64,7 +64,9 @@ class Restorer:
         """None when the checkpoint is damaged: an older one will be offered (C4)."""
         which = f"checkpoint {offer.attempt}/{offer.save} (boundary {offer.boundary})"
         try:
-            generators = load_image(offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress)
+            generators = load_image(
+                offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress, finite=offer.finite
+            )
         except CheckpointDamaged as e:
             log.error("holdfast: %s is damaged: %s", which, e)
             self._link.send(ranks.LoadFailed(message=f"{which}: {e}", of_checkpoint=True))

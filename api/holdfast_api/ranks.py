@@ -69,6 +69,8 @@ class RestoreReady:
     save: int
     boundary: int
     tensors: tuple[TensorEntry, ...]
+    finite: bool = False
+    """Trained parameters and optimizer state were seen to be finite when this image was saved (C4), and its bytes are those: no second look is needed."""
 
 
 @dataclass(frozen=True, slots=True)

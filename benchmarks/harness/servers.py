@@ -55,18 +55,18 @@ class SinkServer(Server):
 
 
 @contextlib.contextmanager
-def sink(folder: Path, *, keep: bool = False) -> Iterator[SinkServer]:
-    """`keep`: bodies are kept in a folder in memory and can be read back."""
-    port_file, kept = folder / "sink-port", folder / "sink-objects"
+def sink(folder: Path, *, keep: Path | None = None) -> Iterator[SinkServer]:
+    """`keep`: the folder in which bodies are kept, to be read back; without one they are read and dropped."""
+    port_file = folder / "sink-port"
     port_file.unlink(missing_ok=True)
     if keep:
-        kept.mkdir(exist_ok=True)
+        keep.mkdir(exist_ok=True)
     command = [
         sys.executable,
         "-m",
         "benchmarks.harness.sink",
         str(port_file),
-        *(["--keep", str(kept)] if keep else []),
+        *(["--keep", str(keep)] if keep else []),
     ]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:

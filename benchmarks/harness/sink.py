@@ -1,6 +1,6 @@
 """An S3 server for measuring clients: takes and gives bytes at a stated rate and costs as little processor time as it can.
 
-It keeps small objects in memory; the bodies of large ones are discarded in the kernel and only counted, or kept in a folder in memory if it is told to keep
+It keeps small objects in memory; the bodies of large ones are discarded in the kernel and only counted, or kept in a folder if it is told to keep
 them, to be read back. No signature is looked at. A checksum is verified where the object is small enough to be kept in this process; what it means for large
 ones is that the client has to compute it. Conditional puts, listings and multipart uploads behave as in S3.
 

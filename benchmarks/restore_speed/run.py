@@ -24,7 +24,8 @@ def main() -> None:
     state = states.make(scale.mebibytes)
     disk, memory = settings.disk(), settings.memory()
     try:
-        with servers.sink(memory, keep=True) as sink:
+        # On the disk: three formats of the state in memory beside every reader's own copies were more than 24 GiB.
+        with servers.sink(memory, keep=disk / "server") as sink:
             sources = lay_down(state, disk, memory, sink)
             arena = readers.prefaulted(sources, memory)
             print("   from the local disk", flush=True)

@@ -134,7 +134,8 @@ def _load(disk: Path, memory: Path) -> Contender:
             registry = Registry(made.parts)
             registry.capture(Progress(), window_open=False)
             with metered(image.manifest.image_bytes) as work:
-                load_image(str(image.path), image.manifest.image_bytes, image.manifest.tensors, registry, Progress())
+                m = image.manifest
+                load_image(str(image.path), m.image_bytes, m.tensors, registry, Progress(), finite=True)
             yield work.sample()
             del made, registry
             yield None

@@ -1,16 +1,20 @@
 """C3: what a member does while it fetches, when the store is away, the node's disk fails, or a checkpoint that was refused has been mended."""
 
 import asyncio
+import json
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from holdfast_agent import restore, restoring
+from holdfast_agent.peers import LATER
 from holdfast_api import layout
 from holdfast_api.messages import BlockedReason
-from holdfast_api.ranks import Hello
+from holdfast_api.ranks import Hello, RestoreReady
 from holdfast_store.errors import Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.local import LocalTier
 from holdfast_store.memory import Effect, Fault
@@ -155,6 +159,27 @@ async def test_what_every_rank_has_loaded_is_known_to_be_finite(tmp_path: Path) 
     member.restoring.loaded(member.shared.crew.ranks[0])
     assert member.record.restored is not None
     assert member.record.restored.finite is True
+
+
+@pytest.mark.parametrize("seen", [True, False, None])
+async def test_a_rank_is_told_whether_somebody_has_looked_at_what_it_is_to_load(
+    tmp_path: Path, seen: bool | None
+) -> None:
+    """C4: only what was seen to be finite when it was saved needs no second look."""
+    member, sent = Member(tmp_path), []
+    rank = member.shared.crew.ranks[0]
+    rank.link = SimpleNamespace(open=True, send=sent.append)  # type: ignore[assignment]
+    rank.wants_restore = True
+    offer = member.resolved()
+    commit = json.loads(offer.commit)
+    commit["ranks"][0]["finite"] = seen
+    offer = replace(offer, commit=json.dumps(commit), load=True)
+    while (answer := await member.restoring.resolved(offer)) is LATER:
+        pass
+    assert answer.rejection is None
+    (ready,) = sent
+    assert isinstance(ready, RestoreReady)
+    assert ready.finite is (seen is True)
 
 
 async def test_what_directory_mode_puts_back_is_not_known_to_be_finite(tmp_path: Path) -> None:

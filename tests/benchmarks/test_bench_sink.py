@@ -17,7 +17,7 @@ from holdfast_store.opening import open_bucket
 
 @pytest.fixture
 def sink(tmp_path: Path) -> Iterator[servers.SinkServer]:
-    with servers.sink(tmp_path, keep=True) as server:
+    with servers.sink(tmp_path, keep=tmp_path / "objects") as server:
         yield server
 
 

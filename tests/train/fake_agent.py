@@ -56,6 +56,7 @@ class FakeAgent:
         self.path = str(directory / "agent.sock")
         self.restore_from: dict[int, list[Image]] = {}
         self.refuse_restore = self.refuse_plan = ""
+        self.seen_finite = False
         self.keep_slots = False
         self.forget_images = False
         """For runs that capture often and restore seldom."""
@@ -182,7 +183,7 @@ class FakeAgent:
             return ranks.StartFresh()
         image = connection.offers.pop(0)
         size = image.path.stat().st_size
-        return ranks.RestoreReady(str(image.path), size, 1, 1, image.boundary, image.entries)
+        return ranks.RestoreReady(str(image.path), size, 1, 1, image.boundary, image.entries, self.seen_finite)
 
     def _make_slots(self, connection: Connection, plan: ranks.Plan) -> ranks.FromAgent:
         if self.refuse_plan:

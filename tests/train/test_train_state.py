@@ -211,6 +211,26 @@ def test_a_checkpoint_with_nan_is_refused_and_the_next_older_one_is_loaded(agent
     assert place in failed.message
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_was_seen_to_be_finite_at_the_save_is_not_read_once_more(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    """C4: the agent looked at these very bytes, and each chunk has been verified; a look of the library is for what nobody has looked at."""
+    model = nn.Linear(64, 64)
+    ckpt = holdfast.Checkpointer(model=model)
+    ckpt.restore()
+    ckpt.step()
+    ckpt.finish()
+    agent.restore_from = {0: [agent.newest()]}
+    agent.seen_finite = seen
+    looks: list[object] = []
+    monkeypatch.setattr("holdfast.load.check_finite", lambda *a: looks.append(a))
+    again = nn.Linear(64, 64)
+    assert holdfast.Checkpointer(model=again).restore() == 1
+    assert torch.equal(again.weight, model.weight)
+    assert len(looks) == (0 if seen else 1)
+
+
 def test_a_frozen_parameter_may_be_infinite(agent: FakeAgent) -> None:
     """An additive mask, say. It is saved as it is, so it must be possible to go on with it."""
 
