@@ -7,7 +7,7 @@ import textwrap
 from types import ModuleType
 from typing import Any
 
-from holdfast_api import config, manifest, messages, peers, ranks
+from holdfast_api import config, manifest, messages, node_notices, peers, ranks
 
 HEAD = """# What the parts say to each other
 
@@ -19,7 +19,7 @@ A reader ignores fields that it does not know, and refuses an object without a f
 
 def render() -> str:
     parts = [HEAD]
-    for module in (messages, peers, ranks, manifest, config):
+    for module in (messages, peers, ranks, manifest, node_notices, config):
         parts.append(f"\n## {module.__name__}\n\n```\n{inspect.getdoc(module)}\n```\n")
         parts += [_type(cls) for cls in _types(module)]
     return "".join(parts)

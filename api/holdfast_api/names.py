@@ -54,6 +54,8 @@ AGENT_PORT = 8471
 OPERATOR_REPORT_PORT = 8470
 OPERATOR_METRICS_PORT = 8472
 OPERATOR_HEALTH_PORT = 8473
+NOTIFIER_PORT = 8474
+"""Notifier: /healthz, /readyz, /metrics; on the node itself where it runs in the network of its host."""
 RENDEZVOUS_PORT = 29500
 RENDEZVOUS_PORTS = 512
 """Attempt n uses RENDEZVOUS_PORT + n % RENDEZVOUS_PORTS: a straggler of another attempt cannot join the new group."""

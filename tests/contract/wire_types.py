@@ -8,10 +8,10 @@ import typing
 from datetime import UTC, datetime
 from typing import Any
 
-from holdfast_api import config, manifest, messages, peers, ranks
+from holdfast_api import config, manifest, messages, node_notices, peers, ranks
 from holdfast_api.layout import CheckpointRef
 
-MODULES = (messages, peers, manifest, config)
+MODULES = (messages, peers, manifest, node_notices, config)
 
 
 def schema_types() -> list[type[Any]]:

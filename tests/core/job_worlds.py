@@ -9,6 +9,7 @@ from holdfast_api.messages import AgentPhase, AgentReport, Cause, CheckpointInfo
 from holdfast_operator.core.actions import Action, Decision
 from holdfast_operator.core.decide import decide
 from holdfast_operator.core.observed import Heard, JobMeta, NodeCondition, NodeSeen, Observed, PodSeen, Refusal, Taint
+from holdfast_operator.core.signal_table import SignalRules
 from holdfast_operator.crd.v1alpha1 import (
     AttemptStatus,
     CheckpointStatus,
@@ -51,6 +52,7 @@ class JobWorld:
         self.watching_since = T0 - seconds(3600)
         self.refusals: tuple[Refusal, ...] = ()
         self.children_exist = True
+        self.signal_rules = SignalRules()
 
     # Time
 
@@ -198,6 +200,7 @@ class JobWorld:
             watching_since=self.watching_since,
             children_exist=self.children_exist,
             refusals=self.refusals,
+            signal_rules=self.signal_rules,
         )
 
     def decided(self) -> Decision:

@@ -1,5 +1,6 @@
 """Each trouble has one reason and a message with field, value and remedy; nothing is told twice; the phases are those of the table."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -128,3 +129,30 @@ def test_the_documentation_prints_the_phase_table_as_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
     for row in phases.TABLE:
         assert f"| {row.phase.value} | {row.entered} | {row.leaves} |" in page
+
+
+def test_a_node_whose_clock_is_wrong_is_named_until_it_is_right() -> None:
+    w = a_job().with_pods().training()
+    uid = "uid-1-1"
+
+    def hears(ahead: float) -> None:
+        w.heard[uid] = replace(w.heard[uid], ahead_seconds=ahead)
+
+    hears(4.0)
+    assert "ClocksAgree" not in {c.type for c in w.round().status.conditions}
+    hears(-62.3)
+    told = w.round()
+    found = condition(w.status, "ClocksAgree")
+    assert (found.status, found.reason) == ("False", "ClocksDiffer")
+    assert "worker 1 on node n1 is about 60 s behind" in found.message
+    assert "time synchronisation" in found.message
+    assert [e.reason for e in of_type(told, EmitEvent)] == ["ClocksDiffer"]
+    hears(-61.0)
+    assert not of_type(w.round(), EmitEvent)
+    assert condition(w.status, "ClocksAgree") == found, "no write for every second"
+    hears(-3.0)
+    assert w.round() is not None
+    assert condition(w.status, "ClocksAgree").status == "False"
+    hears(-1.0)
+    w.round()
+    assert condition(w.status, "ClocksAgree").status == "True"

@@ -8,7 +8,7 @@ import pytest
 from job_worlds import T0, JobWorld, a_job, of_type, seconds, sigterm
 
 from holdfast_api.messages import AgentPhase
-from holdfast_operator.core import signals
+from holdfast_operator.core import signal_table
 from holdfast_operator.core.actions import SendNotice
 from holdfast_operator.crd.v1alpha1 import NoticeStatus, Phase
 
@@ -81,8 +81,8 @@ CASES: list[tuple[str, Any, str, str, bool, float | None]] = [
         None,
     ),
     (
-        "AWS drain label acts",
-        label(f"{NTH}/action", "cordon-and-drain"),
+        "AWS node that was drained for a reboot",
+        label(f"{NTH}/action", "UncordonAfterReboot"),
         f"label:{NTH}/action",
         "maintenance",
         True,
@@ -287,19 +287,6 @@ def test_a_source_gives_its_notice(change: Any, source: str, cause: str, acting:
         assert w.status.phase in (Phase.EVACUATING, Phase.RECOVERING)
 
 
-def test_every_row_of_the_table_is_one_that_a_case_or_a_kindred_row_covers() -> None:
-    covered = {c[2] for c in CASES}
-    kindred = {
-        "taint:karpenter.sh/disruption", "condition:InstanceTerminating", "taint:cloud.google.com/maintenance-window-started",
-        "label:cloud.google.com/perform-maintenance", "condition:PreemptScheduled", "condition:TerminateScheduled",
-        "condition:RedeployScheduled", "condition:RebootScheduled", "condition:FreezeScheduled",
-        "taint:remediator.aks.microsoft.com/unschedulable", "taint:cloudprovider.azure.microsoft.com/draining",
-        "taint:ignore-taint.cluster-autoscaler.kubernetes.io/oke-impending-node-termination",
-        "taint:node.cloudprovider.kubernetes.io/shutdown", "taint:node.kubernetes.io/memory-pressure", "taint:node.kubernetes.io/pid-pressure",
-    }  # fmt: skip
-    assert {f"{r.kind}:{r.name}" for r in signals.TABLE} - covered == kindred
-
-
 def test_a_notice_keeps_its_time_and_its_deadline_in_later_rounds() -> None:
     w = world().tainted("n1", "aws-node-termination-handler/spot-itn")
     first = notice(w, "taint:aws-node-termination-handler/spot-itn")
@@ -323,6 +310,15 @@ def test_a_source_that_is_taken_back_is_withdrawn() -> None:
     w = world().change_node("n1", unschedulable=True)
     notice(w, "node:unschedulable")
     assert notice(w.change_node("n1", unschedulable=False), "node:unschedulable").withdrawn
+
+
+def test_a_worker_that_is_gone_shows_that_its_notice_was_true() -> None:
+    """A machine of the same name, back and clean, takes nothing back from a worker that was on the old one."""
+    w = world().tainted("n1", "aws-node-termination-handler/spot-itn")
+    w.round()
+    w.without_pod(1).change_node("n1", taints=()).after(1)
+    assert not notice(w, "taint:aws-node-termination-handler/spot-itn").withdrawn
+    assert w.status.preemptions[-1].cause == "spot"
 
 
 def test_a_source_whose_node_is_gone_has_withdrawn_nothing() -> None:
@@ -355,6 +351,7 @@ def test_notices_stay_within_their_bound_and_keep_the_same_ones() -> None:
 
 
 def test_the_documentation_lists_every_source() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
-    missing = [r.name for r in signals.TABLE if f"{r.kind} `{r.name}" not in page]
+    page = (Path(__file__).parents[2] / "docs" / "notices.md").read_text()
+    missing = [r.name for r in signal_table.TABLE if f"{r.kind} `{r.name}" not in page]
     assert not missing
+    assert not [d.reason for d in signal_table.DISRUPTIONS if d.reason not in page]

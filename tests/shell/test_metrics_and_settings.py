@@ -105,10 +105,19 @@ def test_arguments_come_before_environment_before_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--metrics-port", "x"], ["--metrics-port", "70000"], ["--log-level", "loud"], ["--log-format", "xml"]]
-)
+    "wrong",
+    [["--metrics-port", "x"], ["--metrics-port", "70000"], ["--log-level", "loud"], ["--log-format", "xml"],
+     ["--node-shutdown-seconds", "-1"], ["--node-events", "yes"], ["--signals", "[1]"], ["--signals", "{"]]
+)  # fmt: skip
 def test_a_wrong_argument_is_named(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as e:
         settings.parse(wrong, {})
     assert e.value.code == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+def test_what_the_cluster_owner_says_of_announcements_is_read() -> None:
+    row = '[{"kind": "taint", "name": "example.com/going", "cause": "spot", "deadlineSeconds": 30}]'
+    found = settings.parse(["--signals", row, "--node-shutdown-seconds", "45", "--node-events", "true"], {})
+    assert [r.name for r in found.signal_rules.own] == ["example.com/going"]
+    assert (found.signal_rules.node_shutdown_seconds, found.node_events, found.node_claims) == (45, True, False)

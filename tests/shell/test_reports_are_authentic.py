@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -121,3 +121,12 @@ async def test_only_this_one_path_and_method_exists(desk: Desk) -> None:
     for method, path in (("GET", "/v1/reports"), ("POST", "/"), ("POST", "/v1/notice")):
         async with desk.client.request(method, path) as response:
             assert response.status in (404, 405)
+
+
+def test_of_several_reports_the_one_that_travelled_fastest_shows_how_clocks_differ() -> None:
+    book = ReportBook()
+    for number, delay in enumerate((9.0, 0.1, 30.0), 1):
+        sent = NOW + timedelta(seconds=100 * number)
+        arrived = sent - timedelta(seconds=60) + timedelta(seconds=delay)  # the agent's clock is a minute ahead
+        book.add(dataclasses.replace(REPORT, sent_at=sent, sequence=number), arrived)
+    assert book.of({"pod-uid"})["pod-uid"].ahead_seconds == pytest.approx(59.9)

@@ -9,6 +9,7 @@
 | StorageReady    | the store was reached and probed                                  |
 | LocalStorageReady | nodes take copies; only there once one did not              |
 | CheckpointUsable| there is a committed checkpoint that nothing speaks against       |
+| ClocksAgree     | nodes and operator have the same time; only there once they had not |
 | CheckpointFinite| the newest checkpoint holds no NaN; only there once one did   |
 | Succeeded       | all workers have finished                                         |
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast_api.messages import BlockedReason
+from holdfast_api.signing import LIFETIME_SECONDS
 from holdfast_operator.core import failures, finish, interruptions, suspend, suspicion
 from holdfast_operator.core.membership import describe_worker, members
 from holdfast_operator.core.observed import Observed
@@ -30,12 +32,16 @@ _STORAGE = (
     BlockedReason.STORAGE_UNREACHABLE.value,
 )
 MAX_MESSAGE = 8000
+CLOCKS_DIFFER_SECONDS, CLOCKS_AGREE_SECONDS = 5.0, 2.0
+"""More than the first is said, until it is less than the second."""
 LOCAL = "LocalStorageReady"
 FINITE = "CheckpointFinite"
 NOT_FINITE = "NotFinite"
 REPLICAS = "ReplicasAgree"
 DIFFER = "ReplicasDiffer"
 """Memory or a processor has changed bits, or ranks have come apart: what is saved from now on may be wrong."""
+CLOCKS = "ClocksAgree"
+CLOCKS_DIFFER = "ClocksDiffer"
 UNSAVED = "FinishedUnsaved"
 """The script ended well, and its last state is in no checkpoint."""
 SAVES_FAIL = "SavesFail"
@@ -94,6 +100,7 @@ def _all(
     yield _checkpoint(seen, status, trouble)
     yield from _finite(status)
     yield from _replicas(status)
+    yield from _clocks(seen, status)
     yield _succeeded(seen, status)
 
 
@@ -254,6 +261,32 @@ def _replicas(status: TrainingJobStatus) -> Iterator[_Now]:
         yield _Now(REPLICAS, "False", DIFFER, f"{words}. {kept}; look at the machines of these ranks")
     elif any(c.type == REPLICAS for c in status.conditions):
         yield _Now(REPLICAS, "True", "Agree", f"{newest.name} at step {newest.step}" if newest else "no checkpoint")
+
+
+def _clocks(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
+    """Deadlines are read by the operator's clock, so a difference costs nothing until signatures look too old; it should be mended all the same."""
+    before = next((c for c in status.conditions if c.type == CLOCKS), None)
+    differ = before is not None and before.status == "False"
+    allowed = CLOCKS_AGREE_SECONDS if differ else CLOCKS_DIFFER_SECONDS
+    heard = ((w, seen.heard.get(w.member.pod_uid)) for w in members(seen, status.attempt))
+    wrong = [(w, h.ahead_seconds) for w, h in heard if h is not None and abs(h.ahead_seconds) > allowed]
+    if wrong:
+        told = "; ".join(
+            f"{describe_worker(w.member.worker, w.member.node)} is about {_coarse(ahead)}" for w, ahead in wrong[:4]
+        )
+        words = (
+            f"{told}. Deadlines are read by the operator's clock; beyond {LIFETIME_SECONDS} s its orders are refused. Set up time synchronisation on these "
+            "nodes, or on the operator's"
+        )
+        yield _Now(CLOCKS, "False", CLOCKS_DIFFER, words)
+    elif before is not None:
+        yield _Now(CLOCKS, "True", "Agree", "the clocks of all nodes agree with the operator's")
+
+
+def _coarse(ahead_seconds: float) -> str:
+    """In words that stay the same while the clocks do."""
+    step = 5 if abs(ahead_seconds) < 120 else 60
+    return f"{round(abs(ahead_seconds) / step) * step} s {'ahead' if ahead_seconds > 0 else 'behind'}"
 
 
 def _what_is_not(checkpoint: CheckpointStatus) -> str:

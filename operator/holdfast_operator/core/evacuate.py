@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from holdfast_api.messages import Cause, Notice, NoticeOrder
+from holdfast_operator.core import deadlines
 from holdfast_operator.core.actions import DeletePod, SendNotice
 from holdfast_operator.core.membership import MemberSeen, members
-from holdfast_operator.core.merge import deadline_of
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import NoticeStatus, TrainingJobStatus
 
@@ -46,7 +46,7 @@ def silence_ends(seen: Observed, status: TrainingJobStatus, who: MemberSeen) -> 
     noticed_at = min(n.noticed_at for n in found)
     if who.last_heard is not None and who.last_heard > noticed_at:
         return None
-    deadline = min(deadline_of(n, seen.spec.notices.default_deadline_seconds) for n in found)
+    deadline = deadlines.earliest(found, deadlines.Limits.of(seen))
     # An operator that has just started gives the agent the same time to answer.
     return max(noticed_at, seen.watching_since) + min(ANSWER_WITHIN, (deadline - noticed_at) / 3)
 

@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from holdfast_api.messages import Cause
 from holdfast_operator.core import finish
 from holdfast_operator.core.actions import EmitEvent
-from holdfast_operator.core.conditions import DIFFER, FINITE, LOCAL, NOT_FINITE, REPLICAS, SAVES_FAIL, UNSAVED
+from holdfast_operator.core.conditions import (
+    CLOCKS,
+    CLOCKS_DIFFER,
+    DIFFER,
+    FINITE,
+    LOCAL,
+    NOT_FINITE,
+    REPLICAS,
+    SAVES_FAIL,
+    UNSAVED,
+)
 from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, SuspicionState, TrainingJobStatus
 
 _QUIET_CAUSES = (Cause.PERIODIC.value,)
@@ -132,7 +142,7 @@ def _saves_fail(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator
     local, before_that = _of_type(after, LOCAL), _of_type(before, LOCAL)
     if local is not None and local.status == "False" and (before_that is None or before_that.reason != local.reason):
         yield EmitEvent(local.reason, local.message[:1000], warning=True)
-    for kind, reason in ((FINITE, NOT_FINITE), (REPLICAS, DIFFER)):
+    for kind, reason in ((FINITE, NOT_FINITE), (REPLICAS, DIFFER), (CLOCKS, CLOCKS_DIFFER)):
         found, known = _of_type(after, kind), _of_type(before, kind)
         if found is not None and found.status == "False" and (known is None or known.status != "False"):
             yield EmitEvent(reason, found.message[:1000], warning=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from holdfast_api.messages import AgentPhase, Cause, Exit, Stage
-from holdfast_operator.core import blame, failures, loss, merge
+from holdfast_operator.core import blame, deadlines, failures, loss, merge
 from holdfast_operator.core.membership import MemberSeen, boundary_of, exit_of, has_ended, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
@@ -55,7 +55,7 @@ def superseded_by(whos: Iterable[MemberSeen], attempt: int) -> int:
 
 
 def _from_notices(seen: Observed, status: TrainingJobStatus, whos: tuple[MemberSeen, ...]) -> PreemptionStatus | None:
-    merged = merge.merge(status.notices, seen.spec.notices.default_deadline_seconds)
+    merged = merge.merge(status.notices, deadlines.Limits.of(seen))
     if merged is None:
         return None
     return _entry(status, whos).model_copy(

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from holdfast_api.messages import AgentReport
+from holdfast_operator.core.signal_table import NO_RULES, SignalRules
 from holdfast_operator.crd.v1alpha1 import TrainingJobSpec, TrainingJobStatus
 
 
@@ -42,6 +43,16 @@ class NodeCondition:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeEvent:
+    """An Event about a node. It announces for as long as the API server keeps it, and is never taken back."""
+
+    reason: str
+    message: str = ""
+    at: datetime | None = None
+    """Of the last time that it was told."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSeen:
     name: str
     ready: bool = True
@@ -53,6 +64,7 @@ class NodeSeen:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleting_since: datetime | None = None
+    events: tuple[NodeEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +126,9 @@ class Heard:
 
     report: AgentReport
     at: datetime
+    ahead_seconds: float = 0.0
+    """Of its last reports: how far its machine's clock is ahead of the operator's; negative: behind. A report takes time, so the one that travelled fastest
+    counts."""
 
 
 class RefusalKind(StrEnum):
@@ -153,5 +168,7 @@ class Observed:
     """The API server has seen a pod of this generation's spec.template, for real or as a dry run."""
     refusals: tuple[Refusal, ...] = ()
     """What the API server refused and has not taken since."""
+    signal_rules: SignalRules = NO_RULES
+    """What the operator was told at its start about announcements."""
     spec_error: str = ""
     """The stored spec cannot be read (an older CRD): names the field."""

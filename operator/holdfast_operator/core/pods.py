@@ -92,6 +92,12 @@ def labels(job: JobMeta) -> dict[str, str]:
     return {names.LABEL_JOB: job.name, names.LABEL_JOB_UID: job.uid, names.LABEL_MANAGED: names.MANAGED_BY}
 
 
+def grace_seconds(spec: TrainingJobSpec) -> int:
+    """Of every pod of the job."""
+    given = (spec.template.get("spec") or {}).get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
+    return given if isinstance(given, int) and given >= 0 else DEFAULT_GRACE_SECONDS
+
+
 def trainer_of(pod_spec: Manifest) -> Manifest:
     """The container named `trainer`, else the first (G3)."""
     containers: list[Manifest] = pod_spec["containers"]

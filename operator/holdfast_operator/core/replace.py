@@ -68,7 +68,7 @@ def usable(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) -> Po
 
 def avoided(seen: Observed, status: TrainingJobStatus) -> tuple[str, ...]:
     """Nodes that a new pod must not go to: announced to go, or silent under a member. A node that is gone needs no naming."""
-    doomed = {name for name, node in seen.nodes.items() if any(s.acting for s in node_signals(node))}
+    doomed = {name for name, node in seen.nodes.items() if any(s.acting for s in node_signals(node, seen.signal_rules))}
     silent = {w.node.name for w in members(seen, status.attempt) if w.node is not None and not w.node.ready}
     # A node object that is gone cannot be scheduled to; naming it would only fill the list.
     return tuple(sorted(doomed | silent))[:MAX_AVOID]
@@ -89,7 +89,9 @@ def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, di
 def _is_done(seen: Observed, pod: PodSeen) -> bool:
     node = seen.nodes.get(pod.node) if pod.node else None
     report = report_of(seen, pod.uid)
-    if pod.ended or pod.deleting or is_doomed(pod, node) or (report is not None and report.exit is not None):
+    if pod.ended or pod.deleting or (report is not None and report.exit is not None):
+        return True
+    if is_doomed(pod, node, seen.signal_rules):
         return True
     return bool(pod.node) and _gone(node)
 

@@ -461,6 +461,14 @@ class AttemptStatus(Model):
     """When every rank had taken a new step."""
 
 
+class Confidence(StrEnum):
+    """How sure it is that a worker goes, whenever that is."""
+
+    CERTAIN = "Certain"
+    LIKELY = "Likely"
+    POSSIBLE = "Possible"
+
+
 class NoticeStatus(Model):
     """One notice (F1), kept after pod and node are gone."""
 
@@ -482,6 +490,8 @@ class NoticeStatus(Model):
     """It may still be taken back by its source."""
     withdrawn: bool = False
     """It has been taken back by its source."""
+    confidence: Confidence = Confidence.LIKELY
+    """How sure it is that the worker goes."""
     detail: Message = ""
     """What the source said."""
 

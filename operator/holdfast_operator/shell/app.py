@@ -20,6 +20,7 @@ from holdfast_operator.shell.jobs import Jobs, Shared
 from holdfast_operator.shell.kube import Access, ApiError, Kube, retry_wait
 from holdfast_operator.shell.leader import Lease
 from holdfast_operator.shell.metrics import Metrics
+from holdfast_operator.shell.nodes import Nodes
 from holdfast_operator.shell.reportbook import ReportBook
 from holdfast_operator.shell.reports import ReportServer
 from holdfast_operator.shell.settings import Settings
@@ -40,7 +41,7 @@ class Operator:
         self.book = ReportBook()
         self._pods_by_job: dict[str, dict[str, PodSeen]] = {}
         self._pod_owners: dict[str, tuple[str, str]] = {}
-        self._nodes: dict[str, NodeSeen] = {}
+        self._nodes: Nodes | None = None
         self._jobs: Jobs | None = None
         self._shared: Shared | None = None
         self.active = False
@@ -51,7 +52,7 @@ class Operator:
         return tuple(sorted(self._pods_by_job.get(job_uid, {}).values(), key=lambda p: (p.worker, p.serial)))
 
     def nodes(self) -> dict[str, NodeSeen]:
-        return self._nodes
+        return self._nodes.seen() if self._nodes is not None else {}
 
     # What changed
 
@@ -69,13 +70,9 @@ class Operator:
         if self._jobs is not None:
             self._jobs.wake(job_uid, node_or_pod=True)
 
-    def _node_changed(self, item: dict[str, Any], node: NodeSeen) -> None:
-        if self._node_cache.holds(item["metadata"]["uid"]):
-            self._nodes = {**self._nodes, node.name: node}
-        else:
-            self._nodes = {k: v for k, v in self._nodes.items() if k != node.name}
+    def _node_changed(self, name: str) -> None:
         if self._jobs is not None:
-            self._jobs.wake_node(node.name)
+            self._jobs.wake_node(name)
 
     def _reported(self, job_uid: str) -> None:
         self.metrics.reports.inc()
@@ -103,7 +100,10 @@ class Operator:
         master = await _patiently(lambda: keys.master_key(kube, self._settings.namespace))
         context = PodContext(self._settings.report_url, await _patiently(lambda: _knows_restart_rules(kube)))
         self._pod_cache = self._cache(kube, "pods", translate.pod, self._pod_changed)
-        self._node_cache = Cache(kube, "/api/v1/nodes", convert=translate.node, changed=self._node_changed)
+        rules = self._settings.signal_rules
+        self._nodes = Nodes(
+            kube, self._node_changed, rules, events=self._settings.node_events, claims=self._settings.node_claims
+        )
         agents = AgentClient(
             master, self.book, self._reported, self.metrics.orders_failed.inc, self._settings.agent_port
         )
@@ -122,14 +122,14 @@ class Operator:
             background=background,
             pod_made=self._pod_cache.put,
         )
-        self._shared = Shared(kube, self, self.book, agents, executor, self.metrics, datetime.now(UTC))
+        self._shared = Shared(kube, self, self.book, agents, executor, self.metrics, datetime.now(UTC), rules)
         self._jobs = Jobs(self._shared)
         stack.push_async_callback(self._jobs.close)
         await self._serve_reports(stack, kube)
         self.active = True
         self.metrics.leader.set(1)
         work: list[Coroutine[Any, Any, None]] = [
-            self._pod_cache.run(), self._node_cache.run(), self._serve_jobs(), self._jobs.ask_silent_agents(), self._tidy(),
+            self._pod_cache.run(), *(c.run() for c in self._nodes.caches()), self._serve_jobs(), self._jobs.ask_silent_agents(), self._tidy(),
         ]  # fmt: skip
         if self._settings.leader_election:
             work.append(lease.hold())
@@ -144,8 +144,9 @@ class Operator:
     async def _serve_jobs(self) -> None:
         """kopf starts only when pods and nodes are known: before that an absent pod would look like a lost one."""
         assert self._jobs is not None
+        assert self._nodes is not None
         await self._pod_cache.synced.wait()
-        await self._node_cache.synced.wait()
+        await self._nodes.cache.synced.wait()
         registry = kinds.registry(changed=self._jobs.offer, gone=self._jobs.remove)
         await kinds.run(registry, self._settings.watch_namespace)
 
@@ -165,13 +166,17 @@ class Operator:
             lambda: self._shared.last_round if self._shared else 0.0,
             lambda: bool(self._jobs and self._jobs.statuses()),
         )
-        refresh = lambda: self.metrics.set_jobs(self._jobs.statuses() if self._jobs else [])  # noqa: E731
         for app, port in (
             (health, self._settings.health_port),
-            (serving.metrics_app(self.metrics, refresh), self._settings.metrics_port),
+            (serving.metrics_app(self.metrics, self._refresh_metrics), self._settings.metrics_port),
         ):
             runner, _ = await serving.serve(app, port)
             stack.push_async_callback(runner.cleanup)
+
+    def _refresh_metrics(self) -> None:
+        self.metrics.set_jobs(self._jobs.statuses() if self._jobs else [])
+        if self._shared is not None:
+            self.metrics.clock_skew.set(self._shared.kube.skew_seconds)
 
     async def _serve_reports(self, stack: contextlib.AsyncExitStack, kube: Kube) -> None:
         server = ReportServer(Tokens(kube), self.book, self._find_pod, self._reported)

@@ -18,6 +18,7 @@ from holdfast_api.messages import AgentPhase
 from holdfast_operator.core.actions import CreatePod, DeletePod, PodAddress, SendNotice
 from holdfast_operator.core.decide import decide
 from holdfast_operator.core.observed import JobMeta, NodeSeen, Observed, PodSeen
+from holdfast_operator.core.signal_table import NO_RULES, SignalRules
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobSpec, TrainingJobStatus
 from holdfast_operator.shell import translate
 from holdfast_operator.shell.agents import AgentClient
@@ -55,6 +56,7 @@ class Shared:
     executor: Executor
     metrics: Metrics
     started_at: datetime
+    signal_rules: SignalRules = NO_RULES
     last_round: float = field(default_factory=time.monotonic)
     """Monotonic time of the last completed round of any job, for /healthz."""
 
@@ -176,6 +178,7 @@ class JobLoop:
             children_exist=self._memory.children_exist(),
             template_checked=self._memory.template_is_checked(datetime.now(UTC)),
             refusals=tuple(self._memory.refusals.values()),
+            signal_rules=self._shared.signal_rules,
             spec_error=error,
         )
 

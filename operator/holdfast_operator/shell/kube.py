@@ -7,6 +7,7 @@ a few fields of many pods, and turning each into typed models costs more than ev
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,13 @@ import aiohttp
 from kubernetes import client as official_client
 from kubernetes import config as official_config
 
+from holdfast_api import moments
+
 Object = dict[str, Any]
 TOKEN_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 REQUEST_SECONDS = 30.0
+QUICK_SECONDS = 2.0
+"""An answer that took longer shows nothing of clocks."""
 CONNECT_SECONDS = 5.0
 WATCH_SECONDS = 290
 WATCH_SILENCE_SECONDS = 70.0
@@ -83,6 +88,8 @@ class Kube:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._session: aiohttp.ClientSession | None = None
+        self.skew_seconds = 0.0
+        """This machine's clock minus the API server's, by its newest answer; exact to about a second."""
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, connect=CONNECT_SECONDS)
@@ -155,10 +162,12 @@ class Kube:
         self, method: str, path: str, body: Object | None = None, query: dict[str, str] | None = None
     ) -> Object:
         assert self._session is not None
+        began = time.time()
         try:
             async with self._session.request(
                 method, self._access.host + path, json=body, params=query, headers=self._access.headers()
             ) as response:
+                self._compare_clocks(response.headers.get("Date", ""), began, time.time())
                 text = await response.text()
                 if response.status >= 400:
                     raise _error(response.status, text)
@@ -168,6 +177,12 @@ class Kube:
         if not isinstance(found, dict):
             raise ApiError(0, "NotAnObject", f"{method} {path} was not answered by an API server")
         return found
+
+    def _compare_clocks(self, date: str, began: float, answered: float) -> None:
+        """The answer was dated, in whole seconds, somewhere between the two; of a slow one nobody knows where."""
+        there = moments.in_text(date)
+        if there is not None and answered - began <= QUICK_SECONDS:
+            self.skew_seconds = (began + answered) / 2 - (there.timestamp() + 0.5)
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -79,6 +79,11 @@ class Metrics:
             "holdfast_agent_orders_failed", "Orders that an agent did not take in.", registry=r
         )
         self.reports = Counter("holdfast_agent_reports", "Reports that were accepted.", registry=r)
+        self.clock_skew = Gauge(
+            "holdfast_operator_clock_skew_seconds",
+            "This machine's clock minus the API server's, by its newest answer; exact to about a second.",
+            registry=r,
+        )
         self._begin_at_zero()
         self.leader = Gauge("holdfast_leader", "1 while this process is the active operator.", registry=r)
 

@@ -1,6 +1,8 @@
-"""Every verb that the operator uses; the chart's RBAC is compared with it (S8). (group, resource, verbs, scope), scope `cluster` or `own-namespace`."""
+"""Every verb that the operator uses; the chart's RBAC is compared with it (S8). (group, resource, verbs, scope), scope `cluster`, `own-namespace` or the
+name of a namespace."""
 
-PERMISSIONS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
+Permission = tuple[str, str, tuple[str, ...], str]
+PERMISSIONS: tuple[Permission, ...] = (
     ("holdfast.dev", "trainingjobs", ("get", "list", "watch"), "cluster"),
     ("holdfast.dev", "trainingjobs/status", ("update",), "cluster"),
     ("", "pods", ("create", "delete", "get", "list", "watch"), "cluster"),
@@ -13,3 +15,8 @@ PERMISSIONS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("", "secrets", ("get", "create"), "own-namespace"),
     ("coordination.k8s.io", "leases", ("get", "create", "update"), "own-namespace"),
 )
+OPTIONAL: dict[str, tuple[Permission, ...]] = {
+    "notices.nodeEvents": (("", "events", ("list", "watch"), "default"),),
+    "notices.nodeClaims": (("karpenter.sh", "nodeclaims", ("list", "watch"), "cluster"),),
+}
+"""Only where the chart's value of this name is true."""

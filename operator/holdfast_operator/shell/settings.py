@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast_api import names
+from holdfast_operator.core import custom_signals
+from holdfast_operator.core.signal_table import NO_RULES, Row, SignalRules
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -30,6 +32,12 @@ class Settings:
     metrics_port: int = names.OPERATOR_METRICS_PORT
     health_port: int = names.OPERATOR_HEALTH_PORT
     agent_port: int = names.AGENT_PORT
+    signal_rules: SignalRules = NO_RULES
+    """The cluster owner's own rows and what is known of the nodes' shutdown."""
+    node_events: bool = False
+    """Read Events about nodes too."""
+    node_claims: bool = False
+    """Read Karpenter's NodeClaims too."""
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
@@ -52,6 +60,13 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     option("--report-port", "HOLDFAST_REPORT_PORT", str(names.OPERATOR_REPORT_PORT), "port of the report server")
     option("--metrics-port", "HOLDFAST_METRICS_PORT", str(names.OPERATOR_METRICS_PORT), "port of /metrics")
     option("--health-port", "HOLDFAST_HEALTH_PORT", str(names.OPERATOR_HEALTH_PORT), "port of /healthz and /readyz")
+    option("--signals", "HOLDFAST_SIGNALS", "", "JSON list of taints, conditions, … of nodes that announce something")
+    option(
+        "--node-shutdown-seconds", "HOLDFAST_NODE_SHUTDOWN_SECONDS", "0",
+        "what kubelets leave ordinary pods when they shut their node down (shutdownGracePeriod less shutdownGracePeriodCriticalPods); 0: not known",
+    )  # fmt: skip
+    option("--node-events", "HOLDFAST_NODE_EVENTS", "false", "true: Events about nodes are notices too")
+    option("--node-claims", "HOLDFAST_NODE_CLAIMS", "false", "true: Karpenter's NodeClaims say by when a node ends")
     args = parser.parse_args(argv)
     return Settings(
         namespace=args.namespace,
@@ -65,6 +80,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         report_port=_port(parser, "--report-port", args.report_port),
         metrics_port=_port(parser, "--metrics-port", args.metrics_port),
         health_port=_port(parser, "--health-port", args.health_port),
+        signal_rules=SignalRules(
+            _signals(parser, args.signals), _seconds(parser, "--node-shutdown-seconds", args.node_shutdown_seconds)
+        ),
+        node_events=_one_of(parser, "--node-events", args.node_events, ("true", "false")) == "true",
+        node_claims=_one_of(parser, "--node-claims", args.node_claims, ("true", "false")) == "true",
     )
 
 
@@ -79,6 +99,19 @@ def _one_of(parser: argparse.ArgumentParser, name: str, value: str, allowed: tup
     if value not in allowed:
         parser.error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
     return value
+
+
+def _signals(parser: argparse.ArgumentParser, text: str) -> tuple[Row, ...]:
+    try:
+        return custom_signals.parse(text)
+    except custom_signals.BadSignals as e:
+        parser.error(f"--{e}")
+
+
+def _seconds(parser: argparse.ArgumentParser, name: str, value: str) -> int:
+    if not value.isdigit() or int(value) > 86_400:
+        parser.error(f"{name} is {value!r}; it must be a number of seconds, at most 86400")
+    return int(value)
 
 
 def _port(parser: argparse.ArgumentParser, name: str, value: str) -> int:
