@@ -1,16 +1,39 @@
-"""Absolute deadlines, as they travel between parts, turned into waits. The only place of the agent that reads the wall clock for them."""
+"""Absolute deadlines, as they travel between parts, turned into waits. The only place of the agent that reads the wall clock for them.
+
+Moments are the operator's. Where this machine's wall clock differs from the operator's by more than a message can explain (skew.py), `now` is the operator's
+time; so agents of machines whose clocks differ mean the same moment by the same deadline.
+"""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
+from holdfast_agent.skew import Skew
+
 _wall: Callable[[], float] = time.time
 _steady: Callable[[], float] = time.monotonic
+_skew = Skew()
 
 
 def now() -> datetime:
+    wall = _wall()
+    return datetime.fromtimestamp(wall - _skew.believed(wall, _steady()), UTC)
+
+
+def machines_now() -> datetime:
+    """By this machine's own clock, however wrong it is."""
     return datetime.fromtimestamp(_wall(), UTC)
+
+
+def heard_operator(signed_at: float) -> None:
+    """The operator has signed something at this time of its clock (Unix seconds), and it has arrived now."""
+    _skew.heard(signed_at, _steady())
+
+
+def skew_seconds() -> float | None:
+    """This machine's clock minus the operator's, exact to about a second; None while nothing has been heard."""
+    return _skew.of(_wall(), _steady())
 
 
 def monotonic() -> float:
@@ -21,13 +44,20 @@ def monotonic() -> float:
 @contextlib.contextmanager
 def simulated(seconds: Callable[[], float]) -> Iterator[None]:
     """For simulations: both clocks are `seconds`, of whatever time that is."""
-    global _wall, _steady
-    before = _wall, _steady
-    _wall = _steady = seconds
+    with replaced(seconds, seconds):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(wall: Callable[[], float], steady: Callable[[], float]) -> Iterator[None]:
+    """As if this were another machine, which has heard nothing of an operator."""
+    global _wall, _steady, _skew
+    before = _wall, _steady, _skew
+    _wall, _steady, _skew = wall, steady, Skew()
     try:
         yield
     finally:
-        _wall, _steady = before
+        _wall, _steady, _skew = before
 
 
 class Deadline:

@@ -243,8 +243,11 @@ class Evacuation:
     # ---- inside
 
     def _merged(self) -> notices.Merged:
+        config = self._shared.settings.config
         return notices.merge(
-            self._shared.record.notices.values(), default_seconds=self._shared.settings.config.notice_seconds
+            self._shared.record.notices.values(),
+            default_seconds=config.notice_seconds,
+            grace_seconds=config.grace_seconds,
         )
 
     def _being_deleted(self) -> bool:

@@ -139,7 +139,9 @@ class Gates:
         record, config = self._shared.record, self._shared.settings.config
         if not record.evacuating:
             return wire.CloseGate(round, lease_seconds)
-        deadline = notices.merge(record.notices.values(), default_seconds=config.notice_seconds).deadline
+        deadline = notices.merge(
+            record.notices.values(), default_seconds=config.notice_seconds, grace_seconds=config.grace_seconds
+        ).deadline
         left = Deadline(deadline).remaining if deadline is not None else None
         return wire.CloseGate(round, lease_seconds, evacuating=True, seconds=left)
 

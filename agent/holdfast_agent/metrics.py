@@ -114,6 +114,11 @@ class Metrics:
         self.rejected = Counter(
             "holdfast_agent_rejected_checkpoints", "Checkpoints that were tried and refused.", registry=r
         )
+        self.clock_skew = Gauge(
+            "holdfast_agent_clock_skew_seconds",
+            "This machine's clock minus the operator's, as of the newest order; exact to about a second.",
+            registry=r,
+        )
         self.reports_failed = Counter(
             "holdfast_agent_reports_failed", "Reports that did not arrive, by destination.", ["to"], registry=r
         )

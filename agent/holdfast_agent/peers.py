@@ -6,7 +6,6 @@ Every wait here is bounded by the caller's deadline. A dead peer costs that time
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -14,7 +13,7 @@ from typing import Any, Final, TypeVar
 import aiohttp
 
 from holdfast_agent import address
-from holdfast_agent.clock import Deadline
+from holdfast_agent.clock import Deadline, now
 from holdfast_agent.errors import PeerAhead, PeerRefused, PeerSilent
 from holdfast_api import codec, peers, signing
 from holdfast_api.errors import ContractError
@@ -110,7 +109,9 @@ class Mesh:
         body = codec.to_json(message)
         envelope = signing.Envelope("POST", path, self.job_uid, member.pod_uid, self.attempt, round)
         headers = {
-            signing.HEADER: signing.sign(self.key, envelope, body, now=time.time(), nonce=secrets.token_bytes(16)),
+            signing.HEADER: signing.sign(
+                self.key, envelope, body, now=now().timestamp(), nonce=secrets.token_bytes(16)
+            ),
             signing.HEADER_ATTEMPT: str(self.attempt),
             signing.HEADER_ROUND: str(round),
             "Content-Type": "application/json",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from holdfast_agent.clock import now
+from holdfast_agent.clock import machines_now, now
 from holdfast_agent.interval import Choice
 from holdfast_agent.phases import Facts, phase_of
 from holdfast_api.layout import CheckpointRef
@@ -208,7 +208,7 @@ class Record:
             job_uid=self.job_uid,
             worker=self.worker,
             pod_uid=self.pod_uid,
-            sent_at=now(),
+            sent_at=machines_now(),
             sequence=self.sequence,
             attempt=self.attempt,
             phase=self.phase,

@@ -4,11 +4,11 @@ Transport only: checks who speaks and that the body is one of ours, then hands t
 """
 
 import logging
-import time
 from typing import Any, Protocol
 
 from aiohttp import web
 
+from holdfast_agent import clock
 from holdfast_agent.errors import PeerRefused
 from holdfast_agent.gatekeeper import Gatekeeper
 from holdfast_agent.metrics import Metrics
@@ -118,12 +118,21 @@ class Server:
 
     def _check(self, request: web.Request, role: Role, body: bytes) -> int:
         try:
-            return self._gatekeeper.check(
-                role=role, method=request.method, path=request.path, headers=request.headers, body=body, now=time.time()
+            signed = self._gatekeeper.check(
+                role=role,
+                method=request.method,
+                path=request.path,
+                headers=request.headers,
+                body=body,
+                now=clock.now().timestamp(),
             )
         except BadSignature as e:
             log.warning("%s %s from %s is refused: %s", request.method, request.path, request.remote, e)
             raise _Refused(401, str(e)) from e
+        if role is Role.OPERATOR:
+            clock.heard_operator(signed.at)
+            self._metrics.clock_skew.set(clock.skew_seconds() or 0.0)
+        return signed.attempt
 
     def _report(self, status: int) -> web.Response:
         return _json(status, codec.to_json(self._desk.report()))

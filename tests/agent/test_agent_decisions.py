@@ -50,7 +50,7 @@ def notice(
 
 
 def merged_deadline(*records: Notice) -> float | None:
-    found = notices.merge(records, default_seconds=120).deadline
+    found = notices.merge(records, default_seconds=120, grace_seconds=90).deadline
     return None if found is None else (found - T0).total_seconds()
 
 
@@ -60,6 +60,11 @@ def merged_deadline(*records: Notice) -> float | None:
         pytest.param((), None, id="no notice, no deadline"),
         pytest.param((notice(seconds=60), notice("taint:b", seconds=10)), 10, id="the minimum counts"),
         pytest.param((notice(seconds=None, at=5),), 125, id="an acting notice without a deadline gets the default"),
+        pytest.param(
+            (notice("pod:DisruptionTarget/EvictionByEvictionAPI", seconds=None, at=5),),
+            95,
+            id="what ends the pod leaves it no more than its grace",
+        ),
         pytest.param(
             (notice(seconds=60), notice("taint:b", seconds=10, withdrawn=True)), 60, id="a withdrawn one does not count"
         ),
@@ -84,7 +89,8 @@ def merged_deadline(*records: Notice) -> float | None:
 def test_deadlines_of_notices_are_merged(records, deadline):
     assert merged_deadline(*records) == deadline
     assert all(
-        notices.merge(p, default_seconds=120) == notices.merge(records, default_seconds=120)
+        notices.merge(p, default_seconds=120, grace_seconds=90)
+        == notices.merge(records, default_seconds=120, grace_seconds=90)
         for p in itertools.permutations(records)
     )
 
@@ -93,12 +99,24 @@ def test_the_strongest_source_decides_the_cause_and_every_acting_worker_is_doome
     found = notices.merge(
         [notice(worker=3, cause=Cause.SIGTERM), notice(worker=1, cause=Cause.SPOT), notice(worker=2, acting=False)],
         default_seconds=1,
+        grace_seconds=1,
     )
     assert (found.cause, found.doomed, found.acting) == (Cause.SPOT, (1, 3), True)
 
 
+def test_the_machine_says_better_than_the_pod_why_it_goes():
+    found = notices.merge(
+        [notice("pod:DisruptionTarget/X", cause=Cause.PRIORITY), notice("taint:karpenter", cause=Cause.SCALE_DOWN)],
+        default_seconds=1,
+        grace_seconds=1,
+    )
+    assert found.cause is Cause.SCALE_DOWN
+
+
 def test_a_withdrawn_notice_leaves_the_others_standing():
-    assert notices.merge([notice(worker=1, withdrawn=True), notice(worker=2)], default_seconds=1).doomed == (2,)
+    assert notices.merge(
+        [notice(worker=1, withdrawn=True), notice(worker=2)], default_seconds=1, grace_seconds=1
+    ).doomed == (2,)
 
 
 def test_a_bare_sigterm_assumes_the_smaller_of_grace_and_floor():
