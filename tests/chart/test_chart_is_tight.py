@@ -12,7 +12,7 @@ import pytest
 from hack.demo.kube import Kube, KubectlFailed
 from holdfast_api import names
 from holdfast_operator.shell import keys
-from holdfast_operator.shell.permissions import PERMISSIONS
+from holdfast_operator.shell.permissions import OPTIONAL, PERMISSIONS
 from holdfast_operator.shell.settings import parse
 
 pytestmark = pytest.mark.cluster
@@ -75,6 +75,38 @@ def test_the_roles_grant_what_the_operator_uses_and_nothing_else(render: Any) ->
         own = [role for role in roles if role["metadata"].get("namespace") == "holdfast-system"]
         assert grants([role for role in roles if role not in own]) == used["cluster"]
         assert grants(own) == used["own-namespace"]
+
+
+@pytest.mark.parametrize("value", OPTIONAL)
+def test_what_is_only_wanted_by_some_is_granted_only_to_them(render: Any, value: str) -> None:
+    """S8."""
+    before, after = (operator_roles(render(*values)) for values in ((), (f"{value}=true",)))
+    more = grants(after) - grants(before)
+    wanted = {(group, resource, verb) for group, resource, verbs, _ in OPTIONAL[value] for verb in verbs}
+    assert more == wanted
+    (scope,) = {scope for *_, scope in OPTIONAL[value]}
+    new = [role for role in after if grants([role]) & more]
+    assert {role["metadata"].get("namespace", "cluster") for role in new} == {scope}
+
+
+def test_the_operator_understands_what_the_cluster_owner_says_of_announcements(render: Any) -> None:
+    row = (
+        "kind=condition",
+        "name=GpuFailing",
+        "value=it's ecc",
+        "cause=maintenance",
+        "acting=false",
+        "deadlineSeconds=30",
+    )
+    values = [f"notices.signals[0].{part}" for part in row]
+    objects = render(*values, "notices.nodeShutdownSeconds=45", "notices.nodeEvents=true", "notices.nodeClaims=true")
+    container = of_kind(objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]
+    found = parse(container["args"], {})
+    (own,) = found.signal_rules.own
+    assert (own.kind, own.name, own.value, own.acting, own.deadline.otherwise_seconds) == (
+        "condition", "GpuFailing", "it's ecc", False, 30,
+    )  # fmt: skip
+    assert (found.signal_rules.node_shutdown_seconds, found.node_events, found.node_claims) == (45, True, True)
 
 
 def test_the_one_secret_that_is_read_is_granted_by_its_name(render: Any) -> None:

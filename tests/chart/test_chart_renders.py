@@ -26,6 +26,16 @@ MODES: dict[str, tuple[str, ...]] = {
     "definition goes with the release": ("crds.keep=false",),
     "with everything of Prometheus": MONITORS,
     "roles made by someone else": ("rbac.create=false", "rbac.aggregate=false", "serviceAccount.create=false", "serviceAccount.name=mine"),
+    "with the notifier": ("notifier.enabled=true",),
+    "with the notifier in every way": (
+        "notifier.enabled=true", "notifier.hostNetwork=true", "notifier.azure.acknowledge=true", "notifier.dryRun=true", "notifier.podLabels.a=b",
+        "notifier.podAnnotations.a=b", "notifier.priorityClassName=system-node-critical", "notifier.nodeSelector.spot=yes", "imagePullSecrets[0]=pull",
+        "notifier.affinity.nodeAffinity.a=b", "notifier.extraArgs[0]=--log-level=DEBUG", "commonLabels.team=x", "metrics.podMonitor.enabled=true",
+    ),
+    "with announcements of one's own": (
+        "notices.signals[0].kind=taint", "notices.signals[0].name=example.com/going", "notices.signals[0].cause=spot", "notices.nodeEvents=true",
+        "notices.nodeClaims=true", "notices.nodeShutdownSeconds=30",
+    ),
     "by digest": ("image.digest=sha256:" + "a" * 64,),
     "everything set": (
         "nodeSelector.pool=system", "tolerations[0].key=a", "priorityClassName=high", "imagePullSecrets[0]=pull", "commonLabels.team=x",
@@ -48,7 +58,9 @@ def kinds(objects: list[dict[str, Any]]) -> set[str]:
 def test_renders_objects_with_names_labels_and_a_namespace(render: Any, mode: str) -> None:
     objects = render(*MODES[mode])
     assert len({(o["kind"], o["metadata"]["name"], o["metadata"].get("namespace")) for o in objects}) == len(objects)
-    clusterwide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    clusterwide = {
+        "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+    }  # fmt: skip
     for found in objects:
         assert found["apiVersion"], found
         assert found["metadata"]["labels"]["app.kubernetes.io/name"] == "holdfast"
@@ -77,6 +89,10 @@ def test_no_secret_is_rendered(render: Any) -> None:
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
         ("image.digest=latest", "/image/digest"),
         ("replicas=some", "/replicas"),
+        ("notifier.cloud=moon", "/notifier/cloud"),
+        ("notifier.on=true", "additional properties 'on' not allowed"),
+        ("notices.signals[0].kind=node", "/notices/signals/0"),
+        ("notices.nodeShutdownSeconds=soon", "/notices/nodeShutdownSeconds"),
         ("replicas=2", "/replicas"),
         ("watchNamespace=Team_A", "/watchNamespace"),
         ("serviceAccount.create=false", "serviceAccount.name is needed where serviceAccount.create is false"),

@@ -16,6 +16,12 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* Of the notifier's pods: never those of the operator, which its Service selects. */}}
+{{- define "holdfast.notifierSelector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}-notifier
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "holdfast.labels" -}}
 {{ include "holdfast.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
