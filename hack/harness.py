@@ -9,10 +9,11 @@ import sys
 
 from hack import venv
 from hack.cluster import api
+from hack.cluster.programs import toolchain
 
 
 def up() -> None:
-    tools = api.toolchain()
+    tools = toolchain()
     cluster = api.ensure_cluster(
         nodes=2, grace=12, images=True
     )  # last: until it is up, being stopped takes it down again

@@ -8,12 +8,13 @@ import subprocess
 from pathlib import Path
 
 from hack import services
-from hack.cluster import api
 from hack.cluster.artefacts.project_images import ROLES, reference
 from hack.cluster.cache import Cache
+from hack.cluster.cluster import TORCH_PATH_IN_POD, Cluster, Node
 from hack.cluster.errors import Unsupported
 from hack.cluster.paths import REPOSITORY
 from hack.cluster.processes import run
+from hack.cluster.programs import torch_directory
 from hack.cluster.settings import Settings
 from hack.cluster.state import Store
 from hack.services import S3Info
@@ -26,7 +27,7 @@ def ensure(node_count: int, grace_seconds: int, programs: Path, *, images: bool)
     store = _store()
     if NAME not in run("kind", "get", "clusters").split():
         store.directory.mkdir(parents=True, exist_ok=True)
-        torch = api.torch_directory() if images else None
+        torch = torch_directory() if images else None
         described = json.dumps(configuration(node_count, grace_seconds, torch))
         run("kind", "create", "cluster", "--name", NAME, "--wait", "180s", "--config", "-", feed=described)
     if not store.exists():
@@ -42,7 +43,7 @@ def ensure(node_count: int, grace_seconds: int, programs: Path, *, images: bool)
 
 def configuration(node_count: int, grace_seconds: int, torch: Path | None) -> dict[str, object]:
     """kind's configuration: one control plane and workers that see torch under /mnt/shared. Pure."""
-    mounts = [{"hostPath": str(torch), "containerPath": api.TORCH_PATH_IN_POD, "readOnly": True}] if torch else []
+    mounts = [{"hostPath": str(torch), "containerPath": TORCH_PATH_IN_POD, "readOnly": True}] if torch else []
     grace = {
         "kind": "ClusterConfiguration",
         "controllerManager": {"extraArgs": {"node-monitor-grace-period": f"{grace_seconds}s"}},
@@ -55,7 +56,7 @@ def configuration(node_count: int, grace_seconds: int, torch: Path | None) -> di
     }
 
 
-class KindCluster(api.Cluster):
+class KindCluster(Cluster):
     """Nodes made of containers."""
 
     def __init__(self, store: Store, programs: Path) -> None:
@@ -80,7 +81,7 @@ class KindCluster(api.Cluster):
     def node_names(self) -> list[str]:
         return [name for name in run("kind", "get", "nodes", "--name", NAME).split() if "worker" in name]
 
-    def node(self, name: str) -> api.Node:
+    def node(self, name: str) -> Node:
         raise Unsupported(f"node {name}: kind's nodes are containers; power and cables need the namespace cluster")
 
     def s3(self, bucket: str) -> S3Info:

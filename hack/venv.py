@@ -18,7 +18,7 @@ from typing import NoReturn, TypeVar
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hack.cluster import api, preflight
+from hack.cluster import preflight, programs
 from hack.cluster.artefacts.artefact import Artefact, Workshop
 from hack.cluster.artefacts.torch_cpu import torch_cpu
 from hack.cluster.build import build, stops_on_signal
@@ -48,7 +48,7 @@ def ensure(beside: Callable[[], Iterable[Artefact]] = tuple) -> Path:
     Raises ClusterError with what the machine lacks before anything is built.
     """
     others = list(beside())
-    preflight.require_toolchain({} if has_gpu() else api.TORCH_PACKAGES)
+    preflight.require_toolchain({} if has_gpu() else programs.TORCH_PACKAGES)
     cache = Cache()
     torch = None if has_gpu() else torch_cpu()
     part = environment(cache, None if torch is None else torch.path(cache))

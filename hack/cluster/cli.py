@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from hack.cluster import api, lifecycle, nodes
+from hack.cluster import lifecycle, nodes, programs
+from hack.cluster.cluster import Node
 from hack.cluster.errors import ClusterError, Interrupted
 from hack.cluster.paths import DEFAULT_NAME, state_directory
 from hack.cluster.state import Store
@@ -56,7 +57,7 @@ def load(argv: Sequence[str]) -> None:
 def toolchain(argv: Sequence[str]) -> None:
     """Print a folder with helm, kubectl, versitygw, prometheus and promtool, building what is missing."""
     argparse.ArgumentParser(prog="toolchain", description=toolchain.__doc__).parse_args(argv)
-    print(api.toolchain())
+    print(programs.toolchain())
 
 
 def node(argv: Sequence[str]) -> None:
@@ -72,7 +73,7 @@ def node(argv: Sequence[str]) -> None:
     if chosen.verb == "run":
         command = [*nodes.enter(store, chosen.node), *chosen.rest]
         os.execvp(command[0], command)
-    handle = api.Node(store, chosen.node)
+    handle = Node(store, chosen.node)
     service: dict[str, Callable[[str], None]] = {"stop": handle.stop, "start": handle.start, "kill": handle.kill}
     plain: dict[str, Callable[[], None]] = {"off": handle.off, "on": handle.on, "cut": handle.cut, "mend": handle.mend}
     if chosen.verb in plain:

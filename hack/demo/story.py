@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hack.cluster import api
+from hack.cluster.cluster import Cluster
 from hack.cluster.errors import ClusterError
 from hack.demo import curves, install, metrics, show
 from hack.demo.damage import Damager
@@ -58,7 +59,7 @@ class Story:
         self.resumes_before = 0.0
         self.brought_namespace = False
         self.before: install.Before | None = None
-        self.cluster: api.Cluster | Any = None
+        self.cluster: Cluster | Any = None
         self.kube: Kube = None  # type: ignore[assignment]  # set by _cluster, the first step
         self.figures: metrics.Source
 

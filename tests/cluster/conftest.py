@@ -20,7 +20,7 @@ ON_OUR_IMAGES = {"test_an_image_without_the_agent_says_which_line_to_add"}
 
 @pytest.fixture(scope="session")
 def cluster() -> Any:
-    """The running cluster (`hack.cluster.api.Cluster`)."""
+    """The running cluster (`hack.cluster.cluster.Cluster`)."""
     if "HOLDFAST_CLUSTER_STATE" not in os.environ:
         pytest.fail("HOLDFAST_CLUSTER_STATE is not set: run `make test`, which brings a cluster up and sets it")
     from hack.cluster import api

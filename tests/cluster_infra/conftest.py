@@ -15,6 +15,7 @@ import pytest
 
 from hack.cluster import api
 from hack.cluster.artefacts.base_image import REFERENCE
+from hack.cluster.namespaces import NamespaceCluster
 
 #: Says when it starts and when SIGTERM comes, then takes 1.5 s to end.
 ENDS_SLOWLY = """
@@ -53,7 +54,7 @@ def wait_until(test: Callable[[], Any], limit_seconds: float = 60.0) -> tuple[fl
 class World:
     """One test's namespace on the cluster, and kubectl in it."""
 
-    def __init__(self, cluster: api.NamespaceCluster) -> None:
+    def __init__(self, cluster: NamespaceCluster) -> None:
         self.cluster = cluster
         self.namespace = f"infra-{uuid.uuid4().hex[:6]}"
 
@@ -115,15 +116,15 @@ def disruption(pod: Any) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> api.NamespaceCluster:
+def cluster() -> NamespaceCluster:
     found = api.ensure_cluster(nodes=2, grace=12)
-    if not isinstance(found, api.NamespaceCluster):
+    if not isinstance(found, NamespaceCluster):
         pytest.skip("the machines of this kind of cluster cannot be switched off")
     return found
 
 
 @pytest.fixture
-def world(cluster: api.NamespaceCluster) -> Iterator[World]:
+def world(cluster: NamespaceCluster) -> Iterator[World]:
     made = World(cluster)
     made.kubectl("create", "namespace", made.namespace)
     wait_until(lambda: made.get("serviceaccount", "default"))

@@ -7,6 +7,7 @@ import pytest
 
 from hack import services
 from hack.cluster import api
+from hack.cluster.current import CurrentCluster
 from hack.cluster.errors import ClusterError, Unsupported
 from hack.cluster.processes import start_time
 from hack.target import Facts, Target, decide
@@ -32,18 +33,18 @@ http.server.HTTPServer(("127.0.0.1", int(at.rpartition(":")[2])), Ok).serve_fore
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> api.CurrentCluster:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CurrentCluster:
     monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "cache"))
     for name in ("kubectl", "prometheus"):
         (tmp_path / name).write_text(LISTENS)
         (tmp_path / name).chmod(0o755)
-    return api.CurrentCluster(tmp_path, NAMED)
+    return CurrentCluster(tmp_path, NAMED)
 
 
 @pytest.mark.parametrize("name", sorted(NAMED.keys() - {"KUBECONFIG"}))
 def test_what_is_not_set_is_named_in_one_line(name: str) -> None:
     with pytest.raises(ClusterError, match=name) as problem:
-        api.CurrentCluster.require({**NAMED, name: ""})
+        CurrentCluster.require({**NAMED, name: ""})
     assert "\n" not in str(problem.value)
 
 
@@ -62,15 +63,13 @@ def test_only_programs_are_built_for_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert {part.name for part in api.wanted()} == {"kube", "helm", "versitygw", "prometheus", "azurite"}
 
 
-def test_images_and_torch_are_the_owners(cluster: api.CurrentCluster, tmp_path: Path) -> None:
+def test_images_and_torch_are_the_owners(cluster: CurrentCluster, tmp_path: Path) -> None:
     assert cluster.operator_image == "registry.example/operator:1"
     assert cluster.torch_path_in_pod == "", "torch is in the image, and no directory of the nodes is mounted"
-    assert (
-        api.CurrentCluster(tmp_path, {**NAMED, "HOLDFAST_TORCH_PATH": "/opt/torch"}).torch_path_in_pod == "/opt/torch"
-    )
+    assert CurrentCluster(tmp_path, {**NAMED, "HOLDFAST_TORCH_PATH": "/opt/torch"}).torch_path_in_pod == "/opt/torch"
 
 
-def test_machines_and_the_bucket_s_files_are_not_ours(cluster: api.CurrentCluster) -> None:
+def test_machines_and_the_bucket_s_files_are_not_ours(cluster: CurrentCluster) -> None:
     assert not cluster.owns_machines
     assert not cluster.is_ours
     with pytest.raises(Unsupported, match="not ours to switch off"):
@@ -84,9 +83,7 @@ def test_the_bucket_can_be_named() -> None:
     assert services.from_environment("training", {**NAMED, "HOLDFAST_BUCKET": "mine"}).bucket == "mine"
 
 
-def test_prometheus_and_a_proxy_run_on_this_machine_and_end_with_it(
-    cluster: api.CurrentCluster, tmp_path: Path
-) -> None:
+def test_prometheus_and_a_proxy_run_on_this_machine_and_end_with_it(cluster: CurrentCluster, tmp_path: Path) -> None:
     (tmp_path / "config").write_text(json.dumps({}))
     try:
         assert cluster.prometheus(tmp_path / "config").startswith("http://127.0.0.1:")
