@@ -1,5 +1,6 @@
 """B8: the probe believes a good store, and finds each of the ways in which others are not good."""
 
+import contextlib
 import time
 
 import pytest
@@ -45,8 +46,34 @@ class HurriedBucket(MemoryBucket):
         self.put(key, data)
 
 
-def test_a_store_that_is_exclusive_only_while_nobody_hurries_is_found_by_concurrent_writers() -> None:
-    result = probe(HurriedBucket(), prefix="", rounds=2)
+class PoliteBucket(MemoryBucket):
+    """Fake: keeps what the first one wrote, and tells everybody who came at the same time that he was the first."""
+
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
+        there = key in self.objects
+        time.sleep(0.02)
+        if there:
+            raise AlreadyExists(key)
+        with contextlib.suppress(AlreadyExists):
+            super().create(key, data, bound=bound)
+
+
+class RudeBucket(MemoryBucket):
+    """Fake: tells everybody but the first one that he has lost, and writes what he brought."""
+
+    def create(self, key: str, data: Buffer, *, bound: Bound | None = None) -> None:
+        there = key in self.objects
+        self.put(key, data)
+        if there:
+            raise AlreadyExists(key)
+
+
+@pytest.mark.parametrize("kind", [HurriedBucket, PoliteBucket, RudeBucket])
+def test_a_store_that_is_exclusive_only_while_nobody_hurries_is_found_by_concurrent_writers(
+    kind: type[MemoryBucket],
+) -> None:
+    """The last writer's content stays, or the first one's, or the claim of one is another's: two gangs believe that they are the same attempt (A3, A4)."""
+    result = probe(kind(), prefix="", rounds=4)
     assert not result.conditional_writes
     assert "concurrent" in result.note
 
