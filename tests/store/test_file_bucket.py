@@ -110,6 +110,28 @@ def test_an_fsync_error_is_final_for_that_file_and_nothing_becomes_visible(
     files.create("a/x", b"1")
 
 
+def test_an_fsync_error_of_the_folder_is_final_for_the_name_that_was_given_in_it(
+    files: FileBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B9: a name that stayed would be met by the next try, found to be right, and called durable without any flush having succeeded."""
+    files.create("a/other", b"1")
+    real, named = os.fsync, []
+
+    def broken(fd: int) -> None:
+        if (tmp_path / "a/x").exists():
+            named.append(fd)
+            raise OSError(errno.EIO, "ordered fault")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(Unavailable):
+        files.create("a/x", b"1")
+    assert len(named) == 1
+    monkeypatch.undo()
+    assert names_below(tmp_path) == ["other"]
+    files.create("a/x", b"1")
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [

@@ -19,6 +19,7 @@ from s3_server import BUCKET, S3Server
 from hack.certificates import server_side
 from holdfast_api.config import StorageConfig
 from holdfast_api.messages import RestoreOrder
+from holdfast_store.bound import Bound
 from holdfast_store.errors import Absent, AlreadyExists, Denied, Misconfigured, StoreError, Unavailable
 from holdfast_store.job import JobStore
 from holdfast_store.opening import open_bucket
@@ -104,9 +105,13 @@ def test_absence_is_believed_only_after_the_bucket_has_been_seen(s3_server: S3Se
     assert checks == [1]
 
 
-def test_every_object_is_one_put_with_a_checksum_that_the_server_compares(s3_server: S3Server, proxy: Proxy) -> None:
+@pytest.mark.parametrize("bound", [None, Bound(60)], ids=["without an end", "with an end, as chunks are sent"])
+def test_every_object_is_one_put_with_a_checksum_that_the_server_compares(
+    s3_server: S3Server, proxy: Proxy, bound: Bound | None
+) -> None:
+    """B6, J3. By default the library would make a multipart upload of it."""
     bucket = a_bucket(s3_server, endpoint=proxy.endpoint)
-    bucket.create("a/big", bytes(20 << 20))
+    bucket.create("a/big", bytes(20 << 20), bound=bound)
     bucket.put("a/other", bytes(6 << 20))
     assert not proxy.requests("POST")
     puts = [head.decode().lower() for head in proxy.requests("PUT")]
