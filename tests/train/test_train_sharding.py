@@ -1,6 +1,7 @@
 """Parts of DTensors: where they lie in the whole, what is written down about them, and what is refused by name instead of saved wrongly."""
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,25 @@ def test_parameters_that_are_gathered_when_registered_are_found_again(lone_group
     assert {"model.weight", "optimizer.state.0.exp_avg"} <= {*(plan.must_be_finite or ())}, (
         "parts are looked at as well"
     )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["without state", "with state"])
+def test_a_sharded_loop_is_copied_at_boundaries_only(lone_group: None, agent: FakeAgent, momentum: float) -> None:
+    """I6: in the middle of a step FSDP2 has other tensors in its modules than the parts that are saved."""
+    model = fully_shard(nn.Linear(64, 64), mesh=init_device_mesh("cpu", (1,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+    ckpt = holdfast.Checkpointer(model=model, optimizer=optimizer)
+    ckpt.restore()
+    for _ in range(40):
+        model(torch.ones(1, 64)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ckpt.step()
+        if ckpt._mid is not None and ckpt._mid.judgement.final:
+            break
+        time.sleep(0.01)  # the agent makes the slots meanwhile
+    assert (ckpt._run["loop"], ckpt._run["loop_why"]) == ("boundary-only", "model.weight is a DTensor")
+    ckpt.finish()
 
 
 def test_dtensors_on_the_meta_device_are_refused_with_what_to_do(lone_group: None, agent: FakeAgent) -> None:
