@@ -1,6 +1,7 @@
 """A commit record that is on its way is decided before a newer save begins (A8), and a save that the store did not take goes on as the same save (B1)."""
 
 import asyncio
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -273,4 +274,15 @@ async def test_the_lead_starts_no_save_of_its_own_while_an_evacuation_runs(tmp_p
     one.shared.record.evacuating = False
     one.periodic.kick()
     await one.until(lambda: one.shared.last_boundary == 20)
+    await one.close()
+
+
+async def test_a_save_that_lacks_a_rank_is_never_committed(tmp_path):
+    """B2: its record would be taken for the whole checkpoint of a smaller job."""
+    one = Lone(tmp_path)
+    one.shared.order = dataclasses.replace(one.shared.order, processes_per_worker=2)
+    one.capture(0, 10)
+    with pytest.raises(SaveGivenUp, match=r"ranks \[0\] are written where 2 are needed"):
+        await one.saves.make(10, Cause.PERIODIC, deadline=soon())
+    assert one.commits() == []
     await one.close()

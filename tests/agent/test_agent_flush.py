@@ -107,6 +107,9 @@ def test_a_chunk_that_two_ranks_share_is_sent_once(tmp_path: Path) -> None:
     (tmp_path / "slot-1").write_bytes(place.images[1])
     written = asyncio.run(place.write())
     assert written.bytes_logical - written.bytes_sent == CHUNK
+    assert written.bytes_stored == written.bytes_sent
+    sent = [key for operation, key in place.bucket.calls if operation == "create" and "/chunks/" in key]
+    assert len(sent) == len(set(sent)), "the second one is not even tried"
     assert place.in_store(written, 1) == place.images[1]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast_agent import forms, memory
+from holdfast_agent import forms, memory, prefault
 from holdfast_agent.arena import Arena
 from holdfast_agent.errors import MemoryTooSmall
 from holdfast_agent.forms import Form, choose
@@ -90,6 +90,19 @@ def test_slots_are_made_in_the_form_that_fits_and_the_second_is_given_back_when_
     choice = arena.make(0, {0: 11 * MIB}, 1)
     assert choice.form is Form.ONE_SLOT
     assert (arena.path(0, 0).stat().st_size, arena.path(0, 1).exists()) == (12 * MIB, False)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_memory_is_touched_before_it_is_handed_out_and_a_disk_is_not(tmp_path, monkeypatch, in_memory):
+    """J5: else the first save pays for every page."""
+    touched = []
+    monkeypatch.setattr(prefault, "touch", lambda fd, start, size: touched.append((start, size)))
+    monkeypatch.setattr(memory, "read", lambda folder: Room(None, 0, 100 * MIB, in_memory))
+    arena = Arena(tmp_path / "arena")
+    arena.make(0, {0: 3 * MIB}, 1)
+    arena.make(0, {0: 5 * MIB}, 1)
+    grown = [(0, 4 * MIB), (0, 4 * MIB), (4 * MIB, 6 * MIB), (4 * MIB, 6 * MIB)]
+    assert touched == (grown if in_memory else [])
 
 
 def test_nothing_is_allocated_where_nothing_fits(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from test_train_midstep import (
 )
 from torch import nn
 
-from holdfast import audit, device, download
+from holdfast import audit, capture_mode, device, download
 from holdfast.load import open_image
 from holdfast_api import names, ranks
 
@@ -360,6 +360,32 @@ def test_a_copy_in_the_middle_of_a_step_is_bit_by_bit_the_boundary(
     different = [n for n, v in content(want).items() if content(image)[n] != v]
     assert not different
     assert image.path.read_bytes() == want.path.read_bytes()
+
+
+def test_threads_that_use_the_device_leave_captures_alone(
+    agent: FakeAgent, gpu: FakeStreams, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I7: each has switched to the relaxed mode before its first call, or a notice would spoil the capture of a user's graph."""
+    relaxed: list[str] = []
+    monkeypatch.setattr(capture_mode, "relax", lambda: relaxed.append(threading.current_thread().name) or True)
+    calls = gpu.calls
+    seen: list[tuple[str, bool]] = []
+    give = gpu.give
+
+    def noted(work: Callable[[], None]) -> None:
+        name = threading.current_thread().name
+        seen.append((name, name in relaxed or name == "MainThread"))
+        give(work)
+
+    monkeypatch.setattr(gpu, "give", noted)
+    caught_in_the_middle(agent, loop)
+    while loop.ckpt.boundary % 10:
+        loop.iterate()
+    saved(agent, loop.ckpt.boundary)
+    assert calls
+    assert {name for name, _ in seen} == {"holdfast-midstep", "MainThread"}
+    assert all(good for _, good in seen)
+    assert {"holdfast-midstep", "holdfast-beside"} <= set(relaxed)
 
 
 def test_the_vote_waits_for_no_device(agent: FakeAgent, gpu: FakeStreams, loop: Loop) -> None:

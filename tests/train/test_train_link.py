@@ -200,6 +200,23 @@ def test_updates_are_counted_apart_from_boundaries(agent: FakeAgent) -> None:
     assert (agent.captured[-1][1].boundary, agent.captured[-1][1].updates) == (6, 2)
 
 
+def test_the_layout_is_told_once_every_optimizer_has_its_state(agent: FakeAgent) -> None:
+    """I9: before, it would be another one at the first update, and its slots made for nothing."""
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    ckpt = holdfast.Checkpointer(model=model, optimizer=optimizer)
+    ckpt.restore()
+    for update in (False, False, True, True):
+        model(torch.ones(1, 4)).sum().backward()
+        if update:
+            optimizer.step()
+            optimizer.zero_grad()
+        ckpt.step()
+    ckpt.finish()
+    (plan,) = agent.heard(ranks.Plan)
+    assert "optimizer.state.0.exp_avg" in {e.name for e in plan.tensors}
+
+
 def test_a_round_before_any_plan_is_planned_at_its_boundary(agent: FakeAgent) -> None:
     loop = Loop()
     loop.ckpt.restore()
