@@ -27,6 +27,8 @@ NODE_MAY_COST = 0.05
 """Of the chance to be done in time, which a copy on the node is worth."""
 
 
+RETURNS = 0.5
+"""Of the jobs that have left a state on machines that stay, so many are taken to come back there, all pods, before the next claim: nobody promises it."""
 SHORTEST_WAIT_SECONDS = 0.05
 TURN_SECONDS = 1.0
 """From giving up the wait for the ranks to writing the clean slot: they are asked once more, and a busy machine is late for everything."""
@@ -79,6 +81,8 @@ class Option:
     """Boundaries beyond the committed one."""
     joins: bool = False
     """The save of it that is under way is finished; else one is begun."""
+    left: float = 0.0
+    """Chance that it is late, and finished by those who return to the nodes, on which it lies by then (E6)."""
 
     @property
     def slack_seconds(self) -> float:
@@ -87,7 +91,11 @@ class Option:
     @property
     def promise(self) -> float:
         """Boundaries, on average."""
-        return self.gain * _counted(self.chance)
+        return self.gain * self.kept * (RETURNS if self.choice is Choice.NODE_ONLY else 1.0)
+
+    @property
+    def kept(self) -> float:
+        return _counted(min(1.0, self.chance + self.left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +150,21 @@ def choose(s: Situation) -> Plan:
     if commit_at < WORTH_STARTING_SECONDS:
         return plan
     by_choice = {o.choice: o for o in options if o.chance > 0 and o.gain > 0}
-    live, clean = _live_of(by_choice), by_choice.get(Choice.CLEAN)
+    live, clean, on_node = _live_of(by_choice), by_choice.get(Choice.CLEAN), by_choice.get(Choice.NODE_ONLY)
     if live is not None and (clean is None or clean.gain < live.gain):
         wait, promise = _patience(s, live, clean, commit_at)
+        if on_node is not None and live.choice is Choice.STORE_ONLY and on_node.promise > promise:
+            return _on_nodes(plan, s, on_node)
         if clean is None or wait > SHORTEST_WAIT_SECONDS or spans.tidy(s.arrival) == spans.NONE:
             return replace(plan, chosen=live, arrive_seconds=wait, promise=promise)
-    if clean is not None:
+    if clean is not None and (on_node is None or clean.chance >= CONFIDENT or clean.promise >= on_node.promise):
         return replace(plan, chosen=clean, promise=clean.promise)
-    if (on_node := by_choice.get(Choice.NODE_ONLY)) is not None:
-        wait = max(0.0, exit_at - spans.tidy(s.node or spans.NONE).best)
-        return replace(plan, chosen=on_node, arrive_seconds=wait, promise=on_node.promise)
-    return plan
+    return plan if on_node is None else _on_nodes(plan, s, on_node)
+
+
+def _on_nodes(plan: Plan, s: Situation, on_node: Option) -> Plan:
+    wait = max(0.0, plan.exit_seconds - spans.tidy(s.node or spans.NONE).best)
+    return replace(plan, chosen=on_node, arrive_seconds=wait, promise=on_node.promise)
 
 
 def _options(s: Situation, commit_at: float, exit_at: float) -> tuple[Option, ...]:
@@ -166,7 +178,8 @@ def _options(s: Situation, commit_at: float, exit_at: float) -> tuple[Option, ..
     found = [option(Choice.STORE_ONLY, s.live_boundary, gain, commit_at, s.arrival, s.store, s.commit)]
     if s.node is not None:
         beside = spans.longer(s.store, BESIDE_NODE)
-        found.insert(0, option(Choice.LIVE, s.live_boundary, gain, commit_at, s.arrival, beside, s.commit))
+        live = option(Choice.LIVE, s.live_boundary, gain, commit_at, s.arrival, beside, s.commit)
+        found.insert(0, replace(live, left=_left(s, live, s.node, commit_at, exit_at)))
     clean = option(Choice.CLEAN, s.clean_boundary, older, commit_at, s.store, s.commit)
     if s.clean_store is not None:
         joined = option(Choice.CLEAN, s.clean_boundary, older, commit_at, s.clean_store, s.commit, joins=True)
@@ -178,10 +191,19 @@ def _options(s: Situation, commit_at: float, exit_at: float) -> tuple[Option, ..
     return tuple(found)
 
 
+def _left(s: Situation, live: Option, node: Span, commit_at: float, exit_at: float) -> float:
+    """Of the live state that goes to node and store and does not reach the store in time."""
+    if not s.node_survives:
+        return 0.0
+    there = spans.chance(s.arrival, max(0.0, commit_at - spans.then(s.store, s.commit).best))
+    durable = spans.chance(spans.then(s.arrival, node), exit_at)
+    return max(0.0, min(there, live.chance + (1 - live.chance) * durable * RETURNS) - live.chance)
+
+
 def _live_of(by_choice: dict[Choice, Option]) -> Option | None:
-    """With the node's copy where that costs next to no chance."""
+    """With the node's copy where that costs next to no chance, or where more is kept by it."""
     both, alone = by_choice.get(Choice.LIVE), by_choice.get(Choice.STORE_ONLY)
-    if both is not None and (alone is None or both.chance >= alone.chance - NODE_MAY_COST):
+    if both is not None and (alone is None or both.chance + both.left >= alone.chance - NODE_MAY_COST):
         return both
     return alone
 
@@ -205,7 +227,7 @@ def _promise(s: Situation, live: Option, clean: Option, commit_at: float, moment
     # A save of the clean slot that is under way goes on while the ranks are waited for.
     waits = spans.less(clean.seconds, moment) if clean.joins else clean.seconds
     older = _counted(spans.chance(waits, commit_at - moment - (TURN_SECONDS if moment else 0.0)))
-    return _counted(min(there, live.chance)) * live.gain + (1 - _counted(there)) * older * clean.gain
+    return _counted(min(there, live.chance + live.left)) * live.gain + (1 - _counted(there)) * older * clean.gain
 
 
 def _counted(chance: float) -> float:

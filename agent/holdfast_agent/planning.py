@@ -76,7 +76,7 @@ def _unless_refuted(store: Span, outlooks: Sequence[Outlook | None], under_way_s
     whole = spans.together(o.beside for o in outlooks if o is not None and o.beside is not None)
     if under_way_seconds <= whole.sure:
         return store
-    return spans.tidy(Span(under_way_seconds / 4, 2 * under_way_seconds, spans.LONG_SECONDS))
+    return spans.tidy(Span(under_way_seconds / 4, 2 * under_way_seconds, (1 + spans.OUTLASTS) * under_way_seconds))
 
 
 def _rest(outlooks: Sequence[Outlook | None], under_way_seconds: float) -> Span:
@@ -126,6 +126,19 @@ class Planning:
         self._released_at = None
         self._clean = 0 if missing else fallback_of((v.clean for v in votes), s.last_boundary) or 0
 
+    def renewed(self, votes: Sequence[GateVotes]) -> None:
+        """What the same workers expect now, of whom nobody has moved: a flush that has run meanwhile has shown how fast the store is."""
+        now = tuple(v.outlook for v in votes)
+        if len(now) != len(self._outlooks):
+            return
+        # How far the ranks are stands as it was heard: time at a gate says nothing of a step.
+        self._outlooks = tuple(
+            dataclasses.replace(new, boundary=old.boundary, since_seconds=old.since_seconds)
+            if new is not None and old is not None
+            else old
+            for new, old in zip(now, self._outlooks, strict=True)
+        )
+
     def released(self) -> None:
         """The ranks run to the target from now on. Until then a rank may stand at its gate, and the time that passes says nothing of its steps."""
         self._released_at = self._released_at if self._released_at is not None else monotonic()
@@ -133,6 +146,11 @@ class Planning:
     def captured(self, boundary: int) -> None:
         """Every rank holds it."""
         self._target, self._captured, self._arrived_at = boundary, True, monotonic()
+
+    @property
+    def goes_for(self) -> int:
+        """The boundary that all ranks would get to; 0 for none."""
+        return self._target
 
     @property
     def has_captured(self) -> bool:
@@ -173,15 +191,18 @@ class Planning:
         )
         return plan.choose(situation)
 
-    def gives_way(self, running: Option, live: Option) -> bool:
-        """`running`: the clean slot's option as it was chosen, which has been carried out since."""
-        took = monotonic() - self._began_at
-        available = live.available_seconds
-        seconds = spans.less(running.seconds, took)
+    def gives_way(self, running: Option, found: Plan) -> bool:
+        """`running`: the clean slot's option as it was chosen, which has been carried out since. `found`: what would be chosen now."""
+        if found.choice not in (Choice.LIVE, Choice.STORE_ONLY):
+            return False
+        same = next((o for o in found.options if (o.choice, o.boundary) == (Choice.CLEAN, running.boundary)), running)
+        # Of a save that was joined is known how long it has been under way.
+        seconds = same.seconds if same.joins else spans.less(same.seconds, monotonic() - self._began_at)
+        available = found.chosen.available_seconds
         now = dataclasses.replace(
             running, seconds=seconds, available_seconds=available, chance=spans.chance(seconds, available)
         )
-        return plan.gives_way(now, live)
+        return plan.gives_way(now, found.chosen)
 
     def begins(self, chosen: Plan) -> None:
         """Told once for a choice; the same one again, because the ranks have arrived, changes nothing."""

@@ -27,7 +27,8 @@ ROUND_SECONDS = 600.0
 """Deadline of a round that training survives, if none is given."""
 LEASE_MARGIN_SECONDS = 10.0
 OPEN_SECONDS = 15.0
-LOOK_SECONDS = 60.0
+AGAIN_SECONDS = 1.0
+"""How often it is seen, while an older state is written, whether there is time for the newest after all."""
 ENDS_SECONDS = 10.0
 CLOSE_MARGIN_SECONDS = 1.0
 """For the answers of the agents, beyond those of their ranks."""
@@ -270,7 +271,7 @@ class Rounds:
                         votes = await self._run_to_target(running, planning, votes, chosen)
                     case Choice.CLEAN:
                         running.info = (
-                            await self._unless_better(planning, running.deadline, chosen, self._make(running, chosen))
+                            await self._unless_better(running, planning, chosen, self._make(running, chosen))
                             or running.info
                         )
                         planning.ended("committed")
@@ -340,10 +341,11 @@ class Rounds:
         return chosen
 
     async def _unless_better(
-        self, planning: Planning, deadline: Deadline, chosen: Plan, making: Coroutine[Any, Any, CheckpointInfo]
+        self, running: Round, planning: Planning, chosen: Plan, making: Coroutine[Any, Any, CheckpointInfo]
     ) -> CheckpointInfo | None:
-        """The clean slot is written, or given up because a later deadline allows the live state and not both. Raises SaveGivenUp."""
-        changes, at = self._shared.changes, deadline.at
+        """The clean slot is written, or given up because there is time for the live state after all and not for both: the deadline is a later one, or the
+        store has proved to be faster than could be known. Raises SaveGivenUp."""
+        changes, deadline = self._shared.changes, running.deadline
         task = asyncio.ensure_future(making)
         task.add_done_callback(lambda _: changes.bump())
 
@@ -352,18 +354,27 @@ class Rounds:
 
         try:
             while not task.done():
-                await changes.until(settled(at), Deadline.after(LOOK_SECONDS))
-                if not task.done() and deadline.at != at:
-                    at = deadline.at
-                    found = planning.now()
-                    newer = found.choice in (Choice.LIVE, Choice.STORE_ONLY)
-                    if newer and planning.gives_way(chosen.chosen, found.chosen):
+                await changes.until(settled(deadline.at), Deadline.after(AGAIN_SECONDS))
+                if not task.done() and planning.goes_for > chosen.chosen.boundary:
+                    await self._hear_again(running, planning, task)
+                    if not task.done() and planning.gives_way(chosen.chosen, planning.now()):
                         planning.ended("replaced")
                         return None
             return task.result()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def _hear_again(self, running: Round, planning: Planning, until: asyncio.Task[CheckpointInfo]) -> None:
+        """What all workers expect now. Who does not answer at once changes nothing: what was heard before stands."""
+        asking = asyncio.ensure_future(self._close(running))
+        try:
+            await asyncio.wait([until, asking], timeout=AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done() and asking.exception() is None:
+                planning.renewed(asking.result())
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     async def _make(self, running: Round, chosen: Plan) -> CheckpointInfo:
         """Raises SaveGivenUp."""

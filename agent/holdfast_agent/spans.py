@@ -16,6 +16,8 @@ AS_A_RULE, SURE = 0.5, 0.5 * (1 + math.erf(math.sqrt(2)))
 
 NONE = Span(0.0, 0.0, 0.0)
 UNKNOWN = Span(0.0, LONG_SECONDS, LONG_SECONDS)
+OUTLASTS = SURE / (1 - SURE)
+"""What has lasted longer than was ever seen lasts x times as long again with a chance of 1 / (1 + x): once as long as a rule, and surely not this often."""
 
 
 def tidy(span: Span) -> Span:
@@ -52,11 +54,12 @@ def longer(span: Span, factor: float) -> Span:
 
 
 def less(span: Span, seconds: float) -> Span:
-    """What is left of it after `seconds`. What has lasted longer than ever seen may last as long again, and nobody knows better."""
+    """What is left of it after `seconds`. What has lasted longer than ever seen may last as long again, or many times as long, but not for ever: else two
+    seconds too many would make a deadline two minutes away look close."""
     s = tidy(span)
     gone = _bounded(seconds)
     if gone > s.sure:
-        return Span(0.0, gone, LONG_SECONDS)
+        return Span(0.0, gone, min(gone * OUTLASTS, LONG_SECONDS))
     return Span(max(0.0, s.best - gone), max(0.0, s.likely - gone), s.sure - gone)
 
 

@@ -6,10 +6,10 @@ attempt has claimed: from then on nothing of the old one counts (A7). What does 
 """
 
 import asyncio
+import contextlib
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -20,7 +20,16 @@ from holdfast_agent.record import Record
 from holdfast_agent.threads import Stop, Threads, persist
 from holdfast_api.manifest import CommitRecord, Pending, RankManifest
 from holdfast_api.messages import UnfinishedCopy
-from holdfast_store.errors import Absent, AlreadyExists, Corrupt, NotOnRecord, StoreError, Superseded, Unavailable
+from holdfast_store.errors import (
+    Absent,
+    AlreadyExists,
+    Corrupt,
+    Denied,
+    NotOnRecord,
+    StoreError,
+    Superseded,
+    Unavailable,
+)
 from holdfast_store.job import JobStore
 from holdfast_store.local import Left, LocalTier
 
@@ -51,12 +60,26 @@ class Part:
     bytes_to_send: int = 0
     """Of what was missing when it was looked at; before that, of all images."""
     bytes_sent: int = 0
+    bytes_under_way: int = 0
+    """Of chunks that are on their way now."""
     began_at: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    newest_at: float = 0.0
+    """When the last chunk had arrived."""
 
-    def sent(self, count: int) -> None:
-        with self.lock:
+    @contextlib.contextmanager
+    def sending(self, count: int) -> Iterator[None]:
+        """A chunk of so many bytes. On the event loop's thread."""
+        self.bytes_under_way += count
+        try:
+            yield
             self.bytes_sent += count
+            self.newest_at = monotonic()
+        finally:
+            self.bytes_under_way -= count
+
+    @property
+    def size(self) -> int:
+        return sum(e.image_bytes for e in self.pending.ranks)
 
 
 class Unfinished:
@@ -131,8 +154,7 @@ class Unfinished:
             return
         for left in found:
             if left.pending is not None and left.ref.attempt < attempt:
-                size = sum(e.image_bytes for e in left.pending.ranks)
-                self._parts.append(Part(left.pending, bytes_to_send=size))
+                self._parts.append(Part(left.pending, bytes_to_send=sum(e.image_bytes for e in left.pending.ranks)))
             elif left.pending is None and left.ref.attempt < attempt:
                 await self._forget_unreadable(node, left)
         self._say()
@@ -201,7 +223,8 @@ class Unfinished:
         async def one(number: int, index: int) -> None:
             async with room:
                 if not (stop.wanted or over.wanted):
-                    await self._threads.send(_chunk, node, store, part, manifests[number], index, stop)
+                    with part.sending(manifests[number].chunks[index].length):
+                        await self._threads.send(_chunk, node, store, part, manifests[number], index, stop)
 
         sending = [asyncio.ensure_future(one(*which)) for which in missing]
         try:
@@ -269,13 +292,17 @@ class Unfinished:
         return await self._threads.call(persist, stop, function)
 
     async def _forget_unreadable(self, node: LocalTier, left: Left) -> None:
+        denied = isinstance(left.problem, Denied)
         log.warning(
-            "what worker %d left of save %s on this node cannot be read and is dropped: %s",
+            "what worker %d left of save %s on this node cannot be read and is %s: %s",
             left.worker,
             left.ref,
+            "left alone" if denied else "dropped",
             left.problem,
         )
         self._metrics.unfinished.labels("given-up").inc()
+        if denied:
+            return  # of another user, who may come back for it
         try:
             await self._threads.on_node(node.drop_pending, left.ref, left.worker)
         except StoreError as e:
@@ -318,17 +345,44 @@ class Unfinished:
         )
 
     def _seconds(self, part: Part) -> float:
-        """Until it is stored: by how it goes, before that by what was measured earlier on this machine."""
+        """Until it is stored: by how it goes, before that by what its maker expected, else by what was measured earlier on this machine."""
         if part.state != "sending":
             return 0.0
         before = sum(self._alone(p) for p in self._parts[: self._parts.index(part)] if p.state == "sending")
         return before + self._alone(part)
 
     def _alone(self, part: Part) -> float:
-        left, took = max(0, part.bytes_to_send - part.bytes_sent), monotonic() - part.began_at
-        if part.began_at and part.bytes_sent:
-            return left * took / part.bytes_sent
+        expected = self._expected(part)
+        return (
+            expected
+            if not part.began_at
+            else seconds_left(
+                monotonic() - part.began_at,
+                (part.newest_at or part.began_at) - part.began_at,
+                left=part.bytes_to_send - part.bytes_sent,
+                sent=part.bytes_sent,
+                under_way=part.bytes_under_way,
+                expected=expected,
+            )
+        )
+
+    def _expected(self, part: Part) -> float:
+        """For what is left, as its maker said or as was measured on this machine."""
+        left = max(0, part.bytes_to_send - part.bytes_sent)
+        if part.pending.store_seconds > 0:
+            return part.pending.store_seconds * min(1.0, left / max(1, part.size))
         return self._experience.store(left, based=False).likely
+
+
+def seconds_left(took: float, newest: float, *, left: int, sent: int, under_way: int, expected: float) -> float:
+    """Of sending that has lasted for `took` seconds, at `newest` of which the last chunk had arrived. Chunks that are under way come on as fast as those before
+    them did, or, before any, as was expected; else time without an arrival would look like a store that stands still. Pure and total."""
+    if left <= 0:
+        return 0.0
+    speed = sent / newest if sent > 0 and newest > 0 else left / expected if expected > 0 else 0.0
+    moving = min(float(under_way), speed * max(0.0, took - newest))
+    done = sent + moving
+    return max(0.0, left - moving) * took / done if done > 0 and took > 0 else expected
 
 
 def _manifests(node: LocalTier, pending: Pending) -> list[RankManifest]:
@@ -348,4 +402,3 @@ def _chunk(node: LocalTier, store: JobStore, part: Part, manifest: RankManifest,
     except (Absent, Corrupt) as e:
         raise Dropped(f"it is not whole on this node: rank {manifest.rank}: {e}") from e
     persist(stop, lambda: store.put_chunk(part.pending.ref, chunk.digest, view))
-    part.sent(chunk.length)

@@ -16,6 +16,7 @@ from holdfast_agent import described, flush, slots, storage
 from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.crew import Rank
 from holdfast_agent.errors import AgentError, SaveGivenUp
+from holdfast_agent.outlook import outlook_of
 from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.progress import Progress
 from holdfast_agent.shared import Shared
@@ -366,6 +367,7 @@ class Writing:
             ranks=entries,
             created_at=now(),
             step_seconds=s.record.step_seconds,
+            store_seconds=outlook.store.likely if (outlook := outlook_of(s, running.progress)) is not None else 0.0,
             metrics=told.metrics,
             run=described.complete(told.run, s.settings.config.image, os.environ),
             config=told.config,

@@ -22,7 +22,7 @@ from holdfast_api.manifest import MAX_MANIFEST_BYTES, Pending, RankEntry, RankMa
 from holdfast_store.bucket import check_key
 from holdfast_store.chunks import Digest, digest
 from holdfast_store.direct import Mode
-from holdfast_store.errors import Absent, Corrupt
+from holdfast_store.errors import Absent, Corrupt, Denied
 from holdfast_store.folders import SPARE, Folder, NewFile
 from holdfast_store.records import manifest_problem, parse, parse_pending, self_proving
 
@@ -36,7 +36,8 @@ class Left:
     ref: CheckpointRef
     worker: int
     pending: Pending | None
-    problem: Corrupt | None = None
+    problem: Corrupt | Denied | None = None
+    """Corrupt: nobody can finish it. Denied: this process may not read it; another may."""
 
 
 class LocalTier:
@@ -107,7 +108,7 @@ class LocalTier:
                     found.append(Left(ref, worker, pending))
                 except Absent:
                     continue
-                except Corrupt as e:
+                except (Corrupt, Denied) as e:
                     found.append(Left(ref, worker, None, e))
         return found
 

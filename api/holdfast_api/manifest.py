@@ -240,6 +240,8 @@ class Pending:
     created_at: datetime
     step_seconds: float = 0.0
     """From one boundary to the next: what it is worth to wait for it. 0: not known."""
+    store_seconds: float = 0.0
+    """To bring this part into the store, as whoever left it expected. A pod that is new to a node has measured nothing yet. 0: not said."""
     metrics: dict[str, float] = field(default_factory=dict)
     run: dict[str, str] = field(default_factory=dict)
     config: dict[str, str] = field(default_factory=dict)

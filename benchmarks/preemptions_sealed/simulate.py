@@ -1,7 +1,9 @@
 """One preemption in simulated time. Real: planner, rounds, gates, saves, the worker's part of a save, evacuation, estimates, and the store's commit protocol
 over a bucket in memory. Simulated: time, the ranks, the transfer of bytes (holdfast_agent.flush.write), messages between agents, the network.
 
-No state is written: a slot is a message, and its bytes are a number. There is no node's directory.
+No state is written: a slot is a message, and its bytes are a number. Where a world has nodes, their directories hold the small files that a node has
+(manifests, parts, commit records) and no images; afterwards successors return to them, finish what lies there and claim, again by the real code
+(unfinished.py, claims.py).
 """
 
 import asyncio
@@ -10,8 +12,9 @@ import dataclasses
 import hashlib
 import math
 import random
-from collections.abc import Callable, Coroutine, Iterator
-from datetime import timedelta
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +24,7 @@ from benchmarks.preemptions_sealed import virtual
 from benchmarks.preemptions_sealed.world import World
 from holdfast_agent import clock, flush, peers, threads, writing
 from holdfast_agent.arena import Arena
+from holdfast_agent.claims import Claims
 from holdfast_agent.crew import Changes, Crew
 from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.evacuation import Evacuation
@@ -37,18 +41,23 @@ from holdfast_agent.settings import Settings
 from holdfast_agent.shared import Shared
 from holdfast_agent.slots import SlotBook
 from holdfast_agent.throttle import Throttle
+from holdfast_agent.unfinished import Unfinished
 from holdfast_agent.writing import Writing
 from holdfast_api import peers as messages
 from holdfast_api import ranks as wire
 from holdfast_api.config import AgentConfig, StorageConfig
-from holdfast_api.manifest import Chunk, Claim, CommitRecord, RankManifest
+from holdfast_api.manifest import Chunk, Claim, CommitRecord, ParentRef, RankManifest
 from holdfast_api.messages import AttemptOrder, Cause, ClaimInfo, Member, Notice, PlanReport, RestoreOrder
 from holdfast_store.job import JobStore
+from holdfast_store.local import LocalTier
 from holdfast_store.memory import MemoryBucket
+from holdfast_store.records import entry_of
 
 UID = "5f0c9d9e-0000-4000-8000-000000000002"
-STANDS_FOR_BYTES = 4096
+PIECE_BYTES, PIECES = 4096, 8
 """In a manifest, whatever the size of the state."""
+NODE_CALL_SECONDS = 0.005
+"""A small file on a disk, durable."""
 REQUESTS, CHUNK_BYTES = 8, 16 << 20
 """That are answered at the same moment: how far a flush is can be seen in such portions only."""
 SLICE_SECONDS = 0.25
@@ -80,6 +89,15 @@ class Result:
     verifies: bool
     """Every record that arrived is still there and names manifests that are there."""
     plans: tuple[PlanReport, ...]
+    resumed: int = 0
+    """Boundary that the next attempt claims, where the world has nodes to return to."""
+    waited: float = 0.0
+    """By the claim, for what is finished from nodes (E6)."""
+
+    @property
+    def kept(self) -> bool:
+        """Like `sealed`, or finished by those who have returned before the next claim."""
+        return max(self.committed, self.resumed) >= self.boundary_at_notice > 0
 
     @property
     def sealed(self) -> bool:
@@ -88,10 +106,11 @@ class Result:
 
 
 def simulate(world: World, folder: Path) -> Result:
-    """`folder` is for the (empty) arenas."""
+    """`folder` is for the (empty) arenas and the small files on nodes, which are gone afterwards."""
     loop = virtual.Loop()
-    with clock.simulated(loop.time), _no_real_time(loop):
-        return virtual.run(loop, _Simulation(world, folder, loop).life())
+    folder.mkdir(parents=True, exist_ok=True)
+    with clock.simulated(loop.time), _no_real_time(loop), tempfile.TemporaryDirectory(dir=folder) as nodes:
+        return virtual.run(loop, _Simulation(world, folder, Path(nodes), loop).life())
 
 
 @contextlib.contextmanager
@@ -107,9 +126,10 @@ def _no_real_time(loop: virtual.Loop) -> Iterator[None]:
 
 
 class _Simulation:
-    def __init__(self, world: World, folder: Path, loop: virtual.Loop) -> None:
+    def __init__(self, world: World, folder: Path, nodes: Path, loop: virtual.Loop) -> None:
         self.world = world
         self.folder = folder
+        self.nodes = nodes
         self.loop = loop
         self.random = random.Random(world.seed)
         self.bucket = MemoryBucket()
@@ -134,13 +154,14 @@ class _Simulation:
         possible = self._possible()
         self.before = max((r.progress.boundary for _, r in self.commits), default=0)
         self.end = world.budget
+        source, cause = ("pod:DisruptionTarget", Cause.EVICTION) if world.node else ("taint:spot", Cause.SPOT)
         if world.hangs:
             self.workers[self.random.randrange(world.workers)].rank.hang()
         deadline = clock.now() + timedelta(seconds=world.budget)
         doomed = self.random.randrange(world.workers)
         if world.told_by == "notice":
             await asyncio.sleep(world.heard_after)
-            self._tell(Notice("taint:spot", Cause.SPOT, doomed, "node", clock.now(), deadline), list(self.workers))
+            self._tell(Notice(source, cause, doomed, "node", clock.now(), deadline), list(self.workers))
         else:
             self.workers[doomed].evacuation.sigterm()
             if world.told_by == "told":
@@ -153,9 +174,40 @@ class _Simulation:
             self.end = world.moved_to
             moved = clock.now() + timedelta(seconds=self.notice_at + world.moved_to - loop.time())
             self._tell(Notice(TOLD_SOURCE, Cause.DELETION, doomed, "node", clock.now(), moved), list(self.workers))
-            self._tell(Notice("taint:spot", Cause.SPOT, doomed, "node", clock.now(), moved), list(self.workers))
+            self._tell(Notice(source, cause, doomed, "node", clock.now(), moved), list(self.workers))
         await asyncio.sleep(max(0.0, self.notice_at + self.end + 3 - loop.time()))
-        return self._result(at_notice, possible, doomed)
+        found = self._result(at_notice, possible, doomed)
+        return await self._returned(found) if world.node else found
+
+    async def _returned(self, found: Result) -> Result:
+        """The next attempt, until its claim: those who come to the nodes finish what lies there, the lead waits as long as that is worth it (E6)."""
+        world = self.world
+        await asyncio.sleep(world.away)
+        successors: dict[int, Successor] = {}
+        for m in self.members:
+            lost = not world.returns and m.worker == 0
+            successors[m.worker] = Successor(self, m, self.node(m.worker, "elsewhere" if lost else ""), successors)
+        for one in successors.values():
+            one.unfinished.begin(2)
+        began, lead = self.loop.time(), successors[0]
+        claims = Claims(lead.shared)
+        await claims._finished_elsewhere()
+        waited = self.loop.time() - began
+        chosen = await claims._would_choose()
+        JobStore(self.bucket, "ns", "job", UID).claim(
+            Claim(UID, 2, "life-2", self.members, None if chosen is None else claims_parent(chosen), clock.now())
+        )
+        for one in successors.values():
+            one.unfinished.end("attempt 2 has claimed")
+        if chosen is None:
+            return dataclasses.replace(found, waited=waited)
+        whole = found.verifies and self._verifies(chosen.record)
+        return dataclasses.replace(found, resumed=chosen.record.progress.boundary, waited=waited, verifies=whole)
+
+    def node(self, worker: int, suffix: str = "") -> "Node":
+        root = self.nodes / f"{worker}{suffix}"
+        root.mkdir(exist_ok=True)
+        return Node(root, "ns", "job", UID)
 
     def _tell(self, notice: Notice, workers: list[int]) -> None:
         for worker in workers:
@@ -235,7 +287,7 @@ class Worker:
         grace = int(world.budget)
         config = AgentConfig(
             "ns", "job", UID, member.worker, 1, world.workers, 1, StorageConfig("memory://x"),
-            every_steps=world.every, grace_seconds=grace, local_dir="",
+            every_steps=world.every, grace_seconds=grace, local_dir="", local_volume="node" if world.node else "pod",
         )  # fmt: skip
         folder = simulation.folder
         settings = Settings(config, ("true",), member.pod_name, member.pod_uid, "", "node", "", 0, {}, folder, None)
@@ -250,7 +302,7 @@ class Worker:
             metrics=Metrics(member.worker),
             threads=Threads(self),
             arena=_NoArena(folder),
-            node=None,
+            node=simulation.node(member.worker) if world.node else None,
             crew=Crew(range(member.worker, member.worker + 1)),
             changes=Changes(),
             end=lambda exit, detail: simulation.ended.setdefault(member.worker, simulation.loop.time()),
@@ -268,7 +320,7 @@ class Worker:
         self.evacuation = Evacuation(
             s, self.gates, self.rounds, self.periodic, SimpleNamespace(arm=lambda seconds, code: None)
         )
-        s.mesh = Mesh(simulation, self)
+        s.mesh = Mesh(world, self.number, simulation.members, lambda: simulation.workers)
         self.rank = SimulatedRank(self)
         self._tasks: list[asyncio.Future[Any]] = []
 
@@ -294,6 +346,8 @@ class Worker:
             found.flushed(logical=size, sent=size, seconds=size / speed, emergency=n == 0, based=True)
             found.committed(self.world.request)
             found.copied(size, self.world.copy)
+            if self.world.node:
+                found.on_node(size, size / self.world.node)
         return found
 
     # ---- what attempt.py does with the words of a rank
@@ -303,7 +357,7 @@ class Worker:
         entry.boundary = max(entry.boundary, boundary)
         entry.passed_at = clock.monotonic()
         self.shared.experience.stepped(seconds)
-        self.shared.record.boundary = entry.boundary
+        self.shared.record.boundary, self.shared.record.step_seconds = entry.boundary, seconds
         self.shared.changes.bump()
 
     def captured(self, message: wire.CapturedSlot) -> None:
@@ -457,11 +511,59 @@ class SimulatedRank:
         )
 
 
+class Successor:
+    """The agent that comes to a worker's node for the next attempt, as far as it finishes what lies there."""
+
+    def __init__(self, simulation: _Simulation, member: Member, node: "Node", gang: "Mapping[int, Successor]") -> None:
+        self.simulation, self.world, self.number = simulation, simulation.world, member.worker
+        self.random = random.Random(f"{self.world.seed}/{member.worker}/returned")
+        config = AgentConfig("ns", "job", UID, member.worker, 2, self.world.workers, 1, StorageConfig("memory://x"))
+        settings = Settings(config, ("true",), "pod", "uid", "", "node", "", 0, {}, simulation.folder, None)
+        record = Record(UID, member.worker, "uid")
+        record.begin(2)
+        threads, experience, metrics = Threads(self), Experience(), Metrics(member.worker)
+        self.shared = s = Shared(
+            settings=settings,
+            order=AttemptOrder(UID, 2, simulation.members, 1, True, RestoreOrder()),
+            record=record,
+            metrics=metrics,
+            threads=threads,
+            arena=_NoArena(simulation.folder),
+            node=node,
+            crew=Crew(range(member.worker, member.worker + 1)),
+            changes=Changes(),
+            end=lambda exit, detail: None,
+            fail=lambda detail: None,
+            supersede=lambda newest: None,
+            store=JobStore(simulation.bucket, "ns", "job", UID),
+            experience=experience,
+        )
+        self.unfinished = Unfinished(node, lambda: s.store, threads, experience, metrics, record)
+        s.mesh = Mesh(self.world, self.number, simulation.members, lambda: gang)
+
+    def speed_of(self, *, emergency: bool) -> float:
+        return self.world.bytes_per_second * math.exp(self.random.gauss(0, self.world.unsteady))
+
+    async def peer(self, message: Any) -> Any:
+        match message:
+            case messages.Unfinished():
+                return messages.UnfinishedCopies(2, self.number, await self.unfinished.copies())
+        return None
+
+
+class Node(LocalTier):
+    """A node's directory without images: bytes are a number here too."""
+
+    def read_chunk_into(self, manifest: RankManifest, index: int, view: memoryview) -> None:
+        """What the image would hold."""
+
+
 class Threads:
     """Metadata of the store takes one request's time."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: "Worker | Successor") -> None:
         self.worker = worker
+        self._line = asyncio.Lock()
         self.link = SimpleNamespace(requests=0, new_refusals=lambda: 0)
         self.throttle = Throttle()
         self.sending = None
@@ -474,20 +576,32 @@ class Threads:
             self.worker.simulation.commits.append((self.worker.simulation.loop.time(), result[0]))
         return result
 
+    async def on_node(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        await asyncio.sleep(NODE_CALL_SECONDS)
+        return function(*arguments)
+
+    async def send(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A piece of what is finished from a node: they share one line."""
+        async with self._line:
+            await asyncio.sleep(self.worker.world.state_bytes / PIECES / self.worker.speed_of(emergency=True))
+            return function(*arguments)
+
 
 class Mesh:
     """Messages arrive after a while."""
 
-    def __init__(self, simulation: _Simulation, worker: Worker) -> None:
-        self.simulation, self.own = simulation, worker.number
-        self.workers = tuple(m.worker for m in simulation.members)
+    def __init__(
+        self, world: World, own: int, members: tuple[Member, ...], gang: Callable[[], Mapping[int, Any]]
+    ) -> None:
+        self.latency, self.own, self.gang = world.latency, own, gang
+        self.workers = tuple(m.worker for m in members)
 
     async def ask(self, worker: int, message: Any, *, until: clock.Deadline, round: int = 0) -> Any:
-        latency = 0.0 if worker == self.own else self.simulation.world.latency
+        latency = 0.0 if worker == self.own else self.latency
         while not until.passed:
             await asyncio.sleep(latency)
             try:
-                answer = await peers._while(until, self.simulation.workers[worker].peer(message))
+                answer = await peers._while(until, self.gang()[worker].peer(message))
             except TimeoutError:
                 break
             await asyncio.sleep(latency)
@@ -508,16 +622,87 @@ class _NoArena(Arena):
 
 
 async def _write(
-    job: Any, store: JobStore, node: Any, threads: Threads, stop: Any, *, progress: Progress, **_: Any
+    job: Any,
+    store: JobStore,
+    node: Any,
+    threads: Threads,
+    stop: Any,
+    *,
+    progress: Progress,
+    on_node_durable: Callable[[datetime], None] = lambda at: None,
+    on_node_whole: Callable[..., Coroutine[Any, Any, None]] | None = None,
+    **_: Any,
 ) -> Any:
-    """flush.write, with time passing where bytes would go."""
+    """flush.write, with time passing where bytes would go: to node and store at the same time, each at its own pace."""
     worker = threads.worker
-    world, loop = worker.world, worker.simulation.loop
     (part,) = job.parts
+    names = (f"{part.rank}/{part.boundary}/{n}" for n in range(PIECES))
+    chunks = tuple(Chunk(hashlib.blake2b(n.encode(), digest_size=32).hexdigest(), PIECE_BYTES, job.ref) for n in names)
+    manifest = RankManifest(
+        UID, job.ref.attempt, job.ref.save, part.rank, job.world_size, part.boundary, PIECES * PIECE_BYTES, PIECE_BYTES, chunks
+    )  # fmt: skip
+    entries = (entry_of(manifest),)
+
+    async def whole() -> None:
+        if on_node_whole is not None:
+            await on_node_whole((manifest,), entries)
+
+    on_node = _nothing()
+    if node is not None:
+        on_node = asyncio.ensure_future(_to_node(part.image_bytes, worker, stop, on_node_durable, whole))
+    try:
+        if job.to_store:
+            await _to_store(job, part.image_bytes, worker, stop, progress, beside_node=node is not None)
+            store.create_manifest(manifest)
+        else:
+            await asyncio.wait([on_node])
+            if on_node.result() is None:
+                raise SaveGivenUp(stop.reason or "the time is up")
+    except BaseException:
+        stop.set("another part of the save failed")
+        await asyncio.wait([on_node])
+        raise
+    known: dict[str, Any] = {
+        "manifests": (manifest,),
+        "entries": entries,
+        "refers_to": (),
+        "bytes_logical": part.image_bytes,
+        "bytes_sent": part.image_bytes,
+        "bytes_stored": part.image_bytes,
+        "node_durable_at": on_node.result() if on_node.done() else None,
+        "at_its_pace": True,
+        "on_node": on_node,
+        "unread": on_node,
+    }
+    return flush.Written(**known)
+
+
+async def _to_node(
+    size: int,
+    worker: Worker,
+    stop: Any,
+    durable: Callable[[datetime], None],
+    whole: Callable[[], Coroutine[Any, Any, None]],
+) -> datetime | None:
+    left = size / worker.world.node
+    while left > 0:
+        if stop.wanted:
+            return None
+        piece = min(SLICE_SECONDS, left, max(1e-3, stop.at - worker.simulation.loop.time()))
+        await asyncio.sleep(piece)
+        left -= piece
+    at = clock.now()
+    durable(at)
+    await whole()
+    return at
+
+
+async def _to_store(job: Any, size: int, worker: Worker, stop: Any, progress: Progress, *, beside_node: bool) -> None:
+    world, loop = worker.world, worker.simulation.loop
     order = worker.writing._flushes[job.ref.save].order
-    speed = worker.speed_of(emergency=order.emergency or order.full_speed)
-    left, stall = part.image_bytes / speed, world.stall if order.emergency else 0.0
-    at_once = min(part.image_bytes, REQUESTS * CHUNK_BYTES)
+    speed = worker.speed_of(emergency=order.emergency or order.full_speed) / (1.05 if beside_node else 1.0)
+    left, stall = size / speed, world.stall if order.emergency else 0.0
+    at_once = min(size, REQUESTS * CHUNK_BYTES)
     progress.begins(at_once)
     answered = 0
     while left + stall > 0:
@@ -526,34 +711,20 @@ async def _write(
         piece = min(SLICE_SECONDS, left + stall, max(1e-3, stop.at - loop.time()))
         await asyncio.sleep(piece)
         stall, left = max(0.0, stall - piece), left - max(0.0, piece - stall)
-        gone = int(part.image_bytes - max(0.0, left) * speed)
+        gone = int(size - max(0.0, left) * speed)
         while gone - answered >= at_once:
             answered += at_once
             progress.ends(at_once, stored=True)
             progress.begins(at_once)
     await asyncio.sleep(world.request)
-    name = hashlib.blake2b(f"{part.rank}/{part.boundary}".encode(), digest_size=32).hexdigest()
-    manifest = RankManifest(
-        UID, job.ref.attempt, job.ref.save, part.rank, job.world_size, part.boundary, STANDS_FOR_BYTES, STANDS_FOR_BYTES,
-        (Chunk(name, STANDS_FOR_BYTES, job.ref),),
-    )  # fmt: skip
-    known: dict[str, Any] = {
-        "manifests": (manifest,),
-        "entries": (store.create_manifest(manifest),),
-        "refers_to": (),
-        "bytes_logical": part.image_bytes,
-        "bytes_sent": part.image_bytes,
-        "bytes_stored": part.image_bytes,
-        "node_durable_at": None,
-        "at_its_pace": True,
-        "on_node": _nothing(),
-        "unread": _nothing(),
-    }
-    return flush.Written(**known)
 
 
-def _nothing() -> asyncio.Task[None]:
-    async def nothing() -> None:
+def claims_parent(chosen: Any) -> ParentRef:
+    return ParentRef(chosen.record.job_uid, chosen.record.attempt, chosen.record.save)
+
+
+def _nothing() -> "asyncio.Task[datetime | None]":
+    async def nothing() -> datetime | None:
         return None
 
     return asyncio.ensure_future(nothing())

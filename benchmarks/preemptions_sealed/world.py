@@ -3,6 +3,7 @@
 Nothing of it is known to the code that is tested; that sees only what its own measurements have shown.
 """
 
+import dataclasses
 import math
 import random
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ class World:
     training: float
     """From the start of the simulation to the notice."""
     size_share: float = SIZE_SHARE
+    node: float = 0.0
+    """Bytes a second of one worker to its node's directory, which is there for those who come next (F4); 0: there is none, and the machine goes."""
+    away: float = 0.0
+    """From the deadline until the next pods have their attempt. (With nodes only.)"""
+    returns: bool = True
+    """Every worker's next pod comes to its node; else worker 0's does not."""
     hangs: bool = False
     """One rank stands still from the notice on and answers nothing. (Not in the benchmark.)"""
     moved_to: float | None = None
@@ -94,6 +101,37 @@ def draw(seed: int, *, mid_step: bool) -> World:
         phase=r.randrange(every),
         training=max(r.uniform(3.0, 60.0), r.uniform(3.2, 6.0) * step),
     )
+
+
+def draw_on_nodes(seed: int) -> World:
+    """Pods go and their machines stay; the state often does not fit into the budget (half of it to three times as long as it is), and a node's disk takes
+    it 1.5 to 20 times as fast as the store. The pods have trained for one to ten minutes, so that something is at stake. Three times of four all pods come back
+    to their nodes, within a minute."""
+    r = random.Random(f"{seed}/nodes")
+    usual = draw(seed, mid_step=True)
+    step = _log_uniform(r, 0.5, 5.0)
+    every = max(1, math.ceil(_log_uniform(r, 30.0, 600.0) / step))
+    return dataclasses.replace(
+        usual,
+        told_by="notice" if usual.told_by == "sigterm" else usual.told_by,
+        size_share=r.uniform(0.5, 3.0),
+        step=step,
+        every=every,
+        phase=r.randrange(every),
+        training=_log_uniform(r, 60.0, 600.0),
+        node=usual.bytes_per_second * _log_uniform(r, 1.5, 20.0),
+        away=r.uniform(5.0, 60.0),
+        returns=r.random() < 0.75,
+    )
+
+
+SLOWER_THAN_EVER = World(
+    seed=0, mid_step=True, told_by="notice", budget=120.0, workers=2, step=0.4, jitter=0.1, window=0.05,
+    bytes_per_second=10e6, beside=0.004, unsteady=0.05, stall=0.0, copy=0.02, request=0.02, latency=0.001, heard_after=0.2,
+    told_after=1.0, earlier_flushes=1, every=20, phase=0, training=9.0, size_share=0.0004,
+)  # fmt: skip
+"""What `make demo` once met: two minutes, a state that an emergency flush writes in a moment, and a save beside training that took many times as long as
+any before when the notice came."""
 
 
 def _log_uniform(r: random.Random, low: float, high: float) -> float:

@@ -5,15 +5,16 @@ import dataclasses
 from datetime import timedelta
 from types import SimpleNamespace
 
-from holdfast_agent import slots
+from holdfast_agent import rounds, slots
 from holdfast_agent.clock import now
+from holdfast_agent.estimate import Estimates
 from holdfast_agent.plan import Choice, Option, gives_way
 from holdfast_agent.slots import SlotBook
 from holdfast_api import peers
 from holdfast_api import ranks as wire
 from holdfast_api.messages import Cause
 from holdfast_api.peers import Span
-from tests.agent.lone import Barrier, Lone, in_thread
+from tests.agent.lone import Barrier, Lone, image, in_thread
 
 
 def exactly(seconds: float) -> Span:
@@ -70,6 +71,56 @@ async def test_a_later_deadline_does_not_throw_away_a_clean_slot_that_is_being_w
     chunk.free.set()
     await asyncio.wait_for(running.ended.wait(), 60)
     assert [c.progress.boundary for c in one.commits()] == [10, 11], "what was in hand first, then what the time allows"
+    await one.close()
+
+
+def knowing(speed: float, step: float) -> Estimates:
+    """As if both had been measured often."""
+    usual = Estimates()
+    known = {}
+    for name, value in (("hurried", speed), ("step", step)):
+        average = getattr(usual, name)
+        for _ in range(60):
+            average = average.seen(value, now().timestamp())
+        known[name] = average
+    return dataclasses.replace(usual, **known)
+
+
+async def test_a_store_that_proves_to_be_fast_enough_gets_the_newest_state_after_all(tmp_path):
+    """There is time for one of the two. What was not known when the older one was begun shows while it is written."""
+    chunk = Barrier("create", "/chunks/")
+    one = Lone(tmp_path, before_call=chunk)
+    LateRank(one, 10)
+    one.shared.experience.estimates = knowing(speed=len(image(0)) / 8, step=30.0)
+    one.capture(0, 10)
+    running = one.rounds.request(Cause.SPOT, evacuate=True, deadline=now() + timedelta(seconds=18), worker=0)
+    await in_thread(chunk.reached)
+    assert [o.boundary for o in one.orders] == [10], "the rank's step seemed to last too long"
+    one.shared.experience.estimates = knowing(speed=len(image(0)) / 8, step=0.5)
+    await asyncio.wait_for(running.ended.wait(), 60)
+    chunk.free.set()
+    assert [c.progress.boundary for c in one.commits()] == [11]
+    assert [(p.choice, p.outcome) for p in one.shared.record.plans] == [
+        ("clean-slot", "replaced"),
+        ("store-only", "committed"),
+    ]
+    await one.close()
+
+
+async def test_where_nothing_better_shows_the_older_state_is_written_to_its_end(tmp_path):
+    chunk = Barrier("create", "/chunks/")
+    one = Lone(tmp_path, before_call=chunk)
+    LateRank(one, 10)
+    one.shared.experience.estimates = knowing(speed=len(image(0)) / 8, step=30.0)
+    one.capture(0, 10)
+    running = one.rounds.request(Cause.SPOT, evacuate=True, deadline=now() + timedelta(seconds=18), worker=0)
+    await in_thread(chunk.reached)
+    await asyncio.sleep(2.5 * rounds.AGAIN_SECONDS)
+    chunk.free.set()
+    await one.until(lambda: one.commits(), "it is committed")
+    assert [c.progress.boundary for c in one.commits()] == [10]
+    await one.rounds.cancel(reopen=False)
+    assert running.ended.is_set()
     await one.close()
 
 

@@ -25,7 +25,7 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, Pending
 from holdfast_api.messages import Cause, UnfinishedCopy
 from holdfast_store.errors import Denied, Full
-from holdfast_store.folders import NewFile
+from holdfast_store.folders import Folder, NewFile
 from holdfast_store.local import LocalTier
 from holdfast_store.memory import Effect, Fault
 from tests.store.on_node import images_on
@@ -403,3 +403,59 @@ async def test_two_who_find_the_same_make_one_checkpoint(tmp_path):
     found = [await after.ended() for after in both]
     assert {c.state for copies in found for c in copies} <= {"committed"}
     assert [r.progress.boundary for r in one.commits()] == [10]
+
+
+async def test_a_store_that_is_full_is_said_and_the_last_commit_stands(tmp_path, caplog):
+    one = with_node(tmp_path)
+    await committed(one, 0, 10)
+    await kept(one, 1, 20)
+    await one.close()
+    one.bucket.faults.append(Fault(Effect.FULL, "create", times=0))
+    (copy,) = await Next(one).ended()
+    assert (copy.state, "Full" in copy.detail) == ("given-up", True)
+    assert "is not finished" in caplog.text
+    assert [c.progress.boundary for c in one.commits()] == [10]
+    assert [p.save for p in waiting(one)] == [2], "room may be made before the claim, and somebody else may come"
+
+
+async def test_a_part_that_may_not_be_read_is_said_left_alone_and_hides_no_other(tmp_path, monkeypatch, caplog):
+    """Of another user, on a directory that pods of several users share."""
+    one = with_node(tmp_path)
+    await kept(one, 0, 10)
+    node = one.shared.node
+    (own,) = waiting(one)
+    node.write_pending(replace(own, save=7, progress=replace(own.progress, boundary=70)))
+    real = Folder.read
+
+    def read(folder: Folder, key: str, **fields: int) -> bytes:
+        if "0000000007/pending-" in key:
+            raise Denied("ordered fault: Permission denied")
+        return real(folder, key, **fields)
+
+    monkeypatch.setattr(Folder, "read", read)
+    await one.close()
+    (copy,) = await Next(one).ended()
+    assert (copy.state, copy.boundary) == ("committed", 10)
+    assert "cannot be read and is left alone" in caplog.text
+    monkeypatch.undo()
+    assert [p.save for p in waiting(one)] == [7]
+
+
+async def test_who_has_measured_nothing_expects_what_the_maker_did(tmp_path):
+    """E6: the wait of the claim is measured with it, before anything has been sent."""
+    one = with_node(tmp_path)
+    for _ in range(20):
+        one.shared.experience.flushed(logical=8192, sent=8192, seconds=40.0, emergency=True, based=False)
+    await kept(one, 0, 10)
+    (pending,) = waiting(one)
+    assert 30 < pending.store_seconds < 60
+    await one.close()
+    barrier = Barrier("create", "/chunks/")
+    one.bucket.before_call = barrier
+    after = Next(one)
+    await in_thread(barrier.reached)
+    (copy,) = await after.finishing.copies()
+    assert copy.seconds == pytest.approx(pending.store_seconds, rel=0.01)
+    barrier.free.set()
+    (copy,) = await after.ended()
+    assert copy.state == "committed"

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.preemptions_sealed.simulate import simulate
-from benchmarks.preemptions_sealed.world import World, draw
+from benchmarks.preemptions_sealed.world import SLOWER_THAN_EVER, World, draw, draw_on_nodes
 from holdfast_agent import planning
 
 
@@ -79,6 +79,36 @@ def test_a_sample_of_the_benchmarks_worlds_is_sealed(tmp_path, mid_step):
     found = [simulate(draw(seed, mid_step=mid_step), tmp_path) for seed in range(60)]
     failed = [r.world.seed for r in found if not r.sealed and r.possible]
     assert failed == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_save_that_takes_longer_than_any_before_costs_no_step_where_there_is_time(tmp_path, seed):
+    """The world in which `make demo` lost one."""
+    world = dataclasses.replace(SLOWER_THAN_EVER, seed=seed, training=8.5 + seed / 8)
+    found = simulate(world, tmp_path)
+    assert found.sealed, found
+
+
+def test_a_notice_in_the_middle_of_the_first_save_gets_the_newest_state_as_soon_as_the_store_has_shown_its_speed(
+    tmp_path,
+):
+    """Two worlds of the benchmark in which the older state was taken for surer, and the newest would have fitted."""
+    assert [simulate(draw(seed, mid_step=True), tmp_path).sealed for seed in (698, 1800)] == [True, True]
+
+
+def test_on_nodes_that_stay_more_is_kept_and_nothing_is_at_risk(tmp_path):
+    """E6: what did not fit is finished by those who return, and only by them; what was committed stays."""
+    worlds = [dataclasses.replace(w, training=min(w.training, 120.0)) for w in map(draw_on_nodes, range(16))]
+    found = [simulate(w, tmp_path) for w in worlds]
+    for r in found:
+        assert r.verifies, r
+        assert r.late_commits == 0, r
+        assert r.before == 0 or r.committed >= r.before, r
+        assert r.resumed >= r.committed, r
+    finished = [r for r in found if r.kept and not r.sealed]
+    assert len(finished) > 2
+    without = [simulate(dataclasses.replace(w, node=0.0), tmp_path) for w in worlds]
+    assert sum(r.kept for r in found) > sum(r.kept for r in without)
 
 
 def test_a_simulation_is_the_same_again(tmp_path):

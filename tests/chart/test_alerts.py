@@ -12,6 +12,7 @@ pytestmark = pytest.mark.cluster  # for helm and promtool; no cluster is touched
 AGE = 'holdfast_checkpoint_age_seconds{namespace="team-a", job="gpt"}'
 NAN = 'holdfast_checkpoint_not_finite{namespace="team-a", job="gpt"}'
 ODD = 'holdfast_checkpoint_suspect{namespace="team-a", job="gpt"}'
+LEFT = 'holdfast_state_on_nodes{namespace="team-a", job="gpt"}'
 WELL = {"holdfast_leader": "1x120"}
 
 
@@ -27,6 +28,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "HoldfastCheckpointStale": ({AGE: "3700+60x120"}, {AGE: "0+10x120"}, "Job team-a/gpt has no new checkpoint"),
     "HoldfastCheckpointNotFinite": ({NAN: "0x55 1x65"}, {NAN: "0x120"}, "job team-a/gpt have become NaN"),
     "HoldfastReplicasDiffer": ({ODD: "0x55 1x65"}, {ODD: "0x120"}, "Ranks of job team-a/gpt"),
+    "HoldfastStateOnNodes": ({LEFT: "0x50 1x70"}, {LEFT: "0x120"}, "newest state of job team-a/gpt lies on nodes only"),
     "HoldfastCheckpointRefused": (
         {"holdfast_fallbacks_total": "0x55 1x65"},
         {"holdfast_fallbacks_total": "1x120"},

@@ -210,3 +210,25 @@ def test_the_longest_job_name_still_gives_a_host_name() -> None:
     job = JobMeta("j" * names.MAX_JOB_NAME, "team", JOB.uid)
     made = worker_pod(job, spec(), 1023, 999_999, (), CONTEXT)
     assert len(made["spec"]["hostname"]) <= 63
+
+
+def test_a_preferred_node_is_preferred_and_never_required() -> None:
+    """E6: beside what the user wrote, and not against the pod's own predecessor, which stands on that very node."""
+    given = {"weight": 1, "preference": {"matchExpressions": [{"key": "disk", "operator": "Exists"}]}}
+    affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [given]}}
+    container = {"name": "trainer", "image": "i", "command": ["python"]}
+    wanted = spec({"spec": {"containers": [container], "affinity": affinity}})
+    made = worker_pod(JOB, wanted, 1, 3, (), CONTEXT, ("n1",))["spec"]["affinity"]
+    assert made["nodeAffinity"] == {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            given,
+            {
+                "weight": 100,
+                "preference": {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]},
+            },
+        ]
+    }
+    (spread,) = made["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    selector = spread["podAffinityTerm"]["labelSelector"]
+    assert selector["matchExpressions"] == [{"key": names.LABEL_WORKER, "operator": "NotIn", "values": ["1"]}]
+    assert wanted.template["spec"]["affinity"] == affinity, "the spec is not touched"

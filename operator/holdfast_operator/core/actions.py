@@ -27,6 +27,7 @@ class CreatePod:
     worker: int
     serial: int
     avoid_nodes: tuple[str, ...] = ()
+    prefer_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

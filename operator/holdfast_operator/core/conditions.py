@@ -11,6 +11,7 @@
 | CheckpointUsable| there is a committed checkpoint that nothing speaks against       |
 | ClocksAgree     | nodes and operator have the same time; only there once they had not |
 | CheckpointFinite| the newest checkpoint holds no NaN; only there once one did   |
+| StateOnNodes    | the newest state is in no checkpoint; only there once it was so   |
 | Succeeded       | all workers have finished                                         |
 """
 
@@ -20,7 +21,7 @@ from datetime import datetime
 
 from holdfast_api.messages import BlockedReason
 from holdfast_api.signing import LIFETIME_SECONDS
-from holdfast_operator.core import failures, finish, interruptions, suspend, suspicion
+from holdfast_operator.core import failures, finish, interruptions, suspend, suspicion, unfinished
 from holdfast_operator.core.membership import describe_worker, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.trouble import Trouble
@@ -42,6 +43,8 @@ DIFFER = "ReplicasDiffer"
 """Memory or a processor has changed bits, or ranks have come apart: what is saved from now on may be wrong."""
 CLOCKS = "ClocksAgree"
 CLOCKS_DIFFER = "ClocksDiffer"
+ON_NODES = "StateOnNodes"
+"""The newest state lies on nodes and nowhere else (E6)."""
 UNSAVED = "FinishedUnsaved"
 """The script ended well, and its last state is in no checkpoint."""
 SAVES_FAIL = "SavesFail"
@@ -101,6 +104,7 @@ def _all(
     yield from _finite(status)
     yield from _replicas(status)
     yield from _clocks(seen, status)
+    yield from _on_nodes(seen, status)
     yield _succeeded(seen, status)
 
 
@@ -170,7 +174,9 @@ def _where(seen: Observed, status: TrainingJobStatus) -> str:
         waits = [w.member.worker for w in members(seen, attempt) if w.report is None]
         return f"attempt {number}: waiting for the agents of workers {', '.join(map(str, waits[:8]))}"
     if attempt.claimed_at is None:
-        return f"attempt {number}: the lead looks for the checkpoint to continue"
+        left = status.unfinished
+        first = f", and waits for {left.checkpoint} from the nodes" if left is not None and left.whole else ""
+        return f"attempt {number}: the lead looks for the checkpoint to continue{first}"
     return f"attempt {number}: loading {attempt.parent}"
 
 
@@ -287,6 +293,17 @@ def _coarse(ahead_seconds: float) -> str:
     """In words that stay the same while the clocks do."""
     step = 5 if abs(ahead_seconds) < 120 else 60
     return f"{round(abs(ahead_seconds) / step) * step} s {'ahead' if ahead_seconds > 0 else 'behind'}"
+
+
+def _on_nodes(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
+    """Not a fault, and not safe either: whoever can bring the pods back to these nodes should know."""
+    found = status.unfinished
+    if found is not None:
+        reason = "Unfinished" if found.whole else "Incomplete"
+        yield _Now(ON_NODES, "True", reason, unfinished.describe(seen, status, found))
+    elif any(c.type == ON_NODES for c in status.conditions):
+        newest = status.last_checkpoint
+        yield _Now(ON_NODES, "False", "Decided", f"{newest.name} at step {newest.step}" if newest else "no checkpoint")
 
 
 def _what_is_not(checkpoint: CheckpointStatus) -> str:

@@ -29,6 +29,7 @@ from holdfast_operator.core import (
     suspend,
     suspicion,
     trouble,
+    unfinished,
     wake,
 )
 from holdfast_operator.core.actions import Action, CheckTemplate, Decision, DeletePod
@@ -57,6 +58,7 @@ def decide(seen: Observed, now: datetime) -> Decision:
     status = renew.drop_unclaimed(seen, status, now)
     status = notices.update(seen, status, now)
     status = interruptions.update(seen, status, now)
+    status = unfinished.update(seen, status, now)
     status = suspicion.update(seen, seen.status, status)
     status, verdict = finish.count_end(seen, seen.status, status, now)
     if verdict is None:
@@ -128,6 +130,7 @@ def _while_evacuating(seen: Observed, status: TrainingJobStatus, now: datetime) 
 
 
 def _while_suspended(seen: Observed, status: TrainingJobStatus, now: datetime) -> Decision:
+    status = unfinished.update(seen, status, now)
     status, actions, wake_at = suspend.step(seen, status, now)
     phase = Phase.QUEUED if status.attempt is None and not status.workers else phases.current(status)
     decision = _finished_round(seen, status.model_copy(update={"phase": phase}), actions, None, now)

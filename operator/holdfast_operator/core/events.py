@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from holdfast_api.messages import Cause
-from holdfast_operator.core import finish
+from holdfast_operator.core import finish, unfinished
 from holdfast_operator.core.actions import EmitEvent
 from holdfast_operator.core.conditions import (
     CLOCKS,
@@ -12,6 +12,7 @@ from holdfast_operator.core.conditions import (
     FINITE,
     LOCAL,
     NOT_FINITE,
+    ON_NODES,
     REPLICAS,
     SAVES_FAIL,
     UNSAVED,
@@ -33,6 +34,7 @@ def between(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[EmitEv
         *_phase(before, after),
         *_stalled(before, after),
         *_saves_fail(before, after),
+        *_unfinished(before, after),
     )
 
 
@@ -149,6 +151,23 @@ def _saves_fail(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator
     ended = _of_type(after, "Succeeded")
     if ended is not None and ended.reason == UNSAVED and before.phase != after.phase:
         yield EmitEvent(UNSAVED, ended.message[:1000], warning=True)
+
+
+def _unfinished(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    new, old = _of_type(after, ON_NODES), _of_type(before, ON_NODES)
+    if new is not None and new.status == "True" and (old is None or old.status != "True"):
+        yield EmitEvent(ON_NODES, new.message[:1000], warning=True)
+    was = before.unfinished
+    if was is None or (after.unfinished is not None and after.unfinished.checkpoint == was.checkpoint):
+        return
+    if unfinished.became_checkpoint(was, after):
+        yield EmitEvent(
+            "StateFinished", f"step {was.step}, which lay on nodes only, is in a checkpoint ({was.checkpoint})"
+        )
+    else:
+        nodes = ", ".join(p.node for p in was.parts[:8])
+        message = f"step {was.step} lay on {nodes} only and was not finished before the next attempt claimed"
+        yield EmitEvent("StateLost", message, warning=True)
 
 
 def _ready(status: TrainingJobStatus) -> Condition | None:

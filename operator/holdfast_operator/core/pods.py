@@ -43,7 +43,13 @@ class PodContext:
 
 
 def worker_pod(
-    job: JobMeta, spec: TrainingJobSpec, worker: int, serial: int, avoid_nodes: tuple[str, ...], context: PodContext
+    job: JobMeta,
+    spec: TrainingJobSpec,
+    worker: int,
+    serial: int,
+    avoid_nodes: tuple[str, ...],
+    context: PodContext,
+    prefer_nodes: tuple[str, ...] = (),
 ) -> Manifest:
     """The pod of one worker. `spec.template` holds at least one container, and the trainer has a command (the schema sees to it)."""
     template = copy.deepcopy(spec.template)
@@ -58,7 +64,7 @@ def worker_pod(
     _wrap_trainer(pod, job, spec, worker, serial, context)
     _add_volumes(pod, job, spec)
     _add_tolerations(pod)
-    _add_affinity(pod, job, avoid_nodes)
+    _add_affinity(pod, job, worker, avoid_nodes, prefer_nodes)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -264,8 +270,11 @@ def _toleration(key: str) -> Manifest:
     return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NOT_READY_SECONDS}
 
 
-def _add_affinity(pod: Manifest, job: JobMeta, avoid_nodes: tuple[str, ...]) -> None:
+def _add_affinity(
+    pod: Manifest, job: JobMeta, worker: int, avoid_nodes: tuple[str, ...], prefer_nodes: tuple[str, ...]
+) -> None:
     affinity = pod.setdefault("affinity", {})
+    preferred = "preferredDuringSchedulingIgnoredDuringExecution"
     if avoid_nodes:
         node = affinity.setdefault("nodeAffinity", {})
         required = node.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
@@ -277,13 +286,20 @@ def _add_affinity(pod: Manifest, job: JobMeta, avoid_nodes: tuple[str, ...]) -> 
             fields = term.setdefault("matchFields", [])
             # One name to a field requirement is all that the API allows; matchFields of a term must all hold.
             fields.extend({"key": "metadata.name", "operator": "NotIn", "values": [n]} for n in avoid_nodes)
+    others: Manifest = {"matchLabels": {names.LABEL_JOB_UID: job.uid}}
+    if prefer_nodes:
+        node = affinity.setdefault("nodeAffinity", {})
+        wanted = [
+            {"weight": 100, "preference": {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [n]}]}}
+            for n in prefer_nodes
+        ]
+        node[preferred] = [*node.get(preferred, []), *wanted]
+        # What is left of the worker's own last pod is on that very node, and no reason to stay away from it.
+        own = {"key": names.LABEL_WORKER, "operator": "NotIn", "values": [str(worker)]}
+        others["matchExpressions"] = [own]
     spread = {
         "weight": 100,
-        "podAffinityTerm": {
-            "topologyKey": "kubernetes.io/hostname",
-            "labelSelector": {"matchLabels": {names.LABEL_JOB_UID: job.uid}},
-        },
+        "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": others},
     }
     anti = affinity.setdefault("podAntiAffinity", {})
-    preferred = "preferredDuringSchedulingIgnoredDuringExecution"
     anti[preferred] = [*anti.get(preferred, []), spread]

@@ -6,7 +6,7 @@ still runs and its replacement.
 
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import renew
+from holdfast_operator.core import renew, unfinished
 from holdfast_operator.core.membership import is_member, members, newest_plans, pod_of, report_of
 from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
 from holdfast_operator.core.pods import made_from
@@ -35,6 +35,7 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
             worker=w,
             serial=serial,
             avoid_nodes=avoid,
+            prefer_nodes=unfinished.preferred(seen, status, w, avoid),
             since=now,
             made_from=digest,
             renewed=newest[w].renewed + 1 if w in newest and renew.blocked_until(seen, newest[w]) is not None else 0,

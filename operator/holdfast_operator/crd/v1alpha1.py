@@ -413,6 +413,8 @@ class WorkerStatus(Model):
     """Where the pod runs."""
     avoid_nodes: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
     """Nodes that the pod must not be scheduled to, because they will go."""
+    prefer_nodes: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
+    """Nodes that the pod had better be scheduled to: what they hold of the job is found nowhere else, or fetched from there sooner."""
     since: datetime
     """When this pod was planned."""
     made_from: Annotated[str, Field(max_length=16)] = ""
@@ -546,6 +548,32 @@ class PreemptionStatus(Model):
     """Notice (or loss) to the first new step. The phases add up to it."""
 
 
+class PartStatus(Model):
+    """One worker's part of a state that lies on nodes only."""
+
+    worker: int
+    """The worker that left it."""
+    node: Name
+    """Where it lies."""
+
+
+class UnfinishedStatus(Model):
+    """The newest state, where it lies on nodes and nowhere else (E6): no checkpoint, unless pods come to these nodes before the next attempt has claimed."""
+
+    checkpoint: CheckpointName
+    """ATTEMPT/SAVE that it would become."""
+    step: int
+    """Boundary number (I1)."""
+    parts: Annotated[tuple[PartStatus, ...], Field(max_length=1024)] = ()
+    """Who left it, and where."""
+    whole: bool = False
+    """Every worker has left its part: only then it can be finished."""
+    since: datetime
+    """When the operator heard of it."""
+    worth_until: datetime | None = None
+    """When its steps could have been done again: so long it is worth waiting for the nodes. Absent: unknown."""
+
+
 class SuspicionState(StrEnum):
     """What became of a checkpoint from which starts have failed."""
 
@@ -663,5 +691,7 @@ class TrainingJobStatus(Model):
     """The `fresh` or `resumeFrom` of the spec that was seen last."""
     start_order_after: int = 0
     """Attempts above it were started under `startOrderAsked`."""
+    unfinished: UnfinishedStatus | None = None
+    """The newest state, where it lies on nodes only; gone once an attempt has claimed."""
     suspicion: SuspicionStatus | None = None
     """The checkpoint from which the last starts failed; gone with the first step."""

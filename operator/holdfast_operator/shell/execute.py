@@ -113,7 +113,9 @@ class Executor:
         if refused is not None and datetime.now(UTC) - refused.at < REFUSED_AGAIN:
             return None
         path = f"/api/v1/namespaces/{job.namespace}/pods"
-        body = worker_pod(job, seen.spec, action.worker, action.serial, action.avoid_nodes, self.context)
+        body = worker_pod(
+            job, seen.spec, action.worker, action.serial, action.avoid_nodes, self.context, action.prefer_nodes
+        )
         made = await self._create(job, path, body, what, memory)
         if isinstance(made, dict):
             memory.refusals.pop(_TEMPLATE, None)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from holdfast_api.messages import Cause
-from holdfast_operator.core import events
+from holdfast_operator.core import events, unfinished
 from holdfast_operator.core.resume import PHASES
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
 
@@ -59,6 +59,18 @@ class Metrics:
             ["namespace", "job"],
             registry=r,
         )
+        self.on_nodes = Gauge(
+            "holdfast_state_on_nodes",
+            "1 while the newest state of a job lies on its workers' nodes and in no checkpoint, else 0.",
+            ["namespace", "job"],
+            registry=r,
+        )
+        self.unfinished = Counter(
+            "holdfast_unfinished_states",
+            "States that lay on nodes only when an attempt was over, by what became of them: `finished`, or `lost` with the next claim.",
+            ["outcome"],
+            registry=r,
+        )
         self.jobs = Gauge("holdfast_jobs", "Jobs by phase.", ["phase"], registry=r)
         self.reconcile = Histogram(
             "holdfast_reconcile_seconds",
@@ -89,6 +101,8 @@ class Metrics:
 
     def _begin_at_zero(self) -> None:
         """`increase()` and `rate()` see the first event of a series only if its zero was scraped before."""
+        for outcome in ("finished", "lost"):
+            self.unfinished.labels(outcome)
         for cause in _INTERRUPTING:
             self.preemptions.labels(cause.value)
             self.steps_lost.labels(cause.value)
@@ -104,6 +118,7 @@ class Metrics:
             self.steps_lost.labels(entry.cause).inc(entry.steps_lost)
             self.fallbacks.inc(len(entry.fell_back))
         self._count_ends(before, after)
+        self._count_unfinished(before, after)
 
     def _count_ends(self, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
         ended = {p.attempt for p in before.preemptions if p.ended_at is not None}
@@ -112,6 +127,11 @@ class Metrics:
         for cause in causes:
             if cause != Cause.FAILURE.value:
                 self.preemptions.labels(cause).inc()
+
+    def _count_unfinished(self, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
+        was, now = before.unfinished, after.unfinished
+        if was is not None and (now is None or now.checkpoint != was.checkpoint):
+            self.unfinished.labels("finished" if unfinished.became_checkpoint(was, after) else "lost").inc()
 
     def set_jobs(self, statuses: list[tuple[str, str, TrainingJobStatus]]) -> None:
         """(namespace, name, status) of every job there is: gauges of jobs that are gone go with them."""
@@ -122,7 +142,9 @@ class Metrics:
         self.checkpoint_age.clear()
         self.not_finite.clear()
         self.suspect.clear()
+        self.on_nodes.clear()
         for namespace, job, status in statuses:
+            self.on_nodes.labels(namespace, job).set(status.unfinished is not None)
             if status.last_checkpoint is not None:
                 self.not_finite.labels(namespace, job).set(status.last_checkpoint.finite is False)
                 self.suspect.labels(namespace, job).set(bool(status.last_checkpoint.suspect))
