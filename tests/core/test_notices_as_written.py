@@ -5,6 +5,8 @@ from typing import Any
 
 import nodes_as_written as written
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from job_worlds import T0, JobWorld, a_job, seconds
 
 from holdfast_operator.core import signal_table
@@ -266,11 +268,20 @@ def test_a_preemption_that_has_started_does_not_move_its_deadline_away() -> None
     """Once it has started Azure names no time any more; the one that it named counts."""
     w = told(written.aks_preempt())
     assert notice(w, "condition:PreemptionScheduled").deadline == T0 + seconds(45)
-    w.after(44).change_node("n1", conditions=translate.node(written.aks_preempt_started()).conditions).round()
-    found = notice(w, "condition:PreemptionScheduled")
-    assert found.deadline is not None
-    assert found.deadline <= T0 + seconds(45)
-    assert not found.revocable
+    w.after(40).change_node("n1", conditions=translate.node(written.aks_preempt_started()).conditions).round()
+    for _ in range(2):
+        found = notice(w, "condition:PreemptionScheduled")
+        assert (found.deadline, found.revocable) == (T0 + seconds(45), False)
+        w.after(1).round()
+
+
+def test_what_is_announced_in_worse_words_is_counted_from_then() -> None:
+    w = told(written.aks("VMEventScheduled", "Redeploy"))
+    assert notice(w, "condition:VMEventScheduled").deadline == T0 + seconds(600)
+    w.after(100).change_node(
+        "n1", conditions=translate.node(written.aks("VMEventScheduled", "Preempt")).conditions
+    ).round()
+    assert notice(w, "condition:VMEventScheduled").deadline == T0 + seconds(130)
 
 
 def test_a_notice_that_prepares_does_not_weaken_one_that_acts() -> None:
@@ -300,8 +311,9 @@ def test_what_is_announced_again_after_it_was_taken_back_is_a_new_notice() -> No
 
 
 def test_of_equally_strong_sources_the_one_with_a_deadline_names_the_cause_then_the_surer_one() -> None:
-    w = told(written.gke_maintenance(), events=(NodeEvent("InstanceTerminating", "", T0),))
-    assert w.status.preemptions[-1].cause == "scale-down", "certain before likely"
+    item = written.gke_maintenance()
+    item["spec"]["taints"] = written.nth_asg()["spec"]["taints"]
+    assert told(item).status.preemptions[-1].cause == "scale-down", "certain before likely"
     w = told(written.gke_impending(), events=(NodeEvent("InstanceTerminating", "", T0),))
     assert w.status.preemptions[-1].cause == "spot", "a deadline before none"
 
@@ -355,3 +367,22 @@ def test_times_are_read_in_every_form_in_which_they_are_written() -> None:
         "9" * 40,
     ):
         assert signal_table.named().of(text, T0) is None, text
+
+
+@given(words=st.text(max_size=200), name=st.sampled_from(sorted({(r.kind, r.name) for r in signal_table.TABLE})))
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_written_a_decision_is_made(words: str, name: tuple[str, str]) -> None:
+    kind, key = name
+    w = a_job().with_pods().training()
+    match kind:
+        case "taint":
+            w.tainted("n1", key, words)
+        case "condition":
+            w.with_condition("n1", key, words)
+        case "event":
+            w.change_node("n1", events=(NodeEvent(key, words, T0),))
+        case _:
+            w.change_node("n1", labels={key: words}, annotations={key: words})
+    w.round()
+    w.after(700).round()
+    assert all(n.deadline is None or n.deadline.tzinfo is not None for n in w.status.notices)

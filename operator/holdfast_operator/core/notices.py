@@ -76,7 +76,7 @@ def _record(who: MemberSeen, signal: Signal, before: NoticeStatus | None, now: d
         cause=signal.cause.value,
         node=who.member.node,
         noticed_at=noticed_at,
-        deadline=_deadline(signal, noticed_at, before.deadline if before is not None else None),
+        deadline=_deadline(signal, before, noticed_at, now),
         acting=signal.acting,
         revocable=signal.revocable,
         confidence=signal.confidence,
@@ -89,11 +89,13 @@ def _noticed_at(signal: Signal, now: datetime) -> datetime:
     return signal.since if signal.since is not None and signal.since < now - _API_TIME_STEP else now
 
 
-def _deadline(signal: Signal, noticed_at: datetime, before: datetime | None) -> datetime | None:
+def _deadline(signal: Signal, before: NoticeStatus | None, noticed_at: datetime, now: datetime) -> datetime | None:
     found = signal.deadline(noticed_at)
-    if found is None or found.said or before is None:
+    if found is None or found.said or before is None or before.deadline is None:
         return found.at if found is not None else None
-    return min(found.at, before)
+    # In other words since now (a preemption has started, a redeploy has become a preemption) it is counted from now; in the same ones that is later anyway.
+    anew = signal.rule.of(signal.value, now)
+    return min(anew.at, before.deadline) if anew is not None else before.deadline
 
 
 def _taken_back(who: MemberSeen | None, notice: NoticeStatus) -> bool:
