@@ -70,9 +70,8 @@ class Aws:
 
     async def _get(self, path: str) -> Answer:
         answer = await self._web.call("GET", path, headers={TOKEN_HEADER: await self._valid_token()})
-        if (
-            answer.status == 401
-        ):  # refused before its time: the instance was stopped and started, or the options were changed
+        if answer.status == 401:
+            # Refused before its time: the instance was stopped and started, or its options were changed.
             self._token = ""
             answer = await self._web.call("GET", path, headers={TOKEN_HEADER: await self._valid_token()})
         if answer.status not in (200, 404):
