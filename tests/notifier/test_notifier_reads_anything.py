@@ -25,7 +25,7 @@ WORDS = st.text(max_size=60) | st.sampled_from(
     ]
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | WORDS
-KEYS = WORDS | st.sampled_from(  # fmt: skip
+KEYS = WORDS | st.sampled_from(
     [
         "action",
         "time",
