@@ -14,6 +14,7 @@ FACTS = (
     "dataset",
     "packages",
     "device",
+    "gpu",
     "driver",
     "world",
     "image",
@@ -23,9 +24,20 @@ FACTS = (
 MISSING = "missing: "
 
 
-def complete(run: Mapping[str, str], image: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """`image` as the pod's template names it."""
+def complete(
+    run: Mapping[str, str],
+    image: str,
+    environ: Mapping[str, str],
+    *,
+    config: Mapping[str, str],
+    metrics: Mapping[str, float],
+) -> dict[str, str]:
+    """`image` as the pod's template names it. `config` and `metrics` have places of their own in the record, which cannot say that they are missing."""
     unsaid = dict.fromkeys(FACTS, MISSING + "the training library did not say")
+    if not config:
+        unsaid["config"] = MISSING + "describe({...}) was not called, so no hyper-parameters are known"
+    if not metrics:
+        unsaid["metrics"] = MISSING + "step() was given none"
     return unsaid | _image(image, environ.get(names.ENV_IMAGE_DIGEST, "")) | dict(run)
 
 

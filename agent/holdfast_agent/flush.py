@@ -1,8 +1,8 @@
 """Writes what one worker's ranks have captured: slot -> chunks in the store and an image on the node, at the same time, from the same memory (B4, B6, B9).
 
 Each chunk is hashed once, and handed on while it is hot: to the node's file and, unless the base has it, to the store. The two go their own pace, and
-neither waits for the other. Then, where there is time, it is seen whether the weights in it are finite (C4). A chunk that two ranks of this worker share
-is sent once. Nothing here makes a checkpoint exist: that is the commit record, written by the coordinator (saves.py).
+neither waits for the other. Then, where there is time, it is seen whether the weights in it are finite (C4). A chunk that several ranks hold is sent
+once, also if they are of several workers (J4). Nothing here makes a checkpoint exist: that is the commit record, written by the coordinator (saves.py).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from holdfast_agent import replicas
+from holdfast_agent import replicas, shares
 from holdfast_agent.errors import AgentError, SaveGivenUp
 from holdfast_agent.finite import Look
 from holdfast_agent.lanes import Lane
@@ -77,6 +77,8 @@ class Job:
     """Whether there is time to see if what is saved is finite. Asked again for each chunk."""
     to_store: bool = True
     """False: on the node alone (E6). Then `write` returns when that is durable, or raises."""
+    worker: int = 0
+    """Number of the one whose ranks these are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class Written:
     """Ends when the node's images are durable, or could not be, perhaps later than the flush."""
     unread: asyncio.Future[Any]
     """Done when no thread reads the slots any more."""
+    waited_seconds: float = 0.0
+    """For other workers alone."""
     replicas: tuple[ReplicaDigest, ...] = ()
 
 
@@ -106,11 +110,17 @@ class Image:
     part: Part
     reading: Use
     views: tuple[memoryview, ...]
+    compared: Mapping[str, replicas.Compared]
+    """What other ranks should hold as well."""
+    shared_by: Mapping[int, tuple[int, ...]]
+    """By the number of the chunk, the workers that do."""
 
     @classmethod
-    def of(cls, part: Part, chunk_bytes: int, slots: Mappings) -> "Image":
+    def of(cls, part: Part, job: Job, slots: Mappings) -> "Image":
         reading = slots.read(part.path, part.image_bytes)
-        return cls(part, reading, tuple(reading.view[at : at + n] for at, n in ranges(part.image_bytes, chunk_bytes)))
+        views = tuple(reading.view[at : at + n] for at, n in ranges(part.image_bytes, job.chunk_bytes))
+        compared = replicas.compared(part.tensors, part.image_bytes, job.chunk_bytes)
+        return cls(part, reading, views, compared, shares.shared_by(compared, len(job.parts)))
 
     @property
     def rank(self) -> int:
@@ -181,7 +191,7 @@ async def _write(
     described: Described = asyncio.get_running_loop().create_future()
     try:
         for part in job.parts:
-            images.append(Image.of(part, job.chunk_bytes, threads.slots))
+            images.append(Image.of(part, job, threads.slots))
         to_node = None
         if node is not None:
             to_node = ToNode(job.ref, job.base, images, node, threads.node, pace.node_writes, stop)
@@ -192,18 +202,15 @@ async def _write(
         sending: Sending | NotSent = NotSent(job.ref, job.base_has)
         if job.to_store:
             sending = Sending(
-                job.ref, job.base_has, store, stop, threads.link, pace, lane, threads.throttle, logical, told
-            )
+                job.ref, job.base_has, store, stop, threads.link, pace, lane, threads.throttle, logical, told,
+                worker=job.worker, looking=threads.metadata,
+            )  # fmt: skip
         held_back = sending.is_held_back
         looks = [Look(p.tensors, p.must_be_finite, len(i.views)) for p, i in zip(job.parts, images, strict=True)]
-        sides = [replicas.compared(p.tensors, p.image_bytes, job.chunk_bytes) for p in job.parts]
 
         async def describe(chunks: Sequence[Sequence[Chunk]]) -> tuple[RankManifest, ...]:
             """Everything is hashed: what was not sent yet may be finished from the node by now."""
-            hashing = [
-                threads.call(replicas.loose_digests, [*s.values()], i.reading.view)
-                for s, i in zip(sides, images, strict=True)
-            ]
+            hashing = [threads.call(replicas.loose_digests, [*i.compared.values()], i.reading.view) for i in images]
             loose = await _gather(hashing, stop)
             manifests = tuple(_manifest(job, p, c, at) for p, c, at in zip(job.parts, chunks, loose, strict=True))
             if not described.done():
@@ -237,7 +244,8 @@ async def _write(
         node_durable_at=on_node.result() if on_node.done() else None,
         on_node=on_node,
         unread=unread,
-        replicas=tuple(d for s, m in zip(sides, manifests, strict=True) for d in replicas.summary(s, m)),
+        waited_seconds=sending.waited_seconds,
+        replicas=tuple(d for i, m in zip(images, manifests, strict=True) for d in replicas.summary(i.compared, m)),
     )
 
 
@@ -270,7 +278,7 @@ async def _handed_on(
                 return
             if to_node is not None:
                 to_node.offer(number, piece)
-            found[number][piece] = sending.chunk(name, view)
+            found[number][piece] = sending.chunk(name, view, images[number].shared_by.get(piece, ()))
         if job.looks():
             looks[number].piece(view, piece * job.chunk_bytes)
         else:
@@ -303,6 +311,8 @@ async def _handed_on(
         if not stop.hurried:
             hashing.move(threads.hashing, pace.hashers)
         await asyncio.wait([hashing.over])
+        if hashing.over.exception() is None:
+            sending.complete()
         lane.end()
         if to_node is not None:
             to_node.complete()

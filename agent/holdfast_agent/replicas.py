@@ -5,7 +5,7 @@ are hashed by themselves, as far as they lie there. Two ranks can be compared wh
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from holdfast_api import codec
@@ -66,13 +66,13 @@ def loose_digests(sides: Iterable[Compared], view: memoryview) -> tuple[LooseDig
     return tuple(LooseDigest(n, a, b - a, digest(view[a:b])[:32]) for side in sides for n, a, b in side.pieces)
 
 
-def summary(sides: dict[str, Compared], manifest: RankManifest) -> tuple[ReplicaDigest, ...]:
+def summary(sides: Mapping[str, Compared], manifest: RankManifest) -> tuple[ReplicaDigest, ...]:
     """What a rank tells the coordinator: some 200 bytes for each group."""
     pieces = {(p.name, p.offset_bytes): p.digest for p in manifest.loose}
     told = []
     for key, side in sorted(sides.items()):
         content = [manifest.chunks[i].digest for i in side.chunks] + [pieces[n, a] for n, a, _ in side.pieces]
-        group = key.removesuffix(PARTS).removesuffix(WHOLE)
+        group = group_in(key)
         table, text = codec.to_json(side.table), " ".join(content).encode()
         told.append(ReplicaDigest(manifest.rank, group, digest(table), digest(text)))
     return tuple(told)
@@ -132,6 +132,11 @@ def names_of(one: RankManifest, other: RankManifest) -> tuple[str, ...]:
 
 def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def group_in(key: str) -> str:
+    """The ranks that a key of `compared` stands for."""
+    return key.removesuffix(PARTS).removesuffix(WHOLE)
 
 
 PARTS, WHOLE = " (parts)", " (whole boxes)"

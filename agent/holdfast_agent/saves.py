@@ -399,7 +399,7 @@ class Saves:
             bytes_sent=sum(a.bytes_sent for a in answers),
             bytes_stored=sum(a.bytes_stored for a in answers),
             metrics=first.metrics,
-            run=described.complete(first.run, config.image, os.environ),
+            run=described.complete(first.run, config.image, os.environ, config=first.config, metrics=first.metrics),
             config=first.config,
             history=first.history,
             timings={"flush": monotonic() - self.started_at, **timings},

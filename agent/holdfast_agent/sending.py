@@ -1,11 +1,14 @@
-"""Chunks on their way to the store: each distinct one of a save once, as many at once as the store takes, none for ever (B4, B6)."""
+"""Chunks on their way to the store: each distinct one of a save once, as many at once as the store takes, none for ever (B4, B6); what other workers hold as
+well by one of them (J4)."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from holdfast_agent import shares
 from holdfast_agent.allowance import bytes_to_go
 from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.lanes import Lane
@@ -32,13 +35,17 @@ class NotSent:
 
     is_held_back = False
     bytes_sent = bytes_stored = 0
+    waited_seconds = 0.0
 
     def __init__(self, ref: CheckpointRef, base_has: Mapping[str, CheckpointRef]) -> None:
         self._ref = ref
         self._base_has = base_has
 
-    def chunk(self, name: str, view: memoryview) -> Chunk:
+    def chunk(self, name: str, view: memoryview, workers: tuple[int, ...] = ()) -> Chunk:
         return Chunk(name, len(view), self._base_has.get(name, self._ref))
+
+    def complete(self) -> None:
+        """There is nothing to be sent."""
 
     def hurry(self, pace: Pace) -> None:
         """There is nothing to be sent."""
@@ -62,8 +69,12 @@ class Sending:
         throttle: Throttle,
         logical_bytes: int,
         progress: Progress,
+        *,
+        worker: int,
+        looking: Executor,
     ) -> None:
-        """`logical_bytes`: of all images, as far as the time for them is planned."""
+        """`logical_bytes`: of all images, as far as the time for them is planned. `worker`: this one's number. `looking`: where it is asked what others have
+        stored."""
         self._ref = ref
         self._base_has = base_has
         self._store = store.until(0.0)  # tries once: repeating is `persist`'s, with a longer patience each time
@@ -78,6 +89,16 @@ class Sending:
         self._lock = threading.Lock()
         self._taken: set[str] = set()
         self._scout: str | None = None
+        self._worker = worker
+        self._arrived = shares.Arrived(lambda: self._store.chunk_sizes(ref), looking)
+        self._of_others: list[tuple[str, memoryview]] = []
+        self._began = time.monotonic()
+        self._others_from: float | None = None
+        """When the first chunk of another's came to its turn."""
+        self._requests = self._waiting = 0
+        self._since = self._began
+        self.waited_seconds = 0.0
+        """In which nothing was sent and others were waited for: it says nothing about the store."""
         self._waiting_for_speed: dict[Bound, int] = {}
         """Requests that were begun while the speed was not measured, with their sizes."""
         self.bytes_sent = 0
@@ -85,8 +106,9 @@ class Sending:
         self.bytes_stored = 0
         """Of the chunks that lie under this save."""
 
-    def chunk(self, name: str, view: memoryview) -> Chunk:
-        """Where a chunk of this content lies, or will when the lane is over: it is sent unless the base has it or it is on its way."""
+    def chunk(self, name: str, view: memoryview, workers: tuple[int, ...] = ()) -> Chunk:
+        """Where a chunk of this content lies, or will when the lane is over: it is sent unless the base has it or it is on its way. `workers` hold the same,
+        if nothing is wrong: one of them sends it, and the others look for it."""
         with self._lock:
             self._hashed += len(view)
         if (at := self._base_has.get(name)) is not None:
@@ -94,12 +116,24 @@ class Sending:
         with self._lock:
             first = name not in self._taken
             self._taken.add(name)
-            self._scout = self._scout or name
             self._new += len(view) if first else 0
-        if first:
+        shared = (
+            len(workers) > 1 and self._store.bucket.verifies_uploads
+        )  # else what is found would have to be read and compared
+        if first and shared and not shares.sends(self._worker, name, workers):
+            with self._lock:
+                self._of_others.append((name, view))
+        elif first:
             # The second one does not wait for the first: if that fails, the whole save fails.
-            self._lane.add(lambda: self._send(name, view))
+            self._lane.add(lambda: self._send(name, view, shared=shared))
         return Chunk(name, len(view), self._ref)
+
+    def complete(self) -> None:
+        """All chunks are known: behind this worker's own those of others are looked for. From the end, where whoever sends them comes last."""
+        with self._lock:
+            others, self._of_others = self._of_others, []
+        for name, view in reversed(others):
+            self._lane.add(lambda name=name, view=view: self._send_unless_there(name, view))  # type: ignore[misc]
 
     def hurry(self, pace: Pace) -> None:
         """The save is an emergency's now."""
@@ -124,7 +158,53 @@ class Sending:
         """Once its chunks are there."""
         return self._repeated(MANIFEST_BYTES, True, lambda bound: self._store.create_manifest(manifest, bound=bound))
 
-    def _send(self, name: str, view: memoryview) -> None:
+    def _send_unless_there(self, name: str, view: memoryview) -> None:
+        with self._accounted(waiting=1):
+            there = self._arrived.has(name, len(view), self._patience, self._stop)
+        if there:
+            self._is_there(view)
+        else:
+            self._send(name, view)
+
+    def _is_there(self, view: memoryview) -> None:
+        with self._lock:
+            self._gone += len(view)
+
+    def _patience(self) -> float:
+        """Seconds for which others are still waited for. Whoever is done first helps."""
+        now = time.monotonic()
+        with self._lock:
+            self._others_from = self._others_from or now
+            own, waited = self._others_from - self._began, now - self._others_from
+        return shares.patience(own, self._stop.left, background=self._pace.background) - waited
+
+    @contextmanager
+    def _accounted(self, *, requests: int = 0, waiting: int = 0) -> Iterator[None]:
+        """Keeps `waited_seconds`."""
+        self._count(requests, waiting)
+        try:
+            yield
+        finally:
+            self._count(-requests, -waiting)
+
+    def _count(self, requests: int, waiting: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._waiting and not self._requests:
+                self.waited_seconds += now - self._since
+            self._since = now
+            self._requests += requests
+            self._waiting += waiting
+
+    def _send(self, name: str, view: memoryview, *, shared: bool = False) -> None:
+        """`shared`: others hold it too, and one who was faster may have sent it meanwhile."""
+        with self._lock:
+            self._scout = self._scout or name
+        slow = time.monotonic() - self._began > shares.LEAST_PATIENCE_SECONDS
+        if shared and slow and self._arrived.shows(name, len(view)):
+            self._is_there(view)
+            return
+
         def held_back() -> None:
             if self._pace.background:
                 self._throttle.wait(len(view), self._stop, self._to_go)
@@ -148,7 +228,8 @@ class Sending:
             self._speed_is_known()
             return new
 
-        new = self._repeated(len(view), name == self._scout, once, before=held_back)
+        with self._accounted(requests=1):
+            new = self._repeated(len(view), name == self._scout, once, before=held_back)
         with self._lock:
             self._gone += len(view)
             self.bytes_stored += len(view)

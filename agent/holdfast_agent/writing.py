@@ -297,7 +297,7 @@ class Writing:
         s.experience.flushed(
             logical=written.bytes_logical,
             sent=written.bytes_sent,
-            seconds=seconds,
+            seconds=seconds - written.waited_seconds,
             emergency=order.emergency or order.full_speed,
             based=bool(job.base_has),
             at_its_pace=written.at_its_pace,
@@ -369,7 +369,9 @@ class Writing:
             step_seconds=s.record.step_seconds,
             store_seconds=outlook.store.likely if (outlook := outlook_of(s, running.progress)) is not None else 0.0,
             metrics=told.metrics,
-            run=described.complete(told.run, s.settings.config.image, os.environ),
+            run=described.complete(
+                told.run, s.settings.config.image, os.environ, config=told.config, metrics=told.metrics
+            ),
             config=told.config,
             history=told.history,
         )
@@ -495,6 +497,7 @@ class Writing:
             emergency=order.emergency or order.full_speed,
             looks=lambda: not order.emergency and deadline.at == at and not s.record.evacuating,
             to_store=order.to_store,
+            worker=s.settings.config.worker,
         )
 
     # ---- afterwards
