@@ -1,7 +1,9 @@
 """Entry point of `holdfast` and `kubectl-holdfast`."""
 
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import typer
 
@@ -40,9 +42,16 @@ def options(version: bool = typer.Option(False, "--version", help="Print the ver
 
 def main() -> None:
     retry.without_a_line_per_try()
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGHUP, _end)
     # kubectl starts plugins as `kubectl-holdfast`; help should show what a person types.
     name = Path(sys.argv[0]).name
     app(prog_name="kubectl holdfast" if name.startswith("kubectl-") else "holdfast")
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """As Ctrl-C does: what was begun is taken away (an export's half-written files)."""
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`holdfast export`: a stored checkpoint in the files of other tools. Reads and verifies what it needs, writes beside the target, and renames at the end."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -33,6 +34,8 @@ from holdfast_cli.shared import (
 from holdfast_cli.stored import Stored
 from holdfast_store.fetching import chunks_of, fetch
 
+PREFIX = ".holdfast-export-"
+"""Of what is not whole yet: an export that is killed leaves such folders, and nothing under the target's name."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?\Z")
 _UNITS = {
     "B": 1,
@@ -184,21 +187,50 @@ def _write(
 
 @contextlib.contextmanager
 def beside(to: Path, scratch: Path | None) -> Iterator[tuple[Path, Path]]:
-    """(room for the sparse image, the name under which the result is made); both are gone at the end, whatever happens. Ends the program if `to` exists."""
-    if to.exists():
+    """(room for the sparse image, the name under which the result is made); both are gone at the end, whatever happens but SIGKILL. Ends the program if `to`
+    exists; says what exports that were killed have left there."""
+    if to.exists() or to.is_symlink():
         fail(f"--to {to} exists; nothing is overwritten", EXIT_USAGE)
-    with contextlib.ExitStack() as left:
+    folders = [scratch or to.parent, to.parent]
+    for left in dict.fromkeys(left for folder in folders for left in left_behind(folder)):
+        typer.echo(f"left by an export that was killed, and of no use: {left}", err=True)
+    with contextlib.ExitStack() as held:
         try:
-            room, made = (
-                left.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True))
-                for prefix, folder in ((".holdfast-export-", scratch or to.parent), (f".{to.name}-", to.parent))
-            )
+            room, made = (held.enter_context(_folder(folder)) for folder in folders)
         except OSError as e:
             fail(f"{e.filename}: {e.strerror}", EXIT_USAGE)
         try:
-            yield Path(room), Path(made) / to.name
+            yield room, made / to.name
         except OSError as e:
             fail(f"{e.filename or to}: {e.strerror or e}", EXIT_USAGE)
+
+
+@contextlib.contextmanager
+def _folder(parent: Path) -> Iterator[Path]:
+    """A new one, locked for as long as this process lives."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True) as name:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(name)
+        finally:
+            os.close(fd)
+
+
+def left_behind(parent: Path) -> list[Path]:
+    """Folders of exports that no process works in any more."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(parent.glob(f"{PREFIX}*")):
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    found.append(path)
+                finally:
+                    os.close(fd)
+    return found
 
 
 def hand_out(written: Path, to: Path) -> None:

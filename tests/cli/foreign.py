@@ -15,6 +15,7 @@ from holdfast.state import SCHEMA, Captured
 from holdfast_api.manifest import Progress
 from holdfast_cli.__main__ import app
 from holdfast_store.adopt import Foreign, adopt
+from holdfast_store.bucket import Bucket
 from holdfast_store.file import FileBucket
 from holdfast_store.job import JobStore
 
@@ -52,8 +53,10 @@ def trained(seed: int = 1, steps: int = 3) -> tuple[Net, torch.optim.Optimizer, 
     return model, optimizer, scheduler
 
 
-def stored(directory: Path, uid: str = "uid-1", seed: int = 1) -> tuple[Net, torch.optim.Optimizer, Any]:
-    """The job `local/run` with one checkpoint."""
+def stored(
+    directory: Path, uid: str = "uid-1", seed: int = 1, into: Bucket | None = None
+) -> tuple[Net, torch.optim.Optimizer, Any]:
+    """The job `local/run` with one checkpoint, in the directory `bucket` or `into` a bucket."""
     model, optimizer, scheduler = trained(seed)
     leaves = Leaves()
     parts = {
@@ -85,7 +88,7 @@ def stored(directory: Path, uid: str = "uid-1", seed: int = 1) -> tuple[Net, tor
     )
     bucket = directory / "bucket"
     bucket.mkdir(exist_ok=True)
-    adopt(JobStore(FileBucket(bucket), "local", "run", uid), foreign, {})
+    adopt(JobStore(into or FileBucket(bucket), "local", "run", uid), foreign, {})
     image.unlink()
     return model, optimizer, scheduler
 
