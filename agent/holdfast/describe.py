@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,6 +22,7 @@ import torch
 from holdfast_api import names
 
 MISSING = "missing: "
+NVIDIA = Path("/proc/driver/nvidia")
 GIT_SECONDS = 2.0
 MOST_CONFIG_BYTES = 64 << 10
 """It travels with every save."""
@@ -53,6 +55,7 @@ def facts(dataset: Dataset | None, run_id: str) -> dict[str, str]:
         **_git(),
         "dataset": str(dataset or MISSING + "describe(dataset=...) or describe(data_files=[...]) was not called"),
         "packages": "; ".join(_packages()),
+        "gpu": _gpu(),
         "driver": _driver(),
         "world": _world(),
     }
@@ -170,12 +173,29 @@ def _packages() -> list[str]:
     return found
 
 
+def _gpu() -> str:
+    """Models of the machine's GPUs, in the kernel's own words; asking CUDA could start it."""
+    found = Counter(
+        line.partition(":")[2].strip()
+        for path in sorted((NVIDIA / "gpus").glob("*/information"))
+        for line in _lines_of(path)
+        if line.startswith("Model:")
+    )
+    return (
+        ", ".join(f"{n} x {model}" for model, n in sorted(found.items())) or MISSING + "no NVIDIA GPU on this machine"
+    )
+
+
 def _driver() -> str:
-    """The kernel's own words; asking CUDA could start it."""
+    lines = _lines_of(NVIDIA / "version")
+    return lines[0].strip() if lines else MISSING + "no NVIDIA driver on this machine"
+
+
+def _lines_of(path: Path) -> list[str]:
     try:
-        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0].strip()
-    except (OSError, IndexError):
-        return MISSING + "no NVIDIA driver on this machine"
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _world() -> str:

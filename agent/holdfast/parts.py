@@ -238,12 +238,20 @@ class ModulePart:
         for key in live.keys() - found.keys():
             if f"{self.name}.{key}" in self.allowed.missing and getattr(live[key], "is_meta", False):
                 yield f"{self.name}.{key} is on the meta device, and the checkpoint has nothing for it: build it with memory and initialize it"
-        for key in live.keys() & found.keys():
+        unlike: list[str] = []
+        for key in (k for k in live if k in found):
             value, here = tree.decode(found[key], tensors, place=False), _as_part(live[key], f"{self.name}.{key}")
             if isinstance(value, sharding.Part) or isinstance(here, sharding.Part):
                 yield from sharding.differences(f"{self.name}.{key}", here, value)
             elif isinstance(value, torch.Tensor) and isinstance(live[key], torch.Tensor):
-                yield from _same_form(f"{self.name}.{key}", live[key], value)
+                unlike += _same_form(f"{self.name}.{key}", live[key], value)
+        yield from unlike
+        if unlike:
+            name = unlike[0].partition(":")[0]
+            yield (
+                f"{self.name}: build it as it was when the checkpoint was made (`holdfast describe` shows its hyper-parameters); or give what has another form "
+                f'now another name as well, and accept both: ckpt.restore(allow=("extra:{name}", "missing:ITS NEW NAME"))'
+            )
         for key, buffer in self._loose_buffers().items():
             if buffer.is_meta and (
                 key not in saved["loose"]
@@ -434,10 +442,16 @@ class OptimizerPart:
         found = [len(g["params"]) for g in tree.decode(saved["state"], tensors, place=False)["param_groups"]]
         by_name = "names" in saved and len(live) == len(found)  # an older release kept no names
         if live != found and not by_name:
-            yield f"{self.name}: the optimizer has parameter groups of {live} tensors, the checkpoint of {found}"
+            yield (
+                f"{self.name}: the optimizer has parameter groups of {live} tensors, the checkpoint of {found}: make the groups as they were, or begin anew "
+                f'with this optimizer under another name, and accept both: ckpt.restore(allow=("extra:{self.name}", "missing:THE OTHER NAME"))'
+            )
         orphans = self._orphans()
         if len(orphans) != len(saved["orphans"]):
-            yield f"{self.name}: {len(orphans)} tensors of the optimizer are in no registered module, in the checkpoint {len(saved['orphans'])}"
+            yield (
+                f"{self.name}: {len(orphans)} tensors of the optimizer are in no registered module, in the checkpoint {len(saved['orphans'])}: register the "
+                "modules that were registered then, and give the optimizer the same parameters"
+            )
         for (i, parameter), body in zip(orphans, saved["orphans"], strict=False):
             yield from _same_form(f"{self.name}.orphan.{i}", parameter, tree.decode(body, tensors, place=False))
         if by_name:

@@ -204,6 +204,7 @@ def _hybrid() -> nn.Sequential:
 SHARDED = {
     "FSDP2": lambda: _fsdp(_layers()),
     "FSDP2 that keeps what it gathers": lambda: _fsdp(_layers(), reshard_after_forward=False),
+    "tensor parallel": lambda: _tensor_parallel(_layers(), _mesh("model")),
     "tensor parallel and FSDP2": _on_both,
     "copies of shares": _hybrid,
 }

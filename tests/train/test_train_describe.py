@@ -32,7 +32,7 @@ def test_facts_are_found_out_without_being_told(agent: FakeAgent) -> None:
     run = captured(agent).run
     assert run["world"] == "1 ranks, 1 on each worker"
     assert f"torch=={torch.__version__.split('+')[0]}" in run["packages"]
-    for name in ("git_commit", "git_dirty", "run_id", "dataset", "driver", "device", "exact", "loop"):
+    for name in ("git_commit", "git_dirty", "run_id", "dataset", "gpu", "driver", "device", "exact", "loop"):
         assert run[name], name
 
 
@@ -45,6 +45,21 @@ def test_what_is_missing_says_so_and_what_to_do(
     assert run["git_commit"] == f"missing: git cannot be started (FileNotFoundError); set {names.ENV_GIT_COMMIT}"
     assert run["run_id"].startswith("missing: describe(run_id=...)")
     assert run["dataset"].startswith("missing: describe(dataset=...)")
+
+
+def test_the_machine_s_gpus_are_named_by_the_kernel_or_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describe, "NVIDIA", tmp_path)
+    assert (describe._gpu(), describe._driver()) == (
+        "missing: no NVIDIA GPU on this machine",
+        "missing: no NVIDIA driver on this machine",
+    )
+    for number, model in enumerate(["H100", "H100", "T4"]):
+        (tmp_path / "gpus" / str(number)).mkdir(parents=True)
+        (tmp_path / "gpus" / str(number) / "information").write_text(f"Model: \t\t NVIDIA {model}\nIRQ: 3\n")
+    (tmp_path / "version").write_text("NVRM version: 1.2\nGCC\n")
+    assert (describe._gpu(), describe._driver()) == ("2 x NVIDIA H100, 1 x NVIDIA T4", "NVRM version: 1.2")
 
 
 def test_the_code_s_commit_and_whether_it_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
