@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from holdfast_api.config import StorageConfig
+from holdfast_store.bound import Bound
 from holdfast_store.errors import Denied, Misconfigured
 from holdfast_store.opening import open_bucket
 from holdfast_store.s3 import S3Bucket, settings_from
@@ -147,6 +148,17 @@ def test_every_object_asks_for_its_encryption(s3: FakeS3, encryption: str, key: 
     bucket.create("a/y", b"2")
     for _, _, headers in s3.heads:
         assert {k: v for k, v in headers.items() if "encryption" in k} == expected
+
+
+def test_the_payload_is_not_hashed_a_second_time_for_the_signature_and_has_its_checksum(s3: FakeS3) -> None:
+    """Three quarters of a second of a core for each GB; what makes it safe is the checksum that the server compares (B6)."""
+    bucket = S3Bucket.from_config(StorageConfig("s3://bucket/p", s3.endpoint, "us-east-1"), KEYS)
+    bucket.create("a/x", bytes(100_000), bound=Bound(60))
+    bucket.put("a/y", b"2")
+    for _, _, headers in s3.heads:
+        assert headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
+        assert headers["x-amz-checksum-crc64nvme"]
+    assert len(s3.heads) == 2
 
 
 # Credentials that end
