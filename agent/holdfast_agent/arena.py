@@ -139,7 +139,7 @@ class Arena:
 
     def _read_hints(self) -> dict[tuple[int, int], Hint]:
         hints = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             for item in json.loads((self.folder / HINTS).read_text()):
                 ref = CheckpointRef(int(item["attempt"]), int(item["save"]))
                 hints[int(item["rank"]), int(item["slot"])] = Hint(int(item["slot"]), str(item["job_uid"]), ref)

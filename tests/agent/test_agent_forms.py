@@ -129,3 +129,17 @@ def test_a_slot_that_is_given_back_while_sizes_are_read_is_passed_over(tmp_path,
 
     monkeypatch.setattr(type(arena.folder), "glob", glob)
     assert arena.bytes == 2 * 2 * MIB
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "nonsense", "null", "[1]", '{"rank": 0}', '[{"rank": 0, "slot": 0, "job_uid": "u", "attempt": 0, "save": 1}]',
+     '[{"rank": 1e999, "slot": 0, "job_uid": "u", "attempt": 1, "save": 1}]', "[" * 100_000, "\udcff"],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_nonsense_about_what_the_slots_hold_costs_a_fetch_and_nothing_else(tmp_path, monkeypatch, text):
+    """J5: it is a hint, of an agent that was killed; every chunk is verified before it is used."""
+    monkeypatch.setattr(memory, "read", lambda folder: room(limit=1000, used=0))
+    Arena(tmp_path / "arena").make(0, {0: MIB}, 1)
+    (tmp_path / "arena/slots.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert Arena(tmp_path / "arena").contents(0) == {0: None, 1: None}
