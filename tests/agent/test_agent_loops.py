@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 from lone import UID, Lone
 from worlds import World, ref
 
-from holdfast_agent import claims, run
+from holdfast_agent import claims, prefetch, run
 from holdfast_agent.claims import Claims
 from holdfast_agent.clock import now
 from holdfast_agent.run import Agent
@@ -61,6 +61,39 @@ async def test_the_lead_says_an_error_that_nobody_has_foreseen_and_looks_again(
     assert str(error) in words(said)
     assert record.blocked is None
     assert any(r.exc_info for r in caplog.records), "the traceback is in the log"
+    task.cancel()
+    await lone.close()
+
+
+async def test_nothing_is_claimed_before_the_operator_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: the old attempt may be saving its last state, and a claim that is made too early leaves that behind (A7)."""
+    monkeypatch.setattr(prefetch, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(prefetch, "LONGEST_PAUSE_SECONDS", 0.01)
+    lone, looks = Member(tmp_path), []
+    claim = lone.store.prefix + layout.claim_key(1)
+    lone.bucket.delete([claim])
+    lone.shared.record.claim = None
+    lone.shared.order = dataclasses.replace(lone.shared.order, may_claim=False)
+    lead = Claims(lone.shared)
+    look = lead._scout._look
+
+    async def noted() -> object:
+        looks.append(claim in lone.bucket.objects)
+        lone.shared.changes.bump()
+        return await look()
+
+    lead._scout._look = noted  # type: ignore[assignment]
+    task = asyncio.ensure_future(lead.run())
+    await lone.until(lambda: len(looks) > 20, "it goes on looking for what it would continue")
+    assert claim not in lone.bucket.objects
+    assert lone.shared.record.claim is None
+    lone.shared.order = dataclasses.replace(lone.shared.order, may_claim=True)
+    lone.shared.changes.bump()
+    await lone.until(lambda: lone.shared.record.claim is not None, "now it is")
+    assert claim in lone.bucket.objects
+    assert not any(looks)
     task.cancel()
     await lone.close()
 
