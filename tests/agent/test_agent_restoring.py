@@ -221,3 +221,18 @@ async def test_an_error_that_nobody_has_foreseen_is_said_and_the_restore_is_trie
     assert (await member.fetched()).rejection is None
     assert any("nobody has thought of this" in s for s in said)
     assert member.record.blocked is None
+
+
+async def test_a_chunk_that_was_bad_in_the_store_is_remembered_whatever_becomes_of_the_try(tmp_path: Path) -> None:
+    """B5: no later save refers to it, also when the attempt goes on from an older checkpoint that has the same chunk."""
+    member = Member(tmp_path)
+    manifest = member.world.store.read_manifest(member.world.store.read_commit(ref(1, 1))[0], 0)
+    bad = manifest.chunks[1]
+    member.bucket.damage(member.world.store.prefix + layout.chunk_key(ref(1, 1), bad.digest), b"xxxx")
+    assert (await member.fetched()).rejection.of_checkpoint
+    assert member.shared.distrusted == {bad.digest}
+    s = member.shared
+    s.base, s.base_manifests = member.world.store.read_commit(ref(1, 1))[0], {0: manifest}
+    usable = s.base_has(ref(1, 1), ref(2, 1), emergency=True)
+    assert bad.digest not in usable
+    assert set(usable) == {c.digest for c in manifest.chunks} - {bad.digest}
