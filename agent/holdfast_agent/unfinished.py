@@ -41,6 +41,8 @@ LOOKED_SECONDS = 2.0
 BUFFER_BYTES = 64 << 20
 """Of all chunks together that are in memory on their way."""
 MOST_AT_ONCE = 8
+LATE = 1.5
+"""Times as long as expected, before a chunk that has not arrived says something."""
 TOLD = 8
 """Parts in a report."""
 
@@ -376,11 +378,13 @@ class Unfinished:
 
 def seconds_left(took: float, newest: float, *, left: int, sent: int, under_way: int, expected: float) -> float:
     """Of sending that has lasted for `took` seconds, at `newest` of which the last chunk had arrived. Chunks that are under way come on as fast as those before
-    them did, or, before any, as was expected; else time without an arrival would look like a store that stands still. Pure and total."""
+    them did, or, before any, as was expected: else time without an arrival would look like a store that stands still. Of those that are late half is believed,
+    for then it may. Pure and total."""
     if left <= 0:
         return 0.0
     speed = sent / newest if sent > 0 and newest > 0 else left / expected if expected > 0 else 0.0
-    moving = min(float(under_way), speed * max(0.0, took - newest))
+    by_now = speed * max(0.0, took - newest)
+    moving = min(by_now, float(under_way)) if by_now <= LATE * under_way else under_way / 2
     done = sent + moving
     return max(0.0, left - moving) * took / done if done > 0 and took > 0 else expected
 

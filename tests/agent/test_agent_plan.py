@@ -3,17 +3,19 @@
 import dataclasses
 import math
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast_agent import plan, spans, tiers
+from holdfast_agent.clock import Deadline
 from holdfast_agent.plan import Choice, Situation, choose
-from holdfast_agent.planning import arrival_of, situation_of
+from holdfast_agent.planning import Planning, arrival_of, situation_of
 from holdfast_agent.tiers import Loss, Tier
 from holdfast_api.messages import Cause, Notice
-from holdfast_api.peers import Outlook, Span
+from holdfast_api.peers import GateVotes, Outlook, Span
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 any_span = st.builds(Span, anything, anything, anything)
@@ -65,6 +67,14 @@ def a_situation(**fields) -> Situation:
         pytest.param(
             a_situation(remaining_seconds=14.0, store=Span(12, 25, 50)), Choice.STORE_ONLY,
             id="the store would have to be faster than ever, and the node goes",
+        ),
+        pytest.param(
+            a_situation(remaining_seconds=10.0, store=Span(6, 9.5, 30), clean_boundary=110, arrival=exactly(4), node_survives=True),
+            Choice.NODE_ONLY, id="an older state may be late too, and the newest is safe on nodes that come back",
+        ),
+        pytest.param(
+            a_situation(remaining_seconds=10.0, store=exactly(6), clean_boundary=110, arrival=exactly(4), node_survives=True),
+            Choice.CLEAN, id="an older state is surely in time: a checkpoint first",
         ),
         pytest.param(
             a_situation(remaining_seconds=1.7, node_survives=True), Choice.NOTHING, id="there is no time for the node"
@@ -325,3 +335,19 @@ def test_what_lasts_longer_than_ever_is_not_expected_to_last_for_ever():
     )  # fmt: skip
     assert (found.choice, found.chosen.boundary) == (Choice.STORE_ONLY, 21)
     assert found.chosen.chance >= plan.CONFIDENT
+
+
+def test_what_workers_say_again_renews_speeds_and_not_how_far_their_ranks_are():
+    """They stand at their gates: the time that passes there says nothing of a step."""
+    shared = SimpleNamespace(order=SimpleNamespace(members=(None,)), last_boundary=5)
+    planning = Planning(shared, 1, Cause.SPOT, Deadline.after(30))
+
+    def said(**fields) -> list[GateVotes]:
+        return [GateVotes({"0": 11}, outlook=an_outlook(**fields))]
+
+    planning.heard(said(since_seconds=1.0), 11)
+    planning.renewed(said(since_seconds=50.0, store=exactly(3)))
+    (found,) = planning._outlooks
+    assert (found.since_seconds, found.boundary, found.store) == (1.0, 10, exactly(3))
+    planning.renewed([])
+    assert planning._outlooks == (found,), "who does not answer changes nothing"

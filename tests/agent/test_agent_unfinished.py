@@ -2,11 +2,14 @@
 
 import asyncio
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,7 +22,7 @@ from holdfast_agent.experience import Experience
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.record import Record
 from holdfast_agent.threads import Threads
-from holdfast_agent.unfinished import Unfinished
+from holdfast_agent.unfinished import Unfinished, seconds_left
 from holdfast_api import peers
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, Pending
@@ -450,12 +453,47 @@ async def test_who_has_measured_nothing_expects_what_the_maker_did(tmp_path):
     (pending,) = waiting(one)
     assert 30 < pending.store_seconds < 60
     await one.close()
-    barrier = Barrier("create", "/chunks/")
-    one.bucket.before_call = barrier
+    reached, free = threading.Event(), threading.Event()
+
+    def held(operation: str, key: str) -> None:
+        if (operation, "/chunks/" in key) == ("create", True):
+            reached.set()
+            assert free.wait(60)
+
+    one.bucket.before_call = held
     after = Next(one)
-    await in_thread(barrier.reached)
+    await in_thread(reached)
     (copy,) = await after.finishing.copies()
-    assert copy.seconds == pytest.approx(pending.store_seconds, rel=0.01)
-    barrier.free.set()
+    assert 20 < copy.seconds <= pending.store_seconds
+    free.set()
     (copy,) = await after.ended()
     assert copy.state == "committed"
+
+
+def test_time_between_two_arrivals_does_not_look_like_a_store_that_stands_still():
+    """Eight chunks of a state that takes 20 s: the claim would give up just before the second arrives."""
+    for took in (0.1, 1.0, 2.5, 2.6, 4.9, 5.1, 12.4):
+        sent = int(took / 2.5)
+        newest = sent * 2.5
+        left = seconds_left(took, newest, left=8 - sent, sent=sent, under_way=8 - sent, expected=20.0)
+        assert left == pytest.approx(20.0 - took, rel=0.02), took
+
+
+def test_a_store_that_does_stand_still_is_not_waited_for_for_ever():
+    for left in (100, 700):
+        found = [
+            seconds_left(t, 2.5, left=left, sent=100, under_way=100, expected=20.0) for t in (5.0, 10.0, 40.0, 160.0)
+        ]
+        assert found == sorted(found)
+        assert found[-1] > 50, "although all that is left may be under way"
+
+
+anything = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12)
+sizes = st.integers(-1, 1 << 60)
+
+
+@given(anything, anything, sizes, sizes, sizes, anything)
+def test_whatever_the_numbers_say_there_is_an_estimate(took, newest, left, sent, under_way, expected):
+    assert seconds_left(took, newest, left=left, sent=sent, under_way=under_way, expected=expected) == pytest.approx(
+        seconds_left(took, newest, left=left, sent=sent, under_way=under_way, expected=expected), nan_ok=False
+    )
