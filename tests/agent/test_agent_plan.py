@@ -73,7 +73,7 @@ def a_situation(**fields) -> Situation:
             Choice.NODE_ONLY, id="an older state may be late too, and the newest is safe on nodes that come back",
         ),
         pytest.param(
-            a_situation(remaining_seconds=10.0, store=exactly(6), clean_boundary=110, arrival=exactly(4), node_survives=True),
+            a_situation(remaining_seconds=10.0, store=exactly(6), clean_boundary=101, arrival=exactly(4), node_survives=True),
             Choice.CLEAN, id="an older state is surely in time: a checkpoint first",
         ),
         pytest.param(

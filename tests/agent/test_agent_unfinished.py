@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lone import CHUNK, UID, Barrier, Lone, image, in_thread
 
 from holdfast_agent import unfinished
-from holdfast_agent.clock import Deadline, now
+from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.experience import Experience
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.record import Record
 from holdfast_agent.threads import Threads
-from holdfast_agent.unfinished import Unfinished, seconds_left
+from holdfast_agent.unfinished import Part, Unfinished, seconds_left
 from holdfast_api import peers
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, Pending
@@ -497,3 +497,18 @@ def test_whatever_the_numbers_say_there_is_an_estimate(took, newest, left, sent,
     assert seconds_left(took, newest, left=left, sent=sent, under_way=under_way, expected=expected) == pytest.approx(
         seconds_left(took, newest, left=left, sent=sent, under_way=under_way, expected=expected), nan_ok=False
     )
+
+
+async def test_what_is_told_counts_what_is_under_way(tmp_path):
+    one = with_node(tmp_path)
+    await kept(one, 0, 10)
+    (pending,) = waiting(one)
+    await one.close()
+    finishing = Next(one).finishing
+    began = monotonic() - 4.9
+    part = Part(pending, bytes_to_send=8, bytes_sent=1, began_at=began, newest_at=began + 2.5)
+    with part.sending(7):
+        assert part.bytes_under_way == 7
+        assert finishing._alone(part) == pytest.approx(15.1, abs=1.0), "and not 34"
+    assert (part.bytes_under_way, part.bytes_sent) == (0, 8)
+    assert finishing._alone(part) == 0.0

@@ -238,6 +238,25 @@ def test_a_job_that_was_suspended_comes_back_to_its_nodes() -> None:
     assert created(w) == {0: ("n0",), 1: ("n1",)}
 
 
+def test_what_a_suspended_job_has_left_is_said_while_it_is_suspended() -> None:
+    """The checkpoint that a suspension asks for may not fit either."""
+    w = training()
+    w.with_spec(suspend=True).settled()
+    said = {"exit": Exit.PREEMPTED_NOTHING_NEW, "boundary": 42, "step_seconds": 10.0}
+    for worker in range(2):
+        w.reports(worker, AgentPhase.SEALED, on_node=LEFT, on_node_boundary=42, **said)
+        w.change_pod(worker, phase="Failed", exit_code=73)
+    w.settled()
+    w.pods.clear()
+    w.settled()
+    assert w.status.attempt is None
+    assert w.status.unfinished is not None
+    assert [(p.worker, p.node) for p in w.status.unfinished.parts] == [(0, "n0"), (1, "n1")]
+    found = condition(w)
+    assert found is not None
+    assert found.status == "True"
+
+
 def test_nonsense_of_an_agent_ends_in_no_traceback() -> None:
     for seconds in (float("nan"), float("inf"), -1.0, 1e300):
         w = training()
