@@ -14,6 +14,7 @@ from test_agent_recovery import chunks_of, damage, kill_all, restart
 
 from holdfast_agent import reuse
 from holdfast_agent.clock import Deadline
+from holdfast_agent.errors import SaveGivenUp
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Chunk, ParentRef, RankManifest
 from holdfast_api.messages import Cause, RestoreOrder
@@ -161,6 +162,20 @@ async def test_a_checkpoint_that_the_operator_excludes_as_newer_casts_doubt_on_w
         await save(two, boundary)
     assert await places(two) == [1, 1]
     await two.close()
+
+
+async def test_after_a_base_that_is_gone_from_the_store_the_next_save_leans_on_nothing(tmp_path):
+    """B4: one save is lost to it, not all that come."""
+    one = Lone(tmp_path)
+    await save(one, 1)
+    one.bucket.damage(f"{one.store.prefix}checkpoints/0000000001/0000000001/commit.json", None)
+    with pytest.raises(SaveGivenUp):
+        await save(one, 2)
+    await save(one, 3)
+    (record,) = one.commits()
+    assert (record.progress.boundary, record.base, record.refers_to) == (3, None, ())
+    assert not verify(one.store, record).problems
+    await one.close()
 
 
 async def test_in_an_emergency_age_does_not_count(tmp_path, monkeypatch):

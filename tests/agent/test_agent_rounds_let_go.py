@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lone import Barrier, Lone, in_thread
 
+from holdfast_agent.peers import Mesh
+from holdfast_api import peers
 from holdfast_api import ranks as wire
 from holdfast_api.messages import Cause
 
@@ -90,4 +92,25 @@ async def test_gates_open_only_after_the_save_where_an_older_agent_would_give_th
     await running.ended.wait()
     assert rank.gate_open
     assert [r.progress.boundary for r in one.commits()] == [10]
+    await one.close()
+
+
+async def test_workers_whose_ranks_arrived_at_different_boundaries_save_nothing(tmp_path, caplog, monkeypatch):
+    """E3: one worker's ranks ended before the target, another's did not; no boundary is everybody's."""
+    one = Lone(tmp_path)
+    rank = StandingRank(one)
+    ask_all = Mesh.ask_all
+
+    async def and_another_worker(mesh, message, **options):
+        answers = await ask_all(mesh, message, **options)
+        return answers | {1: peers.Captured(11)} if isinstance(message, peers.ReleaseGates) else answers
+
+    monkeypatch.setattr(Mesh, "ask_all", and_another_worker)
+    running = one.rounds.request(Cause.MANUAL, evacuate=False, deadline=None)
+    await asyncio.wait_for(running.ended.wait(), 30)
+    assert running.info is None
+    assert one.orders == []
+    assert one.commits() == []
+    assert "different boundaries: [10, 11]" in caplog.text
+    assert rank.gate_open
     await one.close()
