@@ -16,8 +16,8 @@ from holdfast_agent.headstart import HeadStart
 from holdfast_agent.settings import Settings
 from holdfast_api import __version__
 from holdfast_api.errors import ContractError
-from holdfast_api.layout import checked_uid
-from holdfast_api.messages import Exit
+from holdfast_api.layout import CheckpointRef, checked_uid
+from holdfast_api.messages import Exit, RestoreOrder
 from holdfast_api.names import EXIT_CODES
 from holdfast_store.errors import StoreError
 
@@ -78,6 +78,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="UID",
         default="",
         help="with --local: go on from the checkpoint of `holdfast import` that has this job uid",
+    )
+    run.add_argument(
+        "--trust",
+        metavar="ATTEMPT/SAVE",
+        action="append",
+        default=[],
+        help="with --local: a checkpoint that is used although something was found in it (copies that differ, a failed check); every byte is verified",
+    )
+    run.add_argument(
+        "--accept-suspect", action="store_true", help="with --local: use checkpoints whose copies differ like any other"
     )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     return top
@@ -148,6 +158,7 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[Setti
         checked_uid(options.resume_from)
         if options.fresh:
             raise ConfigurationWrong("--fresh and --resume-from exclude each other: remove one of them")
+    trusted = tuple(_checkpoint("--trust", name) for name in options.trust)
     limit = _background(options.background_bytes_per_second, settings.process_environment())
     held = laptop.take(options.local)
     ready = laptop.settings(
@@ -161,8 +172,24 @@ def _local(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[Setti
         chunk_bytes=options.chunk_mib << 20,
         background_bytes_per_second=limit,
     )
-    order = laptop.order(ready, held.next_attempt(), fresh=options.fresh, resume_from=options.resume_from)
+    order = laptop.order(
+        ready,
+        held.next_attempt(),
+        RestoreOrder(
+            fresh=options.fresh,
+            resume_from_uid=options.resume_from,
+            trusted=trusted,
+            accept_suspect=options.accept_suspect,
+        ),
+    )
     return ready, headstart.begin(held, ready, order)
+
+
+def _checkpoint(option: str, name: str) -> CheckpointRef:
+    try:
+        return CheckpointRef.parse(name)
+    except ValueError as e:
+        raise ConfigurationWrong(f"{option}: {e}") from None
 
 
 def _background(option: int | None, environ: Mapping[str, str]) -> int:

@@ -5,6 +5,7 @@ the operator sends another order: the bucket, the Secret or the spec may have be
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -39,6 +40,8 @@ TELL_SECONDS = 3600.0
 UNFINISHED_SECONDS = 10.0
 """For the members' answers; who is silent has nothing. Nothing starts without them either, so a long wait delays no start that could succeed."""
 FINISHED_LOOK_SECONDS = 0.5
+DAMAGE_SECONDS = 3600.0
+"""Between two looks at what scrubs have found: each lists everything that is stored."""
 
 
 class NeedsPerson(AgentError):
@@ -147,7 +150,10 @@ class Claims:
             self._shared.record.block(None)
             if await self._distribute(self._choice):
                 await self._sweep()
-                await self._rejected.wait()
+                while not self._rejected.is_set():
+                    await self._look_for_damage()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._rejected.wait(), DAMAGE_SECONDS)
             self._rejected.clear()
 
     async def _look_first(self) -> None:
@@ -322,6 +328,14 @@ class Claims:
             continued = self._choice.record if self._choice is not None else None
             spared = [found.ref for found in (continued, s.base, s.last) if found is not None]
             s.record.found_stray(strays(swept, s.order.restore, spared))
+
+    async def _look_for_damage(self) -> None:
+        """What scrubs have found since: retention must not count on it (C5). Nothing waits for it."""
+        s = self._shared
+        try:
+            s.record.found_damaged(await s.threads.call(self._store.damaged))
+        except Exception as e:
+            log.warning("what scrubs have found is not known: %s: %s", type(e).__name__, e)
 
     # ---- inside
 

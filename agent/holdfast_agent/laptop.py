@@ -134,7 +134,7 @@ def examined(directory: Path, processes: int) -> AgentConfig:
     return dataclasses.replace(config, memory_dir=str(_memory_volume() or directory))
 
 
-def order(settings: Settings, attempt: int, *, fresh: bool = False, resume_from: str = "") -> AttemptOrder:
+def order(settings: Settings, attempt: int, restore: RestoreOrder) -> AttemptOrder:
     """The lock is held, so no older attempt lives: it may be claimed at once (A3)."""
     config = settings.config
     member = Member(0, settings.pod_name, settings.pod_uid, config.serial, settings.node, "127.0.0.1")
@@ -144,7 +144,7 @@ def order(settings: Settings, attempt: int, *, fresh: bool = False, resume_from:
         (member,),
         config.processes_per_worker,
         may_claim=True,
-        restore=RestoreOrder(fresh=fresh, resume_from_uid=resume_from),
+        restore=restore,
     )
 
 

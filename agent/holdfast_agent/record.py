@@ -27,6 +27,7 @@ from holdfast_api.messages import (
 )
 
 log = logging.getLogger(__name__)
+MOST_DAMAGED = 64
 KEPT = 20
 """Checkpoints, requests and deletions named in a report."""
 KEPT_PLANS = 5
@@ -81,6 +82,8 @@ class Record:
     """The newest save whose local part lies whole on the node and that is not known to be committed (E6)."""
     on_node_boundary: int = 0
     unfinished: tuple[UnfinishedCopy, ...] = ()
+    damaged: dict[str, str] | None = None
+    """None: nobody has looked."""
     sequence: int = 0
 
     def begin(self, attempt: int) -> None:
@@ -172,6 +175,13 @@ class Record:
             del self.done_requests[:-KEPT]
             self.changed()
 
+    def found_damaged(self, found: dict[CheckpointRef, str]) -> None:
+        """What scrubs have written down (verdict `intact`); the newest, as many as a report holds."""
+        told = {str(ref): found[ref][:500] for ref in sorted(found)[-MOST_DAMAGED:]}
+        if told != self.damaged:
+            self.damaged = told
+            self.changed()
+
     def found_stray(self, refs: tuple[CheckpointRef, ...]) -> None:
         if refs != self.stray:
             self.stray = refs
@@ -235,6 +245,7 @@ class Record:
             arena=self.arena,
             joined=self.joined,
             stray=self.stray,
+            damaged=self.damaged,
             saving=self.saving,
             plans=tuple(self.plans),
             local=self.local,

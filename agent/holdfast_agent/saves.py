@@ -429,8 +429,8 @@ class Saves:
             words.append(difference.words + (f", in {replicas.listed(names)}" if names else ""))
         self._shared.metrics.replicas_differ.inc()
         log.error(
-            "checkpoint %s is SUSPECT: %s. Either memory or a processor has changed bits, or these ranks have come apart; a restart from it goes on with the "
-            "difference. Look at the machines of the ranks, and restore an earlier checkpoint whose run facts say replicas: agree",
+            "checkpoint %s is SUSPECT: %s. Either memory or a processor has changed bits, or these ranks have come apart. It is kept, and no start "
+            "continues it while a sound one is left (spec.validation says otherwise). Look at the machines of the ranks",
             record.ref,
             "; ".join(words),
         )
@@ -501,5 +501,6 @@ def info_of(record: CommitRecord) -> CheckpointInfo:
         metrics=dict(record.metrics),
         finite=record.finite,
         not_finite=record.not_finite,
+        weights_only=record.kind is CheckpointKind.WEIGHTS_ONLY,
         suspect=record.suspect,
     )

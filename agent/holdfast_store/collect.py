@@ -6,15 +6,16 @@ explain something keeps it. What goes is decided in `deletion`, from what is rea
 """
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from holdfast_api import codec, layout
+from holdfast_api import codec, layout, soundness
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, CommitRecord, RankManifest, Tombstone
-from holdfast_store import deletion, inventory
+from holdfast_api.soundness import Grade
+from holdfast_store import deletion, inventory, verdicts
 from holdfast_store.deletion import ABANDONED, LEFT_ALONE, Facts, Held, Place, Removal
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt
 from holdfast_store.inventory import Lying
@@ -110,8 +111,8 @@ def facts_about(
     facts = Facts(state.committed, state.expired, in_use=state.ref in in_use)
     if deletion.why_kept(facts) or not state.committed:
         return facts
-    usable, sound = _newest_usable(records, lineage)
-    facts = replace(facts, protected=state.ref in protected(usable), sound=state.ref == sound)
+    usable, best = _newest_usable(records, lineage)
+    facts = replace(facts, protected=state.ref in protected(usable), best=state.ref in best)
     if deletion.why_kept(facts) or state.expired:
         return facts
     # Before the tombstone too: a restore in the moment until it is taken back would take an older checkpoint.
@@ -120,26 +121,39 @@ def facts_about(
 
 def _newest_usable(
     records: Records, lineage: Iterable[Span]
-) -> tuple[list[tuple[CheckpointRef, CheckpointRef | None]], CheckpointRef | None]:
-    """(checkpoint, base) newest first: the newest two that can be read, and on to the base of the newest. And the newest one that is not known to
-    hold NaN or infinite values: usually one of those two."""
+) -> tuple[list[tuple[CheckpointRef, CheckpointRef | None]], frozenset[CheckpointRef]]:
+    """(checkpoint, base) newest first: the newest two that can be read, and on to the base of the newest. And what a start would continue, whether or not
+    the job accepts copies that differ: usually one of those two."""
     usable: list[tuple[CheckpointRef, CheckpointRef | None]] = []
-    sound: CheckpointRef | None = None
+    best: tuple[Grade, CheckpointRef] | None = None
+    finite: CheckpointRef | None = None
+    for state in _existing(records, lineage):
+        ref = state.ref
+        if len(usable) >= 2 and best is not None and best[0] is Grade.SOUND and _is_past_base(usable[0], ref):
+            break
+        try:
+            record = records.commit(ref)[0]
+        except (Corrupt, Absent):
+            continue
+        usable.append((ref, record.base))
+        found = soundness.grade(record, damaged=bool(verdicts.damage(records, state)))
+        best = (found, ref) if best is None or found < best[0] else best
+        finite = ref if finite is None and record.finite is not False else finite
+    return usable, frozenset(r for r in (best[1] if best is not None else None, finite) if r is not None)
+
+
+def _existing(records: Records, lineage: Iterable[Span]) -> Iterator[inventory.SaveState]:
+    """The job's own checkpoints on the lineage, newest first."""
     for span in lineage:
         if span.job_uid != records.job_uid:
-            break
+            return
         for ref in inventory.saves(records, span.attempt):
-            if not span.holds(records.job_uid, ref) or not inventory.state(records, ref).exists:
-                continue
-            if len(usable) >= 2 and sound is not None and (usable[0][1] is None or ref < usable[0][1]):
-                return usable, sound
-            try:
-                record = records.commit(ref)[0]
-            except (Corrupt, Absent):
-                continue
-            usable.append((ref, record.base))
-            sound = ref if sound is None and record.finite is not False else sound
-    return usable, sound
+            if span.holds(records.job_uid, ref) and (state := inventory.state(records, ref)).exists:
+                yield state
+
+
+def _is_past_base(newest: tuple[CheckpointRef, CheckpointRef | None], ref: CheckpointRef) -> bool:
+    return newest[1] is None or ref < newest[1]
 
 
 def _bury(records: Records, ref: CheckpointRef, by_attempt: int, reason: str) -> bool:

@@ -42,8 +42,8 @@ class Facts:
     expired: bool
     in_use: bool = False
     protected: bool = False
-    sound: bool = False
-    """The newest one that is not known to hold NaN or infinite values."""
+    best: bool = False
+    """The one that a start would continue: the newest of those with which the least is known to be wrong (soundness.py)."""
     branch: str = ""
     """The branch that builds on it, or ""."""
 
@@ -69,8 +69,8 @@ def why_kept(facts: Facts) -> str:
         return "it is in use (D5)"
     if facts.committed and facts.protected:
         return "it is among the newest usable ones, or a base that an open save may lean on (D5)"
-    if facts.committed and facts.sound:
-        return "it is the newest one whose weights are not known to be NaN or infinite (D5)"
+    if facts.committed and facts.best:
+        return "it is the newest one with which the least is known to be wrong: no NaN, no copies that differ (D5)"
     if facts.committed and not facts.expired and facts.branch:
         return kept_for(facts.branch)
     return ""

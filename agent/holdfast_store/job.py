@@ -10,7 +10,7 @@ from holdfast_api.errors import ContractError
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import BranchRef, Chunk, Claim, CommitRecord, Pending, RankEntry, RankManifest, Verdict
 from holdfast_api.messages import AgentReport, RestoreOrder
-from holdfast_store import claims, collect, commits, discover, inventory, resolve, unfinished
+from holdfast_store import claims, collect, commits, discover, inventory, resolve, unfinished, verdicts
 from holdfast_store.bound import Bound
 from holdfast_store.bucket import Bucket
 from holdfast_store.chunks import digest
@@ -212,14 +212,16 @@ class JobStore:
         return sorted(found, key=lambda r: r.worker)
 
     def write_verdict(self, verdict: Verdict) -> None:
-        key = layout.verdict_key(CheckpointRef(verdict.attempt, verdict.save), verdict.check)
-        self.bucket.put(self.prefix + key, codec.to_json(verdict))
+        """In the place of what the same check has found before."""
+        verdicts.write(self._records, verdict)
 
     def read_verdicts(self, ref: CheckpointRef) -> list[Verdict]:
-        """What checks have found, by name of the check."""
-        prefix = f"{layout.checkpoint_prefix(ref)}verdicts/"
-        keys = [info.key.removeprefix(self.prefix) for info in self.bucket.list(self.prefix + prefix)]
-        return [self._records.read(Verdict, key) for key in sorted(keys)]
+        """What checks have found, by name of the check; without those that cannot be read."""
+        return verdicts.read(self._records, ref)
+
+    def damaged(self) -> dict[CheckpointRef, str]:
+        """What scrubs have found and nobody has mended. Lists everything that is stored."""
+        return verdicts.damaged(self._records)
 
     def write_branch(self, branch: BranchRef) -> None:
         """Says, in this (the source's) prefix, that another job builds on a checkpoint here (D6). `claim` does it by itself."""
@@ -316,12 +318,6 @@ class JobStore:
                 ):
                     continue
                 state = inventory.state(records, ref)
-                verdict = functools.partial(self._failed_verdict, span.job_uid, state)
+                verdict = functools.partial(verdicts.failed, records, state)
                 read = functools.partial(records.commit, ref)
                 yield Found(span.job_uid, ref, state.committed, state.expired, read, verdict)
-
-    def _failed_verdict(self, job_uid: str, state: inventory.SaveState) -> str:
-        if not state.has_verdicts:
-            return ""
-        failed = [v for v in self.for_job(job_uid).read_verdicts(state.ref) if not v.passed]
-        return f"check {failed[0].check} failed: {failed[0].detail}" if failed else ""

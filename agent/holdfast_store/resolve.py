@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from holdfast_api import soundness
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import CheckpointKind, CommitRecord
+from holdfast_api.manifest import INTACT, CheckpointKind, CommitRecord, Verdict
 from holdfast_api.messages import OfJob, Rejection, RestoreOrder
+from holdfast_api.soundness import Grade
 from holdfast_store.errors import Corrupt
 from holdfast_store.lineage import Span
 
@@ -38,14 +40,14 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One save on the lineage, as a listing shows it. Reading is deferred: `read` raises Corrupt, `failed_verdict` returns "" or what a check found."""
+    """One save on the lineage, as a listing shows it. Reading is deferred: `read` raises Corrupt, `failed_verdict` returns what a check found, or None."""
 
     job_uid: str
     ref: CheckpointRef
     committed: bool
     expired: bool
     read: Callable[[], tuple[CommitRecord, str]]
-    failed_verdict: Callable[[], str]
+    failed_verdict: Callable[[], Verdict | None]
 
 
 @dataclass(slots=True)
@@ -53,8 +55,10 @@ class Selection:
     """What the walk has gathered."""
 
     candidates: list[Candidate] = field(default_factory=list)
-    not_finite: list[Candidate] = field(default_factory=list)
-    """Known to be since they were saved: a load would refuse them (C4), so they are tried only where nothing else is left (C1)."""
+    unsound: dict[Grade, list[Candidate]] = field(default_factory=dict)
+    """Something has been known to be wrong with them since they were saved: tried only where nothing better is left (C1, C4, J4)."""
+    damage: dict[CheckpointRef, str] = field(default_factory=dict)
+    """What a scrub has found in the store's copy of those that are of grade DAMAGED."""
     rejections: list[Rejection] = field(default_factory=list)
     excluded: list[CheckpointRef] = field(default_factory=list)
     stopped: str = ""
@@ -111,39 +115,52 @@ def select(order: RestoreOrder, own_uid: str, found: Iterable[Found], *, world_s
             result.excluded.append(save.ref)
             continue
         before = len(result.rejections)
-        _consider(save, result, world_size)
+        _consider(save, result, world_size, order=order, trusted=own and save.ref in order.trusted)
         if not own:
             result.rejections[before:] = [replace(r, job_uid=save.job_uid) for r in result.rejections[before:]]
         if result.stopped or len(result.candidates) == ENOUGH:
             break
-    _settle_not_finite(result, own_uid)
+    _settle_unsound(result, own_uid)
     return result
 
 
-def _settle_not_finite(result: Selection, own_uid: str) -> None:
-    """Refused without being loaded, if there is something else; otherwise the load itself has the last word."""
-    if not result.candidates:
-        result.candidates = result.not_finite[:ENOUGH]
-        return
-    for candidate in result.not_finite:
-        record = candidate.record
-        refused = _rejection(record.ref, not_finite_reason(record), of_checkpoint=True)
-        result.rejections.append(replace(refused, job_uid="" if record.job_uid == own_uid else record.job_uid))
+def _settle_unsound(result: Selection, own_uid: str) -> None:
+    """Passed over without being loaded, if there is something better; otherwise the best that is left is tried, and the load itself has the last word. NaN
+    quarantines (C4). Copies that differ do not, a person may decide that they are to be used; nor does damage in the store, which may be mended."""
+    for found, unsound in sorted(result.unsound.items()):
+        if not result.candidates:
+            result.candidates = unsound[:ENOUGH]
+            continue
+        for record in (candidate.record for candidate in unsound):
+            reason = _why_passed_over(found, record, result.damage.get(record.ref, ""))
+            refused = _rejection(record.ref, reason, of_checkpoint=found is Grade.NOT_FINITE)
+            result.rejections.append(replace(refused, job_uid="" if record.job_uid == own_uid else record.job_uid))
+
+
+def _why_passed_over(found: Grade, record: CommitRecord, damage: str) -> str:
+    match found:
+        case Grade.NOT_FINITE:
+            return not_finite_reason(record)
+        case Grade.DAMAGED:
+            return f"a scrub has found damage in the store: {damage}"
+        case _:
+            return soundness.words(record.suspect)
 
 
 def not_finite_reason(record: CommitRecord) -> str:
     return f"{', '.join(record.not_finite) or 'trained state'} held NaN or infinite values when it was saved"
 
 
-def _consider(save: Found, result: Selection, world_size: int) -> None:
+def _consider(save: Found, result: Selection, world_size: int, *, order: RestoreOrder, trusted: bool) -> None:
     try:
         record, text = save.read()
-        verdict = save.failed_verdict()
+        verdict = None if trusted else save.failed_verdict()
     except Corrupt as e:
         result.rejections.append(_rejection(save.ref, str(e), of_checkpoint=True))
         return
-    if verdict:
-        result.rejections.append(_rejection(save.ref, verdict, of_checkpoint=True))
+    if verdict is not None and verdict.check != INTACT:
+        reason = f"check {verdict.check} failed: {verdict.detail}"
+        result.rejections.append(_rejection(save.ref, reason, of_checkpoint=True))
     elif record.kind is not CheckpointKind.FULL:
         result.rejections.append(
             _rejection(save.ref, f"holds {record.kind.value}, not a state to resume", of_checkpoint=False)
@@ -156,7 +173,14 @@ def _consider(save: Found, result: Selection, world_size: int) -> None:
         )
         result.rejections.append(_rejection(save.ref, result.stopped, of_checkpoint=False))
     else:
-        (result.not_finite if record.finite is False else result.candidates).append(Candidate(record, text))
+        found = Grade.SOUND if trusted else soundness.grade(record, damaged=verdict is not None)
+        if found is Grade.SUSPECT and order.accept_suspect:
+            found = Grade.DAMAGED if verdict is not None else Grade.SOUND
+        if verdict is not None:
+            result.damage[save.ref] = verdict.detail
+        (result.candidates if found is Grade.SOUND else result.unsound.setdefault(found, [])).append(
+            Candidate(record, text)
+        )
 
 
 def explain(order: RestoreOrder, selection: Selection, *, ever_committed: bool, source: str) -> str:

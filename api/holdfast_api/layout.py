@@ -9,6 +9,7 @@
       checkpoints/<attempt>/<save>/expired.json       tombstone (D2)
       checkpoints/<attempt>/<save>/verdicts/<check>.json
       refs/<branch uid>.json                          someone else builds on a checkpoint here (D6)
+      scrub/notes.json                                how far the re-reading of what is stored has come
 
 No key is a prefix of another key plus "/" (B6: some stores keep objects as files). Attempts and saves are written as ten digits, so that the
 order of a listing is the order of numbers. Pure functions: nothing here talks to a store.
@@ -110,6 +111,10 @@ def verdict_key(ref: CheckpointRef, check: str) -> str:
 
 def branch_key(branch_uid: str) -> str:
     return f"refs/{checked_uid(branch_uid)}.json"
+
+
+def scrub_key() -> str:
+    return "scrub/notes.json"
 
 
 def parse_claim_key(key: str) -> int | None:

@@ -20,6 +20,8 @@ MAX_CHUNK_BYTES = 1 << 30
 
 REPLICAS, SUSPECT = "replicas", "SUSPECT: "
 """The run fact of a commit record: `agree`, or `SUSPECT: ` and what differs. Absent: no two ranks hold copies that can be compared."""
+INTACT = "intact"
+"""The check of the scrub: every byte in the store is what it was."""
 NOT_FINITE_NAMED = 5
 """Tensors named at most where some are not finite: the first ones say enough, and every later save would list most of the model."""
 
@@ -281,6 +283,34 @@ class Verdict:
     passed: bool
     detail: str
     created_at: datetime
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedChunk:
+    """A stored chunk that is not what its name says, and could not be mended."""
+
+    at: CheckpointRef
+    digest: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubNotes:
+    """`scrub/notes.json`: how far the re-reading of stored checkpoints has come. Overwritten; whoever cannot read it begins anew."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    begun_at: datetime
+    done: tuple[CheckpointRef, ...] = ()
+    """Of this round, read to their ends."""
+    current: CheckpointRef | None = None
+    chunks: int = 0
+    """Of `current`, as far as its manifests could be read."""
+    chunks_done: int = 0
+    """Of them, in the order of ranks and images, each chunk once."""
+    damaged: tuple[DamagedChunk, ...] = ()
+    """Found in this round."""
     schema: int = 1
 
 

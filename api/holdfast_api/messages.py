@@ -42,6 +42,8 @@ class Cause(StrEnum):
     SIGTERM = "sigterm"
     SUSPEND = "suspend"
     FAILURE = "failure"
+    ROLLBACK = "rollback"
+    """The job goes back to an older checkpoint because something was found in a newer one (`spec.validation.onUnsound`). Never sent to agents."""
     UNKNOWN = "unknown"
 
 
@@ -106,6 +108,10 @@ class RestoreOrder:
     """Excluded like `excluded`, each with the job that it belongs to: numbers of different jobs have nothing to do with each other."""
     own_only: bool = False
     """`excluded` speaks of the job's own checkpoints. False: an older operator, which did not tell them from another job's."""
+    trusted: tuple[CheckpointRef, ...] = ()
+    """Of the job's own, those that a person has looked at and found good: they count as sound, and no verdict speaks against them. Every byte is verified."""
+    accept_suspect: bool = False
+    """Copies that differ do not matter to this job: suspect checkpoints count as sound (J4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +245,8 @@ class CheckpointInfo:
     """The first tensors that are not, by name."""
     suspect: str = ""
     """In words, where ranks that hold copies of one state did not hold the same bytes: which ranks, which tensors (J4)."""
+    weights_only: bool = False
+    """It holds weights alone, no state to resume."""
 
     @property
     def ref(self) -> CheckpointRef:
@@ -468,4 +476,6 @@ class AgentReport:
     """The newest save of this attempt of which the local ranks' part lies whole on the node and that is not known to be committed: no checkpoint, but it
     may become one if a pod returns to the node before the next claim (E6)."""
     on_node_boundary: int = 0
+    damaged: dict[str, str] | None = None
+    """Of the lead: ATTEMPT/SAVE -> what a scrub has found in the store's copy and nobody has mended, at most 64. None: it has not looked yet."""
     schema: int = 1

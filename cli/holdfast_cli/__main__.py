@@ -14,6 +14,7 @@ from holdfast_cli.expire import expire
 from holdfast_cli.export import export
 from holdfast_cli.import_ import import_
 from holdfast_cli.samples import samples
+from holdfast_cli.scrub import scrub
 from holdfast_cli.verify import verify
 from holdfast_store import retry
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(checkpoints)
 app.command()(verify)
+app.command()(scrub)
 app.command()(expire)
 app.command()(samples)
 app.command()(describe)

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from holdfast_api import soundness
 from holdfast_api.codec import format_time
 from holdfast_cli.shared import (
     Format,
@@ -109,4 +110,4 @@ def _show(found: list[tuple[str, SaveView]], *, several: bool) -> None:
         if view.problem:
             typer.echo(f"{view.ref}: {view.problem}", err=True)
         if view.record and view.record.suspect:
-            typer.echo(f"{view.ref}: copies of one state differ: {view.record.suspect}", err=True)
+            typer.echo(f"{view.ref}: {soundness.words(view.record.suspect)}", err=True)

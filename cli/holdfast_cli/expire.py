@@ -4,14 +4,15 @@ Checkpoints are deleted by the job's own lead when the operator gives them up (D
 """
 
 import json
-from typing import Annotated, Any, NamedTuple
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from holdfast_api import layout
-from holdfast_api.layout import CheckpointRef
+from holdfast_api import layout, retention
+from holdfast_cli import retain
 from holdfast_cli.shared import (
     EXIT_USAGE,
     Format,
@@ -25,7 +26,7 @@ from holdfast_cli.shared import (
 )
 from holdfast_store.foretell import Fate, foretell
 from holdfast_store.job import JobStore
-from holdfast_store.overview import Standing, overview
+from holdfast_store.overview import overview
 
 
 @at_a_place()
@@ -34,59 +35,55 @@ def expire(
     checkpoint: Annotated[
         list[str] | None, typer.Option("--checkpoint", "-c", help="ATTEMPT/SAVE; may be given several times.")
     ] = None,
-    keep_last: Annotated[
-        int | None,
-        typer.Option("--keep-last", min=1, help="Every usable checkpoint but the newest so many."),
-    ] = None,
+    keep_last: retain.KeepLast = None,
+    keep_best: retain.KeepBest = None,
+    keep_every_steps: retain.KeepEverySteps = None,
+    keep_every_seconds: retain.KeepEverySeconds = None,
+    keep_younger_than: retain.KeepYounger = None,
+    keep_weights_only: retain.KeepWeights = False,
+    pin: retain.Pin = None,
+    max_bytes: retain.MaxBytes = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Required: this program deletes nothing by itself.")
     ] = False,
     output: Format = Output.TABLE,
 ) -> None:
-    """Say what deleting checkpoints, and then sweeping, would remove, and why the rest stays."""
+    """Say what deleting checkpoints, and then sweeping, would remove, and why the rest stays: of those named, or by the rules of spec.checkpoint.keep."""
     if not dry_run:
         fail(
             "add --dry-run: checkpoints are deleted by the job's lead when the operator gives them up, never from here",
             EXIT_USAGE,
         )
-    if not checkpoint and keep_last is None:
-        fail("say which: --checkpoint ATTEMPT/SAVE, or --keep-last N for all but the newest N", EXIT_USAGE)
+    policy = retain.policy(
+        last=keep_last,
+        best=keep_best or (),
+        every_steps=keep_every_steps,
+        every_seconds=keep_every_seconds,
+        younger=keep_younger_than,
+        weights_only=keep_weights_only,
+        pinned=pin or (),
+        most_bytes=max_bytes,
+    )
+    if not checkpoint and policy is None:
+        fail("say which: --checkpoint ATTEMPT/SAVE, or rules that say what is kept, as --keep-last N", EXIT_USAGE)
     named = [parse_ref(name) for name in checkpoint or ()]
     with errors_end_the_program():
         store = place.store()
-        fates = foretell(store, [*named, *_beyond(store, keep_last)])
+        kept, words, why = [], "", {}
+        if policy is not None:
+            saved, outcome = retain.outcome(store, policy, overview(store))
+            named += (ref for ref in outcome.given_up if ref not in named)
+            why = {f.ref: "; ".join(f.why) for f in outcome.fates}
+            kept = [Fate(f.ref, why[f.ref], None) for f in outcome.fates if f.kept and f.ref not in named]
+            words = retention.trouble(policy, saved, outcome, field_of_limit="--max-bytes", field_of_best="--keep-best")
+        told = foretell(store, named)
+        fates = [*kept, *(replace(f, why=why[f.ref]) if f.removal and f.ref in why else f for f in told)]
+    if words:
+        typer.echo(f"holdfast: {words}", err=True)
     if output is Output.JSON:
         typer.echo(json.dumps([_plain(store, fate) for fate in fates], indent=2))
     else:
         _show(fates)
-
-
-def _beyond(store: JobStore, keep_last: int | None) -> list[CheckpointRef]:
-    """Oldest first, as they would be given up."""
-    if keep_last is None:
-        return []
-    found = [view for view in overview(store) if view.standing is Standing.USABLE]
-    return sorted(
-        beyond(
-            [Finding(v.ref, v.record.finite, bool(v.record.suspect)) if v.record else Finding(v.ref) for v in found],
-            keep_last,
-        )
-    )
-
-
-class Finding(NamedTuple):
-    ref: CheckpointRef
-    finite: bool | None = None
-    suspect: bool = False
-
-
-def beyond(newest_first: list[Finding], keep_last: int) -> list[CheckpointRef]:
-    """What the operator would give up. Its own newest two it never does: there the store says so (D5)."""
-    counted = [f.ref for f in newest_first if f.finite is not False]
-    known = [f.ref for f in newest_first if f.finite]
-    sound = [f.ref for f in newest_first if f.finite is not False and not f.suspect]
-    kept = {*counted[:keep_last], *known[:1], *sound[:1]}
-    return [f.ref for f in newest_first if f.ref not in kept]
 
 
 def _plain(store: JobStore, fate: Fate) -> dict[str, Any]:

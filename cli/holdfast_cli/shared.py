@@ -24,6 +24,7 @@ from holdfast_store.overview import Standing, overview
 EXIT_DAMAGED = 1
 EXIT_USAGE = 2
 EXIT_STORE = 3
+EXIT_INTERRUPTED = 130
 
 
 class Output(StrEnum):
@@ -111,12 +112,12 @@ def at_a_place(*, retry_seconds: float = 10.0) -> Callable[[Callable[..., None]]
     return decorate
 
 
-def parse_ref(text: str) -> CheckpointRef:
-    """What --checkpoint takes."""
+def parse_ref(text: str, option: str = "--checkpoint") -> CheckpointRef:
+    """What an option takes that names a checkpoint."""
     try:
         return CheckpointRef.parse(text)
     except ValueError as e:
-        fail(f"--checkpoint: {e}", EXIT_USAGE)
+        fail(f"{option}: {e}", EXIT_USAGE)
 
 
 def usable(store: JobStore) -> list[CheckpointRef]:

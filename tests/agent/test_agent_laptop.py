@@ -1,5 +1,6 @@
 """Outside Kubernetes (A10): one command, a directory, Ctrl-C."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import pytest
 
 from holdfast_agent import laptop
 from holdfast_agent.errors import ConfigurationWrong
+from holdfast_api.manifest import REPLICAS, SUSPECT
+from holdfast_store.records import parse_commit, self_proving
 
 TRAINER = str(Path(__file__).with_name("fake_trainer.py"))
 WAIT_SECONDS = 60
@@ -91,6 +94,26 @@ def test_a_killed_agent_takes_its_ranks_along_and_the_next_start_resumes_from_th
     assert second.wait(WAIT_SECONDS) == 72
 
 
+def test_a_suspect_checkpoint_is_kept_and_resumed_from_only_if_a_person_says_so(run, tmp_path):
+    """J4. That copies differ is written into the record as the lead does it: no rank makes such damage on order."""
+    first = run(100000, "--every-steps", "10")
+    wait_for_line(tmp_path, "agent.log", "committed at boundary 20")
+    first.kill()
+    first.wait()
+    paths = sorted((tmp_path / "job").rglob("commit.json"))
+    records = [parse_commit(str(path), path.read_bytes()) for path in paths]
+    odd = records[-1].run | {REPLICAS: SUSPECT + "rank 1 is not like rank 0"}
+    paths[-1].write_bytes(self_proving(dataclasses.replace(records[-1], run=odd)))
+    older, newest = (record.progress.boundary for record in records[-2:])
+    options = (["--accept-suspect"], ["--trust", str(records[-1].ref)], [])
+    for attempt, (option, boundary) in enumerate(zip(options, (newest, newest, older), strict=True), 2):
+        agent = run(100000, "--every-steps", "1000000", *option)
+        wait_for_line(tmp_path, "log", f"{attempt} 0 restored {boundary}")
+        agent.kill()  # before it commits anything: the next one chooses from the same
+        agent.wait()
+    assert paths[-1].exists()
+
+
 def test_a_second_ctrl_c_ends_hard(run, tmp_path):
     # A step of 30 s: the round waits for it, the person does not.
     first = run(100000, "--every-steps", "1", trainer=("--step-seconds", "30"))
@@ -121,6 +144,7 @@ def test_a_second_agent_on_the_directory_is_refused(run, tmp_path):
         (["run", "--local", "{dir}", "--every-steps", "0", "--", "true"], "--every-steps is 0; write 1 or more"),
         (["run", "--local", "{dir}", "--every-seconds", "-5", "--", "true"], "--every-seconds is -5"),
         (["run", "--local", "{dir}", "--chunk-mib", "0", "--", "true"], "chunk_bytes is 0"),
+        (["run", "--local", "{dir}", "--trust", "newest", "--", "true"], "--trust: 'newest' is not ATTEMPT/SAVE"),
     ],
 )
 def test_a_wrong_command_line_or_environment_ends_with_71_and_words_without_a_traceback(tmp_path, arguments, words):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ def test_it_is_shown_which_are_finite_and_they_are_not_counted_with_those_that_a
     found = json.loads(call("checkpoints", tmp_path.as_uri(), *JOB, "-o", "json").stdout)
     assert [(c["finite"], c["notFinite"]) for c in found][:1] == [(False, ["model.w"])]
     told = json.loads(call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "--keep-last", "1", "-o", "json").stdout)
-    assert [(c["checkpoint"], c["deleted"]) for c in told] == [("1/3", True), ("1/4", False), ("1/5", False)]
+    fates = [(c["checkpoint"], c["deleted"]) for c in told]
+    assert fates == [("1/1", False), ("1/2", False), ("1/4", False), ("1/5", False), ("1/3", True)]
+    assert "known to be finite" in told[0]["why"]
 
 
 def test_several_jobs_of_one_name_are_told_apart_by_uid(world: World, tmp_path: Path) -> None:
@@ -170,10 +173,17 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays(tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["CHECKPOINT", "WOULD", "BE", "FREES", "CHUNKS", "STAY", "WHY"]
-    assert lines[1].split()[:2] == ["1/4", "kept"]
-    assert "newest usable" in lines[1]
-    assert lines[2].split()[:2] == ["1/1", "deleted"]
-    assert "1 (1/2)" in lines[2]
+    told = {line.split()[0]: line for line in lines[1:-1]}
+    assert [(name, line.split()[1]) for name, line in told.items()] == [
+        ("1/2", "kept"),
+        ("1/3", "kept"),
+        ("1/4", "kept"),
+        ("1/1", "deleted"),
+    ]
+    assert "one of the newest 3" in told["1/2"]
+    assert "newest usable" in told["1/4"], "what is named is asked of the store"
+    assert "1 (1/2)" in told["1/1"]
+    assert "no rule keeps it" in told["1/1"]
     assert "nothing has been deleted" in lines[-1]
     assert world.stored() == before
     plain = json.loads(call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "-c", "1/1", "-o", "json").stdout)
@@ -181,6 +191,42 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays(tmp_path: Path) -> 
     assert plain[0]["keptChunks"][0]["because"] == "1/2"
     assert f"{world.store.prefix}{layout.chunk_key(ref(1, 1), digest(b'bbbb'))}" in plain[0]["objects"]
     assert f"{world.store.prefix}{layout.manifest_key(ref(1, 1), 0)}" in plain[0]["objects"]
+
+
+def test_each_rule_can_be_tried_and_says_what_it_keeps(tmp_path: Path) -> None:
+    world = World(FileBucket(tmp_path)).claimed(1)
+    for save in range(1, 9):
+        record = world.prepared(1, save, b"%04d" % save)
+        world.store.commit(replace(record, metrics={"val_loss": abs(save - 3) + 1.0}))
+    rules = ["--keep-last", "1", "--keep-best", "val_loss:2", "--keep-every-steps", "5", "--pin", "1/4"]
+    result = call("expire", tmp_path.as_uri(), *JOB, "--dry-run", *rules, "-o", "json")
+    assert result.exit_code == 0, result.output
+    told = {c["checkpoint"]: c for c in json.loads(result.stdout)}
+    assert sorted(n for n, c in told.items() if c["deleted"]) == ["1/2", "1/6"]
+    assert "val_loss (1)" in told["1/3"]["why"]
+    assert "pinned" in told["1/4"]["why"]
+    assert "first of its 5 steps" in told["1/5"]["why"]
+    less = call("expire", tmp_path.as_uri(), *JOB, "--dry-run", *rules, "--max-bytes", "1")
+    assert "--max-bytes is 1 bytes" in less.stderr
+    assert "1/4" in less.stderr
+    odd = call("expire", tmp_path.as_uri(), *JOB, "--dry-run", "--keep-best", "acc")
+    assert "no checkpoint has that metric; they have: val_loss" in odd.stderr
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (["--keep-best", "loss:0"], "METRIC[:COUNT[:highest]]"),
+        (["--keep-best", "loss:2:best"], "METRIC[:COUNT[:highest]]"),
+        (["--keep-best", ":2"], "METRIC[:COUNT[:highest]]"),
+        (["--pin", "newest"], "--pin: 'newest' is not ATTEMPT/SAVE"),
+        (["--max-bytes", "10"], "add --keep-last N"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_one_line(world: World, tmp_path: Path, rules: list[str], said: str) -> None:
+    result = call("expire", tmp_path.as_uri(), *JOB, "--dry-run", *rules)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
 
 
 def test_nothing_is_ever_deleted_from_here(world: World, tmp_path: Path) -> None:

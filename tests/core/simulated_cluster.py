@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from holdfast_api import names
+from holdfast_api import names, soundness
 from holdfast_api.messages import (
     AgentPhase,
     AgentReport,
@@ -38,27 +38,38 @@ class Store:
 
     claims: dict[int, ClaimInfo] = field(default_factory=dict)
     commits: list[CheckpointInfo] = field(default_factory=list)
+    flipped: dict[int, int] = field(default_factory=dict)
+    """Attempt -> the boundary from which on copies of one state differ in it (J4). So they do in whatever continues that."""
 
     def newest_on_lineage(self, excluded: set[tuple[int, int]]) -> CheckpointInfo | None:
         """Commits of the newest claim, then of its parent's attempt up to the parent, and so on (A7)."""
         attempt, limit = max(self.claims, default=0), 10**9
+        line: list[CheckpointInfo] = []
         while attempt:
             found = [
                 c
                 for c in self.commits
                 if c.attempt == attempt and c.save <= limit and (c.attempt, c.save) not in excluded
             ]
-            if found:
-                return max(found, key=lambda c: c.save)
+            line += sorted(found, key=lambda c: c.save, reverse=True)
             parent = self.claims[attempt]
             attempt, limit = parent.parent_attempt, parent.parent_save
-        return None
+        return soundness.best(line)
+
+    def suspect(self, attempt: int, boundary: int) -> str:
+        claim = self.claims.get(attempt)
+        parents = [
+            c for c in self.commits if claim and (c.attempt, c.save) == (claim.parent_attempt, claim.parent_save)
+        ]
+        differ = any(c.suspect for c in parents) or boundary >= self.flipped.get(attempt, 10**9)
+        return "rank 1 is not like rank 0" if differ else ""
 
     def commit(self, attempt: int, boundary: int, cause: Cause, now: datetime) -> bool:
         if attempt < max(self.claims, default=0):
             return False  # superseded (A5)
         save = 1 + max((c.save for c in self.commits if c.attempt == attempt), default=0)
-        self.commits.append(CheckpointInfo(attempt, save, boundary, cause, now))
+        odd = self.suspect(attempt, boundary)
+        self.commits.append(CheckpointInfo(attempt, save, boundary, cause, now, suspect=odd))
         return True
 
 
@@ -367,7 +378,7 @@ class SimulatedCluster:
             if doomed:
                 agent.exit = Exit.PREEMPTED_SEALED
             return
-        if agent.stop_request and agent.phase is AgentPhase.TRAINING:
+        if agent.stop_request and agent.phase in (AgentPhase.TRAINING, AgentPhase.EVACUATING):
             deadline = self.now + timedelta(seconds=60)
         if deadline is None:
             if agent.phase is AgentPhase.EVACUATING:

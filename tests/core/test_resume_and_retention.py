@@ -342,11 +342,11 @@ def test_a_suspended_job_saves_first_then_goes_and_starts_again_where_it_stood()
 def test_retention_itself_refuses_an_attempt_that_has_not_claimed_or_not_stepped() -> None:
     w = a_job(checkpoint={"storage": {"uri": "s3://b/p"}, "keep": {"last": 1}}).with_pods().attempt(2)
     w.with_checkpoints("1/1", "1/2", "1/3")
-    assert retention.update(w.seen(), w.status) == w.status
+    assert retention.update(w.seen(), w.status, w.now) == w.status
     assert w.status.attempt is not None
     claimed = w.status.attempt.model_copy(update={"claimed_at": w.now})
     w.with_status(attempt=claimed, expiring=("1/1",))
-    assert retention.update(w.seen(), w.status) == w.status
+    assert retention.update(w.seen(), w.status, w.now) == w.status
     assert retention.collect_order(w.seen(), w.status) is None
 
 

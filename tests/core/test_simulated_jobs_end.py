@@ -1,7 +1,7 @@
 """Whole lives of jobs in a simulated cluster, with the faults of the list: whatever happens, in whatever order, the job goes on where it stood."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import job_worlds
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_cluster import SimulatedCluster, simulate
 
-from holdfast_operator.crd.v1alpha1 import Phase
+from holdfast_operator.crd.v1alpha1 import OnUnsound, Phase
 
 Script = Iterator[None]
 
@@ -117,6 +117,54 @@ def test_an_agent_that_does_not_answer_is_told_by_sigterm() -> None:
 
     cluster = well(simulate(job_worlds.spec(), seed=6, faults=0, script=script))
     assert cluster.status.preemptions[-1].cause == "spot"
+
+
+def flipped_at(step: int, then: str = "") -> Callable[[SimulatedCluster, random.Random], Script]:
+    """A bit flips in the first attempt at this step (J4); then, perhaps, the person sets another policy."""
+
+    def script(cluster: SimulatedCluster, rng: random.Random) -> Script:
+        cluster.store.flipped[1] = step
+        if then:
+            while cluster.status.phase is not Phase.QUEUED or cluster.pods:
+                yield
+            policy = cluster.spec.validation.model_copy(update={"on_unsound": OnUnsound(then)})
+            cluster.spec = cluster.spec.model_copy(update={"validation": policy})
+        while True:
+            yield
+
+    return script
+
+
+def test_a_flipped_bit_is_gone_back_from_at_once_and_the_job_ends_sound() -> None:
+    spec = job_worlds.spec(validation={"onUnsound": "RollBack"})
+    cluster = well(simulate(spec, seed=7, faults=0, script=flipped_at(20)))
+    (entry,) = cluster.status.preemptions
+    assert (entry.cause, entry.resumed_step) == ("rollback", 16)
+    assert (cluster.status.counts.preemptions, cluster.status.counts.failures) == (0, 0)
+    assert cluster.status.attempt is not None
+    assert {m.serial for m in cluster.status.attempt.members} == {1}, "no pod was replaced"
+    assert cluster.status.last_checkpoint is not None
+    assert not cluster.status.last_checkpoint.suspect
+
+
+def test_a_flipped_bit_that_nothing_is_done_about_at_once_costs_what_came_after_it_at_the_next_start() -> None:
+    def script(cluster: SimulatedCluster, rng: random.Random) -> Script:
+        cluster.store.flipped[1] = 20
+        yield from wait_step(cluster, 40)
+        cluster.power_off(node_of(cluster, 0))
+
+    cluster = well(simulate(job_worlds.spec(), seed=8, faults=0, script=script))
+    entry = cluster.status.preemptions[-1]
+    assert (entry.cause, entry.resumed_step) == ("node-lost", 16)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_job_that_stops_at_a_flipped_bit_goes_on_sound_once_a_person_has_decided(seed: int) -> None:
+    spec = job_worlds.spec(validation={"onUnsound": "Stop"})
+    cluster = well(simulate(spec, seed=seed, faults=0.05, script=flipped_at(20, then="Continue")))
+    assert cluster.status.stop is None
+    assert cluster.status.last_checkpoint is not None
+    assert not cluster.status.last_checkpoint.suspect
 
 
 def disturbed(cluster: SimulatedCluster, rng: random.Random) -> Script:

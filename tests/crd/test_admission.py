@@ -103,6 +103,7 @@ def test_the_shortest_manifest_is_accepted_and_filled_in(kubectl: Kube, namespac
     assert spec["checkpoint"]["storage"] == given["checkpoint"]["storage"]
     assert TrainingJobSpec.model_validate(spec).checkpoint.every.seconds == 600
     assert spec["checkpoint"]["keep"] == {"last": 3}
+    assert spec["validation"] == {"onUnsound": "Continue", "suspect": "PassOver"}
     assert spec["processesPerWorker"] == 1
     assert (spec["suspend"], spec["fresh"]) == (False, False)
     assert spec["budgets"] == {"failures": {"max": 3, "backoffSeconds": 10}}
@@ -251,6 +252,26 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no checkpoint kept": (
         lambda job: job["spec"]["checkpoint"].update(keep={"last": 0}),
         "spec.checkpoint.keep.last in body should be greater than or equal to 1",
+    ),
+    "one out of each so many steps and so many seconds": (
+        lambda job: job["spec"]["checkpoint"].update(keep={"every": {"steps": 10, "seconds": 10}}),
+        "spec.checkpoint.keep.every needs exactly one of steps and seconds",
+    ),
+    "the best by no metric": (
+        lambda job: job["spec"]["checkpoint"].update(keep={"best": {"count": 2}}),
+        "spec.checkpoint.keep.best.metric: Required value",
+    ),
+    "a pin that is no name of a checkpoint": (
+        lambda job: job["spec"]["checkpoint"].update(keep={"pinned": ["newest"]}),
+        "spec.checkpoint.keep.pinned[0] in body should match",
+    ),
+    "an unknown thing to do about findings": (
+        lambda job: job["spec"].update(validation={"onUnsound": "Ignore"}),
+        'spec.validation.onUnsound: Unsupported value: "Ignore"',
+    ),
+    "trust in no checkpoint": (
+        lambda job: job["spec"].update(validation={"trusted": ["1/0"]}),
+        "spec.validation.trusted[0] in body should match",
     ),
     "a relative directory of the node": (
         lambda job: job["spec"]["checkpoint"].update(local={"hostPath": {"path": "data"}}),

@@ -12,6 +12,7 @@ deletion order that it was given before. One actor stands for the whole gang of 
   tidy      saves without a commit are swept (D4)
   exact     False: the store accepts `If-None-Match` and overwrites (B8)
   wrong     from this step on weights are NaN, and every save says so (C4)
+  odd       from this step on copies of one state differ in attempt 1, and in whatever continues what it saves then (J4)
   nodes     a rank's part of a save may be whole on its node: whoever returns there, once the next attempt is on, brings it into the store (E6)
   gives_up  a save that did not fit is given up, and what lies in the store of it is taken away (D4)
   apart     with `nodes`: others act between the finisher's last look and its commit record
@@ -30,7 +31,8 @@ In every state
   SAFE    each usable commit (on the lineage of the newest claim, not expired, without a tombstone) has all its manifests and chunks
   ALIVE   an attempt that continued something always has a usable commit
   ONE     no two gangs believe that they are the same attempt
-  SOUND   what is finite is never all given up: if there was a finite one on the lineage, there is a usable one
+  SOUND   what a start would continue is never given up: no checkpoint is, of which less is known to be wrong than of all that are left (C5)
+  CLEAN   nobody continues a checkpoint whose copies differ while a sound one is left (J4); not with `forgets` or `branches`, which bring back what was given up
   BRANCH  what another job has claimed to build on is committed and whole
   KEPT    what lies whole on nodes, and can still be finished, is still there (E6)
   CLOSED  what a claim has excluded, or a tombstone has buried, is finished no more (E6); not with `apart`: a finisher that is late then is harmless (A7)
@@ -73,6 +75,8 @@ class Scope:
     apart: bool = False
     wrong: int = 0
     """From this step on weights are NaN; 0: never."""
+    odd: int = 0
+    """From this step on copies differ in attempt 1; 0: never."""
 
 
 RULES = {
@@ -80,7 +84,8 @@ RULES = {
     "own-save": "chunks lie under the checkpoint that wrote them, so a key is never written again (B4)",
     "one-base": "a save refers only to chunks of its base, the newest commit on its lineage (B4)",
     "keep-newest": "the newest usable commit is never expired (D5)",
-    "keep-finite": "the newest usable commit that is finite is never expired (C5, D5)",
+    "keep-best": "the newest of the usable commits of which the least is known to be wrong is never expired (C5, D5)",
+    "pass-over": "a checkpoint whose copies differ is passed over for a sound one (C2, J4)",
     "expire-first": "a checkpoint is recorded as expired before its deletion is ordered (D1)",
     "list-store": "who deletes looks at every commit in the store, not only at those the operator knew (D2)",
     "all-manifests": "the commit record is written after the manifests of all ranks (B2, B3)",
@@ -217,8 +222,21 @@ class Model:
         dead = s.operator.expired | s.stones
         return [c for c in lineage(parents, dict(s.commits), attempt) if c not in dead]
 
-    def is_finite(self, commit: Commit) -> bool:
-        return not self.scope.wrong or commit[1] < self.scope.wrong
+    def grade(self, s: State, commit: Commit) -> int:
+        """0 sound, 1 suspect, 2 not finite (holdfast_api.soundness)."""
+        if self.scope.wrong and commit[1] >= self.scope.wrong:
+            return 2
+        return int(bool(self.scope.odd) and self.is_odd({n: parent for n, (_, parent) in s.claims}, commit))
+
+    def is_odd(self, parents: dict[int, Commit | None], commit: Commit) -> bool:
+        """Each rank loads what it had saved, so copies that differ stay so."""
+        attempt, step = commit
+        while attempt > 1:
+            parent = parents.get(attempt)
+            if parent is None:
+                return False
+            attempt, step = parent
+        return step >= self.scope.odd
 
     def operator_moves(self, s: State) -> Iterator[Move]:
         op = s.operator
@@ -238,9 +256,8 @@ class Model:
         ):  # no order before the attempt has claimed (D1)
             return
         usable = [c for c in self.usable(s, op.current) if c in op.known]
-        finite = [c for c in usable if self.is_finite(c)]
         kept = set() if "keep-newest" in self.off else {*usable[-1:]}
-        kept |= set() if "keep-finite" in self.off or "keep-newest" in self.off else {*finite[-1:]}
+        kept |= set() if "keep-best" in self.off or "keep-newest" in self.off else {*self.best(s, usable)[-1:]}
         for doomed in (c for c in usable if c not in kept):
             keep = frozenset(c for c in usable if c != doomed)
             expired = op.expired if "expire-first" in self.off else op.expired | {doomed}
@@ -258,7 +275,7 @@ class Model:
         usable = [c for c in lineage(parents, dict(s.commits), before) if c not in s.operator.expired | s.stones]
         if "not-a-commit" in self.off:
             usable = sorted({*usable, *(p.commit for p in s.parts if p.commit[0] == before)})
-        usable = [c for c in usable if self.is_finite(c)] or usable  # what is known not to be is passed over (C4)
+        usable = self.best(s, usable)  # what something is known to be wrong with is passed over (C4, J4)
         for parent in usable or [None]:  # newer ones may have failed verification
             run = self.put(s, i, phase="run", step=parent[1] if parent else 0)
             if attempt not in made:
@@ -271,6 +288,13 @@ class Model:
                 yield f"believe{attempt}.{life}<-{parent}", run
         if attempt in made and self.scope.exact and "incarnation" not in self.off:
             yield f"superseded{attempt}.{life}", self.put(s, i, phase="gone")
+
+    def best(self, s: State, usable: list[Commit]) -> list[Commit]:
+        """Of the best grade that is left."""
+        grades = {c: self.grade(s, c) for c in usable}
+        if "pass-over" in self.off:
+            grades = {c: 2 * (g == 2) for c, g in grades.items()}
+        return [c for c in usable if grades[c] == min(grades.values())]
 
     def save_moves(self, s: State, i: int) -> Iterator[Move]:
         attempt, _ = self.who(i)
@@ -558,9 +582,13 @@ class Model:
             if phase == "claimed" and (target not in refs_of or not refs_of[target] <= s.chunks):
                 return f"BRANCH: {target} is gone"
         parents = {n: parent for n, (_, parent) in s.claims}
-        given_up = lineage(parents, s.operator.expired | s.stones, newest)
-        if usable and any(map(self.is_finite, given_up)) and not any(map(self.is_finite, usable)):
+        # A save that was abandoned has a stone and was never a checkpoint.
+        given_up = lineage(parents, s.operator.expired | (s.stones & {c for c, _ in s.lost}), newest)
+        if usable and min((self.grade(s, c) for c in given_up), default=9) < min(self.grade(s, c) for c in usable):
             return f"SOUND: {given_up} are given up, and only {usable} are left"
+        continued = dict(s.claims)[newest][1]
+        if self.scope.odd and continued and self.grade(s, continued) == 1 and any(not self.grade(s, c) for c in usable):
+            return f"CLEAN: {newest} continues {continued}, and {usable} are left"
         gone = any(c[0] == newest for c in s.operator.expired)
         parent = dict(s.claims)[newest][1]
         return "ALIVE: nothing usable is left" if (parent or gone) and not usable else None

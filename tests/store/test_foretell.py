@@ -23,7 +23,7 @@ CONTENT = [b"aaaabbbb", b"bbbbcccc", b"aaaacccc", b"bbbbdddd", b"aaaadddd"]
         (Facts(committed=False, expired=False), "no commit record"),
         (Facts(committed=True, expired=False, in_use=True), "in use"),
         (Facts(committed=True, expired=False, protected=True), "newest usable"),
-        (Facts(committed=True, expired=False, sound=True), "not known to be NaN"),
+        (Facts(committed=True, expired=False, best=True), "the least is known to be wrong"),
         (Facts(committed=True, expired=False, branch="uid-9"), "branch uid-9"),
         (Facts(committed=True, expired=True, branch="uid-9"), ""),
         (Facts(committed=False, expired=True, in_use=True), ""),

@@ -23,6 +23,7 @@ TIDY = Scope(steps=2, tidy=True)
 UNCONDITIONAL = Scope(steps=2, exact=False)
 WRONG = Scope(steps=3, orders=2, wrong=2)
 """Attempts that run into the same NaN again."""
+ODD = Scope(steps=3, orders=2, odd=2)
 ON_NODES = Scope(steps=1, ranks=2, orders=0, nodes=True)
 ON_NODES_LONGER = Scope(steps=2, nodes=True)
 TWO_ON_NODES = Scope(steps=2, orders=0, open=2, nodes=True)
@@ -43,6 +44,8 @@ EXPLORED = {
     "sweeping": TIDY,
     "no conditional writes": UNCONDITIONAL,
     "weights that become NaN": WRONG,
+    "copies that come apart": ODD,
+    "copies that come apart and then become NaN": Scope(steps=3, odd=2, wrong=3),
     "saves that are left on nodes": ON_NODES,
     "saves that are left on nodes, and deletions": ON_NODES_LONGER,
     "saves that are left on nodes, finishers that are overtaken": LATE_FINISHERS,
@@ -56,6 +59,7 @@ WIDE = [
     Scope(attempts=3, steps=4, orders=2, open=2, tidy=True, branches=1, resends=1, wrong=3),
     Scope(attempts=3, steps=4, orders=2, ranks=2, open=2, tidy=True, nodes=True, gives_up=True, branches=1, resends=1),
     Scope(attempts=3, steps=4, orders=3, open=2, tidy=True, nodes=True, apart=True),
+    Scope(attempts=3, steps=4, orders=3, ranks=2, open=2, tidy=True, resends=1, odd=2, wrong=4),
 ]
 
 
@@ -76,7 +80,8 @@ MISSED = {
     "own-save": (ONE_AT_A_TIME, "SAFE"),
     "one-base": (ONE_AT_A_TIME, "SAFE"),
     "keep-newest": (ONE_AT_A_TIME, "ALIVE"),
-    "keep-finite": (WRONG, "SOUND"),
+    "keep-best": (ODD, "SOUND"),
+    "pass-over": (ODD, "CLEAN"),
     "expire-first": (ONE_AT_A_TIME, "ALIVE"),
     "list-store": (ONE_AT_A_TIME, "SAFE"),
     "all-manifests": (MANIFESTS, "SAFE"),

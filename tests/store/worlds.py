@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import (
+    REPLICAS,
+    SUSPECT,
     CheckpointKind,
     Chunk,
     Claim,
@@ -55,12 +57,14 @@ class World:
         self.store.commit(self.prepared(attempt, save, image, base=base))
         return self
 
-    def told(self, attempt: int, save: int, finite: bool | None, *, base: CheckpointRef | None = None) -> "World":
-        """A checkpoint of which is known, or not, whether it is finite."""
+    def told(
+        self, attempt: int, save: int, finite: bool | None, *, base: CheckpointRef | None = None, suspect: str = ""
+    ) -> "World":
+        """A checkpoint of which is known, or not, whether it is finite, and perhaps that copies in it differ."""
         record = self.prepared(attempt, save, b"%04d" % save, base=base)
         names = ("model.w",) if finite is False else ()
         ranks = tuple(replace(entry, finite=finite, not_finite=names) for entry in record.ranks)
-        self.store.commit(replace(record, ranks=ranks))
+        self.store.commit(replace(record, ranks=ranks, run={REPLICAS: SUSPECT + suspect} if suspect else {}))
         return self
 
     def prepared(

@@ -12,6 +12,9 @@
 | ClocksAgree     | nodes and operator have the same time; only there once they had not |
 | CheckpointFinite| the newest checkpoint holds no NaN; only there once one did   |
 | StateOnNodes    | the newest state is in no checkpoint; only there once it was so   |
+| ReplicasAgree   | no copies of one state differ in it; only there once some did |
+| StoredIntact    | no scrub's finding stands; only there once one did            |
+| RetentionMet    | what is kept fits spec.checkpoint.keep; only there once not   |
 | Succeeded       | all workers have finished                                         |
 """
 
@@ -21,7 +24,18 @@ from datetime import datetime
 
 from holdfast_api.messages import BlockedReason
 from holdfast_api.signing import LIFETIME_SECONDS
-from holdfast_operator.core import failures, finish, interruptions, suspend, suspicion, unfinished
+from holdfast_api.soundness import Grade
+from holdfast_operator.core import (
+    failures,
+    finish,
+    interruptions,
+    quarantine,
+    retention,
+    suspend,
+    suspicion,
+    unfinished,
+    unsound,
+)
 from holdfast_operator.core.membership import describe_worker, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.trouble import Trouble
@@ -39,6 +53,9 @@ LOCAL = "LocalStorageReady"
 FINITE = "CheckpointFinite"
 NOT_FINITE = "NotFinite"
 REPLICAS = "ReplicasAgree"
+STORED = "StoredIntact"
+DAMAGED = "DamagedInStore"
+RETENTION = "RetentionMet"
 DIFFER = "ReplicasDiffer"
 """Memory or a processor has changed bits, or ranks have come apart: what is saved from now on may be wrong."""
 CLOCKS = "ClocksAgree"
@@ -101,8 +118,10 @@ def _all(
     yield _storage(seen, status, trouble)
     yield from _local(seen, status)
     yield _checkpoint(seen, status, trouble)
-    yield from _finite(status)
-    yield from _replicas(status)
+    yield from _finite(seen, status)
+    yield from _replicas(seen, status)
+    yield from _intact(status)
+    yield from _retention(seen, status, now)
     yield from _clocks(seen, status)
     yield from _on_nodes(seen, status)
     yield _succeeded(seen, status)
@@ -223,11 +242,13 @@ def _checkpoint(seen: Observed, status: TrainingJobStatus, trouble: Trouble | No
         return _Now("CheckpointUsable", "False", BlockedReason.LIBRARY_NOT_USED.value, unused)
     if newest is None:
         return _Now("CheckpointUsable", "False", "NoneYet", "no checkpoint has been committed yet")
-    usable = [c for c in status.checkpoints if c.finite is not False]
-    if status.checkpoints and not usable:
+    newest = unsound.goes_back_to(seen, status) or newest
+    found = unsound.grade_of(seen, status, newest)
+    if status.checkpoints and found is Grade.NOT_FINITE:
         return _Now("CheckpointUsable", "False", NOT_FINITE, f"no checkpoint is finite: {_what_is_not(newest)}")
-    newest = usable[-1] if usable else newest
-    refused = f"; refused: {', '.join(status.quarantined[-4:])}" if status.quarantined else ""
+    unsure = found in (Grade.SUSPECT, Grade.DAMAGED)
+    refused = "; nothing sound is left: " + unsound.what(newest) if unsure else ""
+    refused += f"; {words}" if (words := quarantine.in_words(status)) else ""
     left_out = suspicion.suspended(status)
     refused += f"; left out of the next start: {left_out}" if left_out else ""
     return _Now(
@@ -235,36 +256,24 @@ def _checkpoint(seen: Observed, status: TrainingJobStatus, trouble: Trouble | No
     )
 
 
-def _finite(status: TrainingJobStatus) -> Iterator[_Now]:
+def _finite(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
     """Weights that have become NaN stay so, and every hour of training on is lost: said within a save, and what can still be gone back to is kept (C5)."""
     newest = status.last_checkpoint
     if newest is not None and newest.finite is False:
-        back = [c for c in status.checkpoints if c.finite is not False]
-        kept = (
-            f"{back[-1].name} at step {back[-1].step} is kept, and the next start continues it; to go back now set spec.suspend: true, "
-            f"then false"
-            if back
-            else "no checkpoint before it is left to go back to"
-        )
-        yield _Now(FINITE, "False", NOT_FINITE, f"{_what_is_not(newest)}. {kept}")
+        yield _Now(FINITE, "False", NOT_FINITE, f"{_what_is_not(newest)}. {_way_back(seen, status, newest)}")
     elif any(c.type == FINITE for c in status.conditions):
         known = newest is not None and newest.finite
         words = f"{newest.name} at step {newest.step}" if newest else "no checkpoint"
         yield _Now(FINITE, "True" if known else "Unknown", "Finite" if known else "Unknown", words)
 
 
-def _replicas(status: TrainingJobStatus) -> Iterator[_Now]:
+def _replicas(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
     """Copies that differ stay so until a start loads one state into all of them (J4). Which of them is right nobody knows; what was saved before is."""
     newest = status.last_checkpoint
     if newest is not None and newest.suspect:
-        sound = [c for c in status.checkpoints if c.sound]
-        kept = (
-            f"{sound[-1].name} at step {sound[-1].step} is the newest without such a finding, and is kept"
-            if sound
-            else "no checkpoint without such a finding is left"
-        )
         words = f"in checkpoint {newest.name} at step {newest.step} copies of one state differ: {newest.suspect}"
-        yield _Now(REPLICAS, "False", DIFFER, f"{words}. {kept}; look at the machines of these ranks")
+        back = _way_back(seen, status, newest)
+        yield _Now(REPLICAS, "False", DIFFER, f"{words}. {back}; look at the machines of these ranks")
     elif any(c.type == REPLICAS for c in status.conditions):
         yield _Now(REPLICAS, "True", "Agree", f"{newest.name} at step {newest.step}" if newest else "no checkpoint")
 
@@ -304,6 +313,43 @@ def _on_nodes(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
     elif any(c.type == ON_NODES for c in status.conditions):
         newest = status.last_checkpoint
         yield _Now(ON_NODES, "False", "Decided", f"{newest.name} at step {newest.step}" if newest else "no checkpoint")
+
+
+def _intact(status: TrainingJobStatus) -> Iterator[_Now]:
+    """What a scrub has found and nobody has mended."""
+    if bad := [c for c in status.checkpoints if c.damaged]:
+        named = "; ".join(f"{c.name} at step {c.step}: {c.damaged[:300]}" for c in bad[-4:])
+        whole = [c for c in status.checkpoints if not c.damaged]
+        newest = (
+            f"{whole[-1].name} at step {whole[-1].step} is the newest that is whole, and is kept"
+            if whole
+            else "no other is left"
+        )
+        words = f"{len(bad)} checkpoints are damaged in the store, the newest: {named}. {newest}; mend them with `holdfast scrub --local-dir`"
+        yield _Now(STORED, "False", DAMAGED, words)
+    elif any(c.type == STORED for c in status.conditions):
+        yield _Now(STORED, "True", "Whole", "no damage in the store is known")
+
+
+def _retention(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterator[_Now]:
+    """Rules that ask for more than they can have cost nothing but what they say: training goes on."""
+    if words := retention.unmet(seen, status, now):
+        yield _Now(RETENTION, "False", "Contradiction", words)
+    elif any(c.type == RETENTION for c in status.conditions):
+        yield _Now(RETENTION, "True", "Met", "spec.checkpoint.keep is kept to")
+
+
+def _way_back(seen: Observed, status: TrainingJobStatus, newest: CheckpointStatus) -> str:
+    """What the next start continues, and what a person can do about it."""
+    back = unsound.goes_back_to(seen, status)
+    if back is None or unsound.grade_of(seen, status, back) >= unsound.grade_of(seen, status, newest):
+        if back is not None and back.name == newest.name and unsound.grade_of(seen, status, newest) is Grade.SOUND:
+            return "that is accepted (spec.validation), and the next start continues it"
+        return "no better checkpoint is left to go back to"
+    return (
+        f"{back.name} at step {back.step} is kept, and the next start continues it; to go back now set spec.validation.onUnsound: RollBack; "
+        f"to go on from {newest.name} add it to spec.validation.trusted"
+    )
 
 
 def _what_is_not(checkpoint: CheckpointStatus) -> str:

@@ -30,6 +30,7 @@ from holdfast_operator.core import (
     suspicion,
     trouble,
     unfinished,
+    unsound,
     wake,
 )
 from holdfast_operator.core.actions import Action, CheckTemplate, Decision, DeletePod
@@ -54,7 +55,11 @@ def decide(seen: Observed, now: datetime) -> Decision:
     if finish.has_finished(seen, status):
         return _finished_round(seen, _close(seen, status, Phase.SUCCEEDED, now), (), None, now)
     if seen.spec.suspend:
-        return _while_suspended(seen, status, now)
+        return _while_still(seen, status, now, since=suspend.began(seen.status, now), why="the job is suspended")
+    if interruptions.current(status) is None or status.stop is not None:
+        status = unsound.update(seen, status, now)
+    if status.stop is not None:
+        return _while_still(seen, status, now, since=status.stop.since, why=f"stopped: {status.stop.checkpoint}")
     status = renew.drop_unclaimed(seen, status, now)
     status = notices.update(seen, status, now)
     status = interruptions.update(seen, status, now)
@@ -76,7 +81,7 @@ def _by_phase(seen: Observed, status: TrainingJobStatus, now: datetime) -> Step:
         case Phase.STARTING | Phase.RECOVERING | Phase.QUEUED:
             return _while_no_step(seen, status, now)
         case Phase.RUNNING:
-            return _while_running(seen, status)
+            return _while_running(seen, status, now)
         case Phase.EVACUATING:
             return _while_evacuating(seen, status, now)
         case Phase.SUCCEEDED | Phase.FAILED:
@@ -102,10 +107,10 @@ def _while_no_step(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
     return status, actions
 
 
-def _while_running(seen: Observed, status: TrainingJobStatus) -> Step:
+def _while_running(seen: Observed, status: TrainingJobStatus, now: datetime) -> Step:
     status = replace.take_back(status)
     status = checkpoint_now.update(seen, status)
-    status = retention.update(seen, status)
+    status = retention.update(seen, status, now)
     actions = (
         *evacuate.orders(seen, status),
         *checkpoint_now.order(seen, status),
@@ -129,9 +134,10 @@ def _while_evacuating(seen: Observed, status: TrainingJobStatus, now: datetime) 
     return status, actions
 
 
-def _while_suspended(seen: Observed, status: TrainingJobStatus, now: datetime) -> Decision:
+def _while_still(seen: Observed, status: TrainingJobStatus, now: datetime, *, since: datetime, why: str) -> Decision:
+    """Suspended, or stopped until a person has decided."""
     status = unfinished.update(seen, status, now)
-    status, actions, wake_at = suspend.step(seen, status, now)
+    status, actions, wake_at = suspend.step(seen, status, now, since=since, why=why)
     phase = Phase.QUEUED if status.attempt is None and not status.workers else phases.current(status)
     decision = _finished_round(seen, status.model_copy(update={"phase": phase}), actions, None, now)
     return Decision(decision.status, decision.actions, wake.earliest(now, wake_at, decision.wake_at))

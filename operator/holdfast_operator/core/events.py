@@ -8,6 +8,7 @@ from holdfast_operator.core.actions import EmitEvent
 from holdfast_operator.core.conditions import (
     CLOCKS,
     CLOCKS_DIFFER,
+    DAMAGED,
     DIFFER,
     FINITE,
     LOCAL,
@@ -15,6 +16,7 @@ from holdfast_operator.core.conditions import (
     ON_NODES,
     REPLICAS,
     SAVES_FAIL,
+    STORED,
     UNSAVED,
 )
 from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, SuspicionState, TrainingJobStatus
@@ -59,6 +61,12 @@ def _checkpoints(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterato
     for name in after.quarantined:
         if name not in before.quarantined:
             yield EmitEvent("CheckpointRejected", f"checkpoint {name} is not used any more: {_why(after, name)}", True)
+    trusted = {t.checkpoint for t in after.trusted}
+    for name in before.quarantined:
+        if name not in after.quarantined and name in trusted:
+            yield EmitEvent(
+                "QuarantineLifted", f"checkpoint {name} may be used again: spec.validation.trusted names it"
+            )
 
 
 def _suspicion(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
@@ -74,8 +82,8 @@ def _suspicion(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[
 
 
 def _why(status: TrainingJobStatus, name: str) -> str:
-    texts = (t for p in reversed(status.preemptions) for t in p.fell_back if t.startswith(f"{name}:"))
-    return next(texts, "its content does not verify")
+    reasons = (q.reason for q in status.quarantine if q.checkpoint == name)
+    return next(reasons, "its content does not verify")
 
 
 def _interruptions(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
@@ -144,7 +152,7 @@ def _saves_fail(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator
     local, before_that = _of_type(after, LOCAL), _of_type(before, LOCAL)
     if local is not None and local.status == "False" and (before_that is None or before_that.reason != local.reason):
         yield EmitEvent(local.reason, local.message[:1000], warning=True)
-    for kind, reason in ((FINITE, NOT_FINITE), (REPLICAS, DIFFER), (CLOCKS, CLOCKS_DIFFER)):
+    for kind, reason in ((FINITE, NOT_FINITE), (REPLICAS, DIFFER), (STORED, DAMAGED), (CLOCKS, CLOCKS_DIFFER)):
         found, known = _of_type(after, kind), _of_type(before, kind)
         if found is not None and found.status == "False" and (known is None or known.status != "False"):
             yield EmitEvent(reason, found.message[:1000], warning=True)

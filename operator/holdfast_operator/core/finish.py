@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast_api.messages import AgentPhase, Cause, Exit
-from holdfast_operator.core import failures, interruptions
+from holdfast_api.soundness import Grade
+from holdfast_operator.core import failures, interruptions, unsound
 from holdfast_operator.core.membership import MemberSeen, exit_of, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
@@ -37,6 +38,11 @@ def count_end(
     status = _with_training(status, entry.ended_at)
     if entry.cause == Cause.FAILURE.value:
         return _count_failure(seen, status, now)
+    if entry.cause == Cause.ROLLBACK.value:
+        return (
+            status,
+            None,
+        )  # neither the machines' fault nor a crash; how often it may happen is counted in status.rollBack
     counts = status.counts.model_copy(update={"preemptions": status.counts.preemptions + 1})
     limit = seen.spec.budgets.preemptions.max
     verdict = None
@@ -65,7 +71,8 @@ def _count_failure(
     assert status.attempt is not None
     number = status.attempt.number
     # A run that saves NaN and then stops itself goes round in circles: what no start will use is no progress (C4).
-    progressed = any(c.name.startswith(f"{number}/") and c.finite is not False for c in status.checkpoints)
+    own = (c for c in status.checkpoints if c.name.startswith(f"{number}/"))
+    progressed = any(unsound.grade_of(seen, status, c) is Grade.SOUND for c in own)
     return _count(seen, status, failure, now, progressed=progressed)
 
 

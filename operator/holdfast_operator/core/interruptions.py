@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from holdfast_api.messages import AgentPhase, Cause, Exit, Stage
-from holdfast_operator.core import blame, deadlines, failures, loss, merge
+from holdfast_operator.core import blame, deadlines, failures, loss, merge, unsound
 from holdfast_operator.core.membership import MemberSeen, boundary_of, exit_of, has_ended, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
@@ -43,6 +43,8 @@ def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> Training
     whos = members(seen, status.attempt)
     entry = _from_notices(seen, status, whos) or _from_superseded(status, whos, now)
     entry = entry or _from_losses(seen, status, whos, now) or _from_failure(seen, status, whos, now)
+    if entry is None and (wrong := unsound.rolls_back(seen, status)) is not None:
+        return unsound.rolled_back(seen, _with(status, _back_from(status, wrong.name, whos, now)))
     if entry is None:
         return _without_current(status)  # every notice was withdrawn in time: training goes on
     return _with(status, _ended(seen, status, entry, whos, now))
@@ -120,6 +122,21 @@ def _from_failure(
             "workers": (failure.worker,),
             "nodes": (failure.node,) if failure.node else (),
             "noticed_at": failure.at,
+            "ended_at": now,
+        }
+    )
+
+
+def _back_from(
+    status: TrainingJobStatus, checkpoint: str, whos: tuple[MemberSeen, ...], now: datetime
+) -> PreemptionStatus:
+    """The pods stay: their agents take the next attempt over, and refuse everything of this one from then on (A2)."""
+    return _entry(status, whos).model_copy(
+        update={
+            "cause": Cause.ROLLBACK.value,
+            "source": f"checkpoint:{checkpoint}",
+            "workers": tuple(w.member.worker for w in whos),
+            "noticed_at": now,
             "ended_at": now,
         }
     )

@@ -1,9 +1,11 @@
 """What agents have told, taken over into status: acceptance, claim, steps, commits, refusals, deletions. Never decides anything."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase, AgentReport, CheckpointInfo, ClaimInfo, Stage
+from holdfast_operator.core import quarantine
 from holdfast_operator.core.membership import MemberSeen, members, pod_of, report_of
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import (
@@ -16,22 +18,24 @@ from holdfast_operator.crd.v1alpha1 import (
 )
 
 FRESH = "fresh"
-MAX_QUARANTINED = 256
-MAX_QUARANTINED_ELSEWHERE = 64
 MAX_FELL_BACK = 16
 MAX_CHECKPOINTS = 1100
+MAX_METRICS = 4
+MAX_METRIC_NAME = 64
 
 
 def adopt(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
     """Everything that pods and reports say, in status. Idempotent; order and repetition do not matter (I7 of the fault list)."""
     status = _adopt_pods(seen, status)
     status = _adopt_start_order(seen, status)
+    status = quarantine.lift(seen, status)
     reports = _reports(seen, status)
     ours = not _continues_another_job(seen, status)
-    status = _adopt_checkpoints(status, reports, restored=ours)
+    status = _adopt_checkpoints(seen, status, reports, restored=ours)
     status = _adopt_deletions(status, reports)
+    status = _adopt_damage(seen, status)
     if ours:
-        status = _adopt_rejections(status, reports)
+        status = quarantine.adopt(status, reports)
     if status.attempt is not None:
         status = _adopt_attempt(seen, status, now)
     return status
@@ -79,7 +83,8 @@ def ref_of(name: str) -> CheckpointRef:
     return CheckpointRef.parse(name)
 
 
-def as_status(info: CheckpointInfo) -> CheckpointStatus:
+def as_status(info: CheckpointInfo, best: str = "") -> CheckpointStatus:
+    """`best`: the metric that retention looks at."""
     return CheckpointStatus(
         name=str(info.ref),
         step=info.boundary,
@@ -87,10 +92,19 @@ def as_status(info: CheckpointInfo) -> CheckpointStatus:
         time=info.committed_at,
         bytes=info.bytes_logical,
         bytes_sent=info.bytes_sent,
+        bytes_held=info.bytes_stored or info.bytes_sent,
+        metrics=_metrics(info.metrics, best),
+        weights_only=info.weights_only,
         finite=info.finite,
         not_finite=tuple(name[:256] for name in info.not_finite[:5]),
         suspect=info.suspect[:512],
     )
+
+
+def _metrics(told: Mapping[str, float], best: str) -> dict[str, float]:
+    """A status is no place for many."""
+    names = sorted((n for n in told if len(n) <= MAX_METRIC_NAME), key=lambda n: (n != best, n))
+    return {n: told[n] for n in names[:MAX_METRICS]}
 
 
 def _adopt_pods(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
@@ -117,19 +131,21 @@ def _reports(seen: Observed, status: TrainingJobStatus) -> tuple[AgentReport, ..
 
 
 def _adopt_checkpoints(
-    status: TrainingJobStatus, reports: tuple[AgentReport, ...], *, restored: bool
+    seen: Observed, status: TrainingJobStatus, reports: tuple[AgentReport, ...], *, restored: bool
 ) -> TrainingJobStatus:
     given_up = {*status.expiring, *status.quarantined}
     horizon = ref_of(status.horizon) if status.horizon else None
     known = {c.name: c for c in status.checkpoints}
+    best = seen.spec.checkpoint.keep.best
+    trusted = quarantine.trusted(status) - {str(ref) for r in reports for ref in r.expired}
     for report in reports:
         for info in (*report.checkpoints, *((report.restored,) if restored and report.restored else ())):
             if not info.durable or str(info.ref) in given_up:
                 continue
             if (before := known.get(str(info.ref))) is not None:
                 known[str(info.ref)] = _with_finding(before, info)
-            elif horizon is None or info.ref > horizon:
-                known[str(info.ref)] = as_status(info)
+            elif horizon is None or info.ref > horizon or str(info.ref) in trusted:
+                known[str(info.ref)] = as_status(info, best.metric if best is not None else "")
     if tuple(known.values()) == status.checkpoints:
         return status
     kept = tuple(sorted(known.values(), key=lambda c: ref_of(c.name)))[-MAX_CHECKPOINTS:]
@@ -151,38 +167,14 @@ def _adopt_deletions(status: TrainingJobStatus, reports: tuple[AgentReport, ...]
     return status if expiring == status.expiring else status.model_copy(update={"expiring": expiring})
 
 
-def _adopt_rejections(status: TrainingJobStatus, reports: tuple[AgentReport, ...]) -> TrainingJobStatus:
-    """Only a failure of the checkpoint itself quarantines it (C4). What falls out of the bounded list is excluded by the horizon (D3)."""
-    status = _adopt_foreign_rejections(status, reports)
-    refused = {f"{x.attempt}/{x.save}" for r in reports for x in r.rejections if x.of_checkpoint and not x.job_uid}
-    new = sorted(refused - set(status.quarantined), key=ref_of)
-    if not new:
+def _adopt_damage(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
+    """What the lead has last seen of the findings of scrubs. They stand until it sees that they are taken back."""
+    whos = members(seen, status.attempt)
+    told = whos[0].report.damaged if whos and whos[0].report is not None else None
+    if told is None or all(c.damaged == told.get(c.name, "")[:512] for c in status.checkpoints):
         return status
-    quarantined = (*status.quarantined, *new)
-    dropped, quarantined = quarantined[:-MAX_QUARANTINED], quarantined[-MAX_QUARANTINED:]
-    horizon = max((ref_of(n) for n in (*dropped, *((status.horizon,) if status.horizon else ()))), default=None)
-    kept = tuple(c for c in status.checkpoints if c.name not in refused)
-    return status.model_copy(
-        update={
-            "quarantined": quarantined,
-            "checkpoints": kept,
-            "last_checkpoint": kept[-1] if kept else None,
-            "horizon": str(horizon) if horizon else "",
-        }
-    )
-
-
-def _adopt_foreign_rejections(status: TrainingJobStatus, reports: tuple[AgentReport, ...]) -> TrainingJobStatus:
-    """Another job's checkpoint that proved bad: kept by its full name, because an own one may have the same number."""
-    refused = {
-        f"{x.job_uid}:{x.attempt}/{x.save}" for r in reports for x in r.rejections if x.of_checkpoint and x.job_uid
-    }
-    new = sorted(refused - set(status.quarantined_elsewhere))
-    if not new:
-        return status
-    return status.model_copy(
-        update={"quarantined_elsewhere": (*status.quarantined_elsewhere, *new)[-MAX_QUARANTINED_ELSEWHERE:]}
-    )
+    marked = tuple(c.model_copy(update={"damaged": told.get(c.name, "")[:512]}) for c in status.checkpoints)
+    return status.model_copy(update={"checkpoints": marked, "last_checkpoint": marked[-1]})
 
 
 def _adopt_attempt(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:

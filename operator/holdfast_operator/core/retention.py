@@ -1,41 +1,63 @@
-"""Which checkpoints are given up (D1, D3), and the order to delete them.
+"""The operator's part of retention (D1, D3): which rules the spec names, when anything is given up, and the order to delete it.
 
-Kept are the newest `keep.last` that are not known to hold NaN or infinite values, always the newest one that is known to be finite, always the newest one
-with which nothing is known to be wrong (not finite, or copies of one state that differed: J4), and the newest one from which a start has succeeded (C5): the
-parent of the attempt that trains now. Nothing is given up unless the current attempt has taken a step, so never between the creation of an attempt and its
-claim (D1).
+What the rules are, and what is kept whatever they say, is in holdfast_api.retention. Nothing is given up unless the current attempt has taken a step, so never
+between the creation of an attempt and its claim (D1).
 """
+
+from datetime import datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import CollectOrder, OfJob, RestoreOrder
-from holdfast_operator.core import suspicion
+from holdfast_api.retention import (
+    AT_LEAST,
+    Best,
+    EverySeconds,
+    EverySteps,
+    Last,
+    Outcome,
+    Pinned,
+    Policy,
+    Rule,
+    Saved,
+    WeightsOnly,
+    YoungerThan,
+    decide,
+    held,
+    trouble,
+)
+from holdfast_operator.core import quarantine, suspicion
 from holdfast_operator.core.actions import SendCollect
 from holdfast_operator.core.membership import members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.progress import FRESH, ref_of, start_order
-from holdfast_operator.crd.v1alpha1 import CheckpointStatus, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import Goal, Suspect, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import WeightsOnly as WeightsOnlyKept
 
 MAX_EXPIRING = 256
-AT_LEAST = 2
-"""The store never deletes the newest two (D5): ordering it to would leave one that nobody counts and nobody may restore."""
 COLLECT_AT_ONCE = 16
 """Deletions in one order: the lead is training meanwhile."""
 
 
-def update(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
+def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
     """Gives up what is too much. Call it only while the attempt runs undisturbed."""
     attempt = status.attempt
     if attempt is None or attempt.claimed_at is None or attempt.first_step_at is None:
         return status
     status = _with_strays(seen, status)
-    doomed = surplus(status.checkpoints, seen.spec.checkpoint.keep.last, proven=proven(status))
-    doomed = doomed[: MAX_EXPIRING - len(status.expiring)]
+    found = outcome(seen, status, now)
+    doomed = tuple(map(str, found.given_up))[: MAX_EXPIRING - len(status.expiring)]
     if not doomed:
         return status
+    kept = {s.ref for s in saved(status)} - set(map(ref_of, doomed))
+    counted = held(saved(status), kept)
     horizon = max([ref_of(n) for n in (*doomed, *((status.horizon,) if status.horizon else ()))])
     return status.model_copy(
         update={
-            "checkpoints": tuple(c for c in status.checkpoints if c.name not in doomed),
+            "checkpoints": tuple(
+                c.model_copy(update={"bytes_held": counted[ref_of(c.name)]})
+                for c in status.checkpoints
+                if c.name not in doomed
+            ),
             "expiring": (*status.expiring, *doomed),
             "horizon": str(horizon),
         }
@@ -46,7 +68,8 @@ def _with_strays(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus
     """Gives up what the lead has found in the store that nobody uses and nobody has ever asked to have deleted; what is retained here stays, and so does
     what was refused: somebody may want to look at it."""
     lead = members(seen, status.attempt)[0].report
-    known = {*status.expiring, *status.quarantined, *(c.name for c in status.checkpoints)}
+    trusted = (t.checkpoint for t in status.trusted)
+    known = {*status.expiring, *status.quarantined, *trusted, *(c.name for c in status.checkpoints)}
     new = [str(ref) for ref in lead.stray if str(ref) not in known] if lead is not None else []
     new = new[: MAX_EXPIRING - len(status.expiring)]
     return status.model_copy(update={"expiring": (*status.expiring, *new)}) if new else status
@@ -54,7 +77,8 @@ def _with_strays(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus
 
 def proven(status: TrainingJobStatus) -> str:
     """The newest checkpoint from which a start has succeeded (C5): what was loaded, which is older than what was claimed if that was refused."""
-    assert status.attempt is not None
+    if status.attempt is None:
+        return ""
     before = status.attempt.number
     loaded = [
         p.resumed_from for p in status.preemptions if p.resumed_from and p.resumed_at is not None and p.attempt < before
@@ -62,20 +86,58 @@ def proven(status: TrainingJobStatus) -> str:
     return loaded[-1] if loaded and status.attempt.parent in status.quarantined else status.attempt.parent
 
 
-def surplus(checkpoints: tuple[CheckpointStatus, ...], keep_last: int, *, proven: str) -> tuple[str, ...]:
-    """Names of those that are given up, oldest first. `checkpoints` is in order, newest last.
+def policy(seen: Observed) -> Policy:
+    """What the spec asks for, as rules."""
+    keep = seen.spec.checkpoint.keep
+    rules: list[Rule] = [Last(max(AT_LEAST, keep.last))]
+    if keep.best is not None:
+        rules.append(Best(keep.best.metric, keep.best.count, highest=keep.best.goal is Goal.HIGHEST))
+    if keep.every is not None and keep.every.steps:
+        rules.append(EverySteps(keep.every.steps))
+    if keep.every is not None and keep.every.seconds:
+        rules.append(EverySeconds(keep.every.seconds))
+    if keep.younger_than_seconds is not None:
+        rules.append(YoungerThan(keep.younger_than_seconds))
+    if keep.weights_only is WeightsOnlyKept.FOREVER:
+        rules.append(WeightsOnly())
+    named = (*keep.pinned, *seen.spec.validation.trusted)
+    return Policy((*rules, Pinned(frozenset(map(ref_of, named)))), keep.max_bytes)
 
-    Kept are the newest `keep_last` of those not known to hold NaN or infinite values: a run that has gone wrong must not push out what it could go back
-    to. What is unknown counts like what is finite, so the newest one that is known to be finite is kept beside them. So is the newest one in which nothing is
-    wrong, copies that differ included: they still count, since what differs may be harmless, and nobody but a person can tell. And the newest few whatever
-    they hold.
-    """
-    count = max(AT_LEAST, keep_last)
-    usable = [c.name for c in checkpoints if c.finite is not False]
-    finite = [c.name for c in checkpoints if c.finite]
-    sound = [c.name for c in checkpoints if c.sound]
-    kept = {*(c.name for c in checkpoints[-AT_LEAST:]), *usable[-count:], *finite[-1:], *sound[-1:], proven}
-    return tuple(c.name for c in checkpoints if c.name not in kept)
+
+def outcome(seen: Observed, status: TrainingJobStatus, now: datetime) -> Outcome:
+    """Of the checkpoints that the operator knows."""
+    parent = proven(status)
+    own = CheckpointRef.parse(parent) if parent and parent != FRESH and ":" not in parent else None
+    return decide(policy(seen), saved(status), now, proven=own)
+
+
+def unmet(seen: Observed, status: TrainingJobStatus, now: datetime) -> str:
+    """What the spec asks for and cannot have, in words."""
+    keep = seen.spec.checkpoint.keep
+    if keep.max_bytes is None and keep.best is None:
+        return ""
+    known = saved(status)
+    limit, metric = "spec.checkpoint.keep.maxBytes", "spec.checkpoint.keep.best.metric"
+    found = outcome(seen, status, now)
+    return trouble(policy(seen), known, found, field_of_limit=limit, field_of_best=metric)
+
+
+def saved(status: TrainingJobStatus) -> tuple[Saved, ...]:
+    return tuple(
+        Saved(
+            ref=ref_of(c.name),
+            boundary=c.step,
+            at=c.time,
+            finite=c.finite,
+            suspect=c.suspect,
+            damaged=bool(c.damaged),
+            metrics=c.metrics,
+            weights_only=c.weights_only,
+            image_bytes=c.bytes,
+            held_bytes=c.bytes_held,
+        )
+        for c in status.checkpoints
+    )
 
 
 def collect_order(seen: Observed, status: TrainingJobStatus) -> CollectOrder | None:
@@ -104,7 +166,9 @@ def restore_order(seen: Observed, status: TrainingJobStatus) -> RestoreOrder:
     """What may not be used, and where to start (C2, C4, D3). A pin, a branch or `fresh` counts until an attempt has claimed under it (A7, A9)."""
     horizon = ref_of(status.horizon) if status.horizon else None
     suspended = suspicion.suspended(status)
-    retained = tuple(ref_of(c.name) for c in status.checkpoints if c.name != suspended)
+    trusted = {ref_of(name) for name in quarantine.trusted(status)}
+    known = {ref_of(c.name) for c in status.checkpoints} | trusted
+    retained = tuple(sorted(ref for ref in known if str(ref) != suspended))
     excluded = {ref_of(n) for n in (*status.quarantined, *status.expiring, *((suspended,) if suspended else ()))}
     pending = start_order(seen) not in ("", status.start_order)
     resume_from = seen.spec.resume_from
@@ -120,6 +184,8 @@ def restore_order(seen: Observed, status: TrainingJobStatus) -> RestoreOrder:
         resume_from_uid="" if other == seen.job.uid else other,
         excluded_of=tuple(_of_job(name) for name in status.quarantined_elsewhere),
         own_only=True,
+        trusted=tuple(sorted(trusted)),
+        accept_suspect=seen.spec.validation.suspect is Suspect.ACCEPT,
     )
 
 

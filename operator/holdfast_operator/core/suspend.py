@@ -19,16 +19,16 @@ def began(status: TrainingJobStatus, now: datetime) -> datetime:
 
 
 def step(
-    seen: Observed, status: TrainingJobStatus, now: datetime
+    seen: Observed, status: TrainingJobStatus, now: datetime, *, since: datetime, why: str = "the job is suspended"
 ) -> tuple[TrainingJobStatus, tuple[Action, ...], datetime | None]:
-    """What a suspended job needs: orders while it saves, deletes when it has, nothing once no pod is left."""
-    deadline = began(seen.status, now) + CHECKPOINT_WITHIN
+    """What a job that is to stand still needs: orders while it saves, deletes when it has, nothing once no pod is left."""
+    deadline = since + CHECKPOINT_WITHIN
     if _is_saving(seen, status, now) and now < deadline:
         return status, _orders(seen, status, deadline), deadline
     left = [p for p in seen.pods if not p.terminal]
     if not left:
-        return _stopped(status), tuple(_delete(p.name, p.uid) for p in seen.pods if not p.deleting), None
-    return status, tuple(_delete(p.name, p.uid) for p in left if not p.deleting), None
+        return _stopped(status), tuple(DeletePod(p.name, p.uid, why) for p in seen.pods if not p.deleting), None
+    return status, tuple(DeletePod(p.name, p.uid, why) for p in left if not p.deleting), None
 
 
 def request_id(seen: Observed, status: TrainingJobStatus) -> str:
@@ -79,7 +79,3 @@ def _stopped(status: TrainingJobStatus) -> TrainingJobStatus:
             "preemptions": tuple(p for p in status.preemptions if p.resumed_at is not None),
         }
     )
-
-
-def _delete(name: str, uid: str) -> DeletePod:
-    return DeletePod(name, uid, "the job is suspended")

@@ -29,6 +29,7 @@ def find(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trouble | 
     """The first trouble, in order; None if nothing stands in the way."""
     sources: tuple[Callable[[], Iterator[Trouble]], ...] = (
         lambda: _of_spec(seen),
+        lambda: _of_stop(status),
         lambda: _of_refusals(seen),
         lambda: _of_agents(seen, status),
         lambda: _of_crash(seen, status, now),
@@ -40,6 +41,11 @@ def find(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trouble | 
 def _of_spec(seen: Observed) -> Iterator[Trouble]:
     if seen.spec_error:
         yield Trouble("SpecInvalid", seen.spec_error)
+
+
+def _of_stop(status: TrainingJobStatus) -> Iterator[Trouble]:
+    if status.stop is not None:
+        yield Trouble("CheckpointUnsound", status.stop.message)
 
 
 def _of_refusals(seen: Observed) -> Iterator[Trouble]:

@@ -147,11 +147,71 @@ class Every(Model):
     """The interval is chosen, and chosen anew while the job trains; `status.interval` says which and why."""
 
 
+class Goal(StrEnum):
+    """Which values of a metric are good."""
+
+    LOWEST = "Lowest"
+    HIGHEST = "Highest"
+
+
+class KeepBest(Model):
+    """Those with the best values of a metric."""
+
+    metric: Annotated[str, Field(min_length=1, max_length=64)]
+    """Name of the metric, as the script gives it to `step()`."""
+    count: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many."""
+    goal: Goal = Goal.LOWEST
+    """Which values are good."""
+
+
+class KeepEvery(Model):
+    """One out of each stretch of training, for ever."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            rule(
+                "[has(self.steps), has(self.seconds)].filter(x, x).size() == 1",
+                "spec.checkpoint.keep.every needs exactly one of steps and seconds",
+            )
+        )
+    )
+    steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """The first sound checkpoint of each so many boundaries."""
+    seconds: Annotated[int, Field(ge=1, le=86_400 * 366)] | None = None
+    """The first sound checkpoint of each so many seconds."""
+
+
+class WeightsOnly(StrEnum):
+    """What becomes of checkpoints that hold weights alone."""
+
+    LIKE_OTHERS = "LikeOthers"
+    FOREVER = "Forever"
+
+
+PinnedName = Annotated[str, Field(max_length=32, pattern=r"^[1-9][0-9]{0,9}/[1-9][0-9]{0,9}$")]
+
+
 class Keep(Model):
-    """Which checkpoints are kept. The newest usable one and the newest one proved good are always kept (C5)."""
+    """Which checkpoints are kept: what any of the rules keeps, and always the newest usable one, the newest sound one and the newest one proved good (C5)."""
 
     last: Annotated[int, Field(ge=1, le=1000)] = 3
     """The newest so many are kept."""
+    best: KeepBest | None = None
+    """Those with the best values of a metric are kept too."""
+    every: KeepEvery | None = None
+    """One out of each stretch of training is kept too."""
+    younger_than_seconds: Annotated[int, Field(ge=1, le=86_400 * 366 * 10)] | None = None
+    """Whatever is not so old yet is kept too."""
+    weights_only: WeightsOnly | None = None
+    """Forever: what holds weights alone is never given up. Absent, LikeOthers: by the other rules."""
+    pinned: Annotated[
+        tuple[PinnedName, ...], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})
+    ] = ()
+    """Checkpoints (ATTEMPT/SAVE) that are kept as long as they are named here."""
+    max_bytes: Annotated[int, Field(ge=1, le=1 << 53)] | None = None
+    """Limit of what is kept in the store, in bytes; shared chunks count once. The oldest of what the rules keep goes first; what is pinned or always kept
+    stays, and the condition RetentionMet says so where that is more."""
 
 
 class LocalHostPath(Model):
@@ -287,6 +347,39 @@ class Notices(Model):
     """Seconds that a worker must be unheard of, with its node not Ready, before it counts as lost (A3)."""
 
 
+class OnUnsound(StrEnum):
+    """What is done about a checkpoint in which something was found."""
+
+    CONTINUE = "Continue"
+    ROLL_BACK = "RollBack"
+    STOP = "Stop"
+
+
+class Suspect(StrEnum):
+    """What copies that differ mean to a start."""
+
+    PASS_OVER = "PassOver"  # noqa: S105  a policy, not a secret
+    ACCEPT = "Accept"
+
+
+class Validation(Model):
+    """What is done about checkpoints in which something was found (docs/operator.md). They are kept like any other, and no start continues one while a better
+    one is left."""
+
+    on_unsound: OnUnsound = OnUnsound.CONTINUE
+    """When a checkpoint of the running attempt holds NaN or infinite values, or copies of one state in it differ. Continue: training goes on, and the next
+    start goes back. RollBack: a new attempt goes back to the newest sound checkpoint at once; after three such attempts from one checkpoint the job stops.
+    Stop: a last checkpoint, then nothing runs until a person has decided."""
+    suspect: Suspect = Suspect.PASS_OVER
+    """PassOver: a start continues a checkpoint whose copies differ only where nothing sound is left. Accept: it is continued like any other; for training code
+    in which ranks hold different state on purpose."""
+    trusted: Annotated[
+        tuple[PinnedName, ...], Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})
+    ] = ()
+    """Checkpoints (ATTEMPT/SAVE) that a person has looked at and found good. Each leaves quarantine when it is first named here, counts as sound, and is not
+    given up while it is named. Every byte is verified all the same; one that is refused again is quarantined again."""
+
+
 class ResumeFrom(Model):
     """Continue an earlier job's checkpoints (A9), or go back to one of this job's own (A7)."""
 
@@ -333,6 +426,8 @@ class TrainingJobSpec(Model):
     """How much the job may suffer before it is given up."""
     notices: Notices = Notices()
     """How announcements and losses of a worker are read."""
+    validation: Validation = Validation()
+    """What is done about checkpoints in which something was found: NaN, copies that differ, damage."""
     template: Annotated[
         dict[str, Any],
         Field(json_schema_extra={"x-holdfast-template": True}),
@@ -387,17 +482,20 @@ class CheckpointStatus(Model):
     """Size of the state that it holds."""
     bytes_sent: int = 0
     """What was written for it; the rest was already in the store (B4)."""
+    bytes_held: int = 0
+    """What counts with it in the store: what it has written, and what given-up ones before it have and it may refer to. Chunks count once."""
+    metrics: Annotated[dict[str, float], Field(max_length=16)] = Field(default_factory=dict)
+    """What the script said of it: the metric of `keep.best`, and the first few others."""
+    weights_only: bool = False
+    """It holds weights alone, no state to resume."""
     finite: bool | None = None
     """Whether trained parameters and optimizer state are finite. Absent: unknown, as of emergency checkpoints from which nothing has started yet."""
     not_finite: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=5)] = ()
     """The first tensors that hold NaN or infinite values."""
     suspect: Annotated[str, Field(max_length=512)] = ""
     """Set if ranks that hold copies of one state did not hold the same bytes: which ranks, which tensors."""
-
-    @property
-    def sound(self) -> bool:
-        """Nothing is known to be wrong with it: neither NaN nor infinite values (C5), nor copies that differ (J4)."""
-        return self.finite is not False and not self.suspect
+    damaged: Annotated[str, Field(max_length=512)] = ""
+    """Set while a scrub's finding stands that bytes of it in the store are not what they were."""
 
 
 class WorkerStatus(Model):
@@ -593,6 +691,52 @@ class SuspicionStatus(Model):
     """Suspended: the next start leaves it out. Reinstated: a start from an older one failed too, so it was not the checkpoint."""
 
 
+class QuarantineStatus(Model):
+    """Why a checkpoint is used no more (C4)."""
+
+    checkpoint: CheckpointName
+    """ATTEMPT/SAVE."""
+    reason: Annotated[str, Field(max_length=512)]
+    """What was found in it."""
+    at: datetime
+    """When it was refused."""
+    by_attempt: int
+    """The attempt that refused it."""
+
+
+class TrustedStatus(Model):
+    """A name in `spec.validation.trusted` that has been acted on."""
+
+    checkpoint: CheckpointName
+    """ATTEMPT/SAVE."""
+    after_attempt: int
+    """Attempts up to this one refused it before a person had looked; a later one that refuses it quarantines it again."""
+
+
+class RollBackStatus(Model):
+    """Going back from checkpoints in which something was found."""
+
+    to: CheckpointName
+    """The checkpoint that the job went back to."""
+    times: int
+    """How often in a row."""
+
+
+class StopStatus(Model):
+    """Why nothing runs until a person has decided."""
+
+    checkpoint: CheckpointName
+    """The checkpoint in which something was found."""
+    since: datetime
+    """When."""
+    policy: OnUnsound
+    """`spec.validation.onUnsound` at that time: another one is a decision."""
+    order: Annotated[str, Field(max_length=128)] = ""
+    """The `fresh` or `resumeFrom` of the spec at that time: another one is a decision."""
+    message: Message = ""
+    """What was found, and what to do about it."""
+
+
 class Counts(Model):
     """What the budgets are compared with."""
 
@@ -660,6 +804,10 @@ class TrainingJobStatus(Model):
     """Given up (D1), not yet reported deleted."""
     quarantined: Annotated[tuple[CheckpointName, ...], Field(max_length=256)] = ()
     """Refused for what is in them (C4)."""
+    quarantine: Annotated[tuple[QuarantineStatus, ...], Field(max_length=64)] = ()
+    """Why, of the newest of `quarantined`; `spec.validation.trusted` takes one out again."""
+    trusted: Annotated[tuple[TrustedStatus, ...], Field(max_length=64)] = ()
+    """What of `spec.validation.trusted` has been acted on."""
     quarantined_elsewhere: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=64)] = ()
     """Of another job that is continued, as UID:ATTEMPT/SAVE: its numbers have nothing to do with this job's own (A9, D6)."""
     horizon: Annotated[str, Field(max_length=32)] = ""
@@ -695,3 +843,7 @@ class TrainingJobStatus(Model):
     """The newest state, where it lies on nodes only; gone once an attempt has claimed."""
     suspicion: SuspicionStatus | None = None
     """The checkpoint from which the last starts failed; gone with the first step."""
+    roll_back: RollBackStatus | None = None
+    """The last return from a checkpoint in which something was found (`onUnsound: RollBack`)."""
+    stop: StopStatus | None = None
+    """Why nothing runs until a person has decided (`onUnsound`)."""
