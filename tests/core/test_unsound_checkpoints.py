@@ -264,7 +264,8 @@ def test_what_is_refused_again_after_that_is_quarantined_again_until_it_is_named
     w.settled()
     w.training(number=3, parent="1/1").reports(0, AgentPhase.TRAINING, rejections=(BAD,)).settled()
     assert w.status.quarantined == ("1/2",)
-    assert retention.restore_order(w.seen(), w.status).excluded == (CheckpointRef(1, 2),)
+    order = retention.restore_order(w.seen(), w.status)
+    assert (order.excluded, order.trusted) == ((CheckpointRef(1, 2),), ())
     w.with_spec(validation=Validation()).settled()
     assert w.status.quarantined == ("1/2",), "to name it no more changes nothing"
     w.with_spec(validation=Validation(trusted=("1/2",))).settled()

@@ -167,7 +167,7 @@ def test_a_bit_that_flips_on_the_way_is_no_damage() -> None:
 
 
 @pytest.mark.parametrize("moment", range(1, 40))
-def test_a_checkpoint_that_is_deleted_meanwhile_is_no_damage(moment: int) -> None:
+def test_a_checkpoint_that_is_deleted_meanwhile_is_no_damage(moment: int, caplog: pytest.LogCaptureFixture) -> None:
     bucket = MemoryBucket()
     world = four(bucket).saved(1, 5, b"gggg").saved(1, 6, b"hhhh")
     calls, busy = itertools.count(1), []
@@ -181,6 +181,7 @@ def test_a_checkpoint_that_is_deleted_meanwhile_is_no_damage(moment: int) -> Non
     assert run(world).problems == ()
     bucket.before_call = None
     assert not busy or world.stored("0000000002/chunks/") == []
+    assert not [r for r in caplog.records if r.levelname == "ERROR"], "nobody is told of damage"
 
 
 class Killed(BaseException):
