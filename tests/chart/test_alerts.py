@@ -13,6 +13,7 @@ AGE = 'holdfast_checkpoint_age_seconds{namespace="team-a", job="gpt"}'
 NAN = 'holdfast_checkpoint_not_finite{namespace="team-a", job="gpt"}'
 ODD = 'holdfast_checkpoint_suspect{namespace="team-a", job="gpt"}'
 LEFT = 'holdfast_state_on_nodes{namespace="team-a", job="gpt"}'
+BLIND = 'holdfast_notifier_last_look_timestamp_seconds{instance="a"}'
 WELL = {"holdfast_leader": "1x120"}
 
 
@@ -29,6 +30,16 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "HoldfastCheckpointNotFinite": ({NAN: "0x55 1x65"}, {NAN: "0x120"}, "job team-a/gpt have become NaN"),
     "HoldfastReplicasDiffer": ({ODD: "0x55 1x65"}, {ODD: "0x120"}, "Ranks of job team-a/gpt"),
     "HoldfastStateOnNodes": ({LEFT: "0x50 1x70"}, {LEFT: "0x120"}, "newest state of job team-a/gpt lies on nodes only"),
+    "HoldfastNotifierBlind": (
+        {BLIND: "0x120", 'holdfast_notifier_info{node="n1", cloud="aws", instance="a"}': "1x120"},
+        {
+            BLIND: "0+60x120",
+            'holdfast_notifier_info{node="n1", cloud="aws", instance="a"}': "1x120",
+            BLIND.replace('"a"', '"b"'): "0x120",
+            'holdfast_notifier_info{node="n2", cloud="none", instance="b"}': "1x120",
+        },
+        "about node n1 is not heard",
+    ),
     "HoldfastCheckpointRefused": (
         {"holdfast_fallbacks_total": "0x55 1x65"},
         {"holdfast_fallbacks_total": "1x120"},

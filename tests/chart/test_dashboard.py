@@ -12,6 +12,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from holdfast_agent.metrics import Metrics as AgentMetrics
+from holdfast_notifier.metrics import Metrics as NotifierMetrics
 from holdfast_operator.shell.metrics import Metrics as OperatorMetrics
 
 TOP = Path(__file__).resolve().parents[2]
@@ -47,8 +48,9 @@ def labels_of(text: str) -> set[str]:
 
 
 def exposed() -> dict[str, set[str]]:
-    """Metric -> its labels, as operator and agent register them."""
-    metrics = [*vars(OperatorMetrics()).values(), *vars(AgentMetrics(0)).values()]
+    """Metric -> its labels, as operator, agent and notifier register them."""
+    programs = (OperatorMetrics(), AgentMetrics(0), NotifierMetrics())
+    metrics = [m for program in programs for m in vars(program).values()]
     return {m._name: set(m._labelnames) for m in metrics if isinstance(m, MetricWrapperBase)}
 
 
@@ -140,7 +142,8 @@ def test_prometheus_parses_every_alert(toolchain: Path, tmp_path: Path, render: 
     (rule,) = [o for o in render("metrics.prometheusRule.enabled=true") if o["kind"] == "PrometheusRule"]
     done = check_rules(toolchain, tmp_path, rule["spec"]["groups"])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 rules found" in done.stdout
-    for alert in rule["spec"]["groups"][0]["rules"]:
+    alerts = rule["spec"]["groups"][0]["rules"]
+    assert f"{len(alerts)} rules found" in done.stdout
+    for alert in alerts:
         assert set(alert["annotations"]) == {"summary", "description"}
         assert alert["labels"]["severity"] in ("warning", "critical")

@@ -1,5 +1,6 @@
 """Objects as the components of each cloud write them, through the operator's own reading of them, to the notice that counts (F1, F2)."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from job_worlds import T0, JobWorld, a_job, seconds
 
 from holdfast_operator.core import signal_table
-from holdfast_operator.core.observed import NodeEvent
+from holdfast_operator.core.observed import NodeCondition, NodeEvent
 from holdfast_operator.core.signal_table import SignalRules
 from holdfast_operator.crd.v1alpha1 import NoticeStatus
 from holdfast_operator.shell import translate
@@ -342,6 +343,16 @@ def test_a_shutdown_of_the_node_leaves_a_pod_no_more_than_its_grace() -> None:
     w.change_node("n1", conditions=translate.node(written.gke_shuts_down()).conditions, labels=written.GKE_LABELS)
     w.round()
     assert w.status.preemptions[-1].deadline == T0 + seconds(9)
+
+
+@pytest.mark.parametrize("ahead", [-3600, -30, 30, 3600])
+def test_a_condition_that_a_machine_dates_by_a_wrong_clock_leaves_the_time_that_it_means(ahead: float) -> None:
+    w = a_job().with_pods().training()
+    w.heard["uid-1-1"] = replace(w.heard["uid-1-1"], ahead_seconds=ahead)
+    preempting = NodeCondition("GCESpotPreempting", "True", since=T0 + seconds(ahead))
+    w.change_node("n1", conditions=(preempting,)).after(4).round()
+    (found,) = w.status.notices
+    assert (found.deadline, found.noticed_at) == (T0 + seconds(30), T0)
 
 
 def test_of_cloud_karpenter_and_pod_whichever_comes_first() -> None:

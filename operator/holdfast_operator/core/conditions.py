@@ -37,6 +37,7 @@ from holdfast_operator.core import (
     unsound,
 )
 from holdfast_operator.core.membership import describe_worker, members
+from holdfast_operator.core.notices import CLOCKS_DIFFER_SECONDS
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.trouble import Trouble
 from holdfast_operator.crd.v1alpha1 import CheckpointStatus, Condition, Phase, TrainingJobStatus
@@ -47,8 +48,8 @@ _STORAGE = (
     BlockedReason.STORAGE_UNREACHABLE.value,
 )
 MAX_MESSAGE = 8000
-CLOCKS_DIFFER_SECONDS, CLOCKS_AGREE_SECONDS = 5.0, 2.0
-"""More than the first is said, until it is less than the second."""
+CLOCKS_AGREE_SECONDS = 2.0
+"""A difference of more than CLOCKS_DIFFER_SECONDS is said until it is less than this."""
 LOCAL = "LocalStorageReady"
 FINITE = "CheckpointFinite"
 NOT_FINITE = "NotFinite"

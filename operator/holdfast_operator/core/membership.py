@@ -29,6 +29,8 @@ class MemberSeen:
     """Silence counts from here: the last word, or when this operator began to listen."""
     last_heard: datetime | None
     """The last word, if there was one."""
+    ahead_seconds: float
+    """How far its machine's clock is ahead of ours (`Heard`); 0 while nothing was heard."""
 
     @property
     def address(self) -> PodAddress | None:
@@ -69,6 +71,7 @@ def _join(seen: Observed, attempt: AttemptStatus, member: MemberStatus) -> Membe
         latest=latest,
         report=latest if latest is not None and latest.attempt == attempt.number else None,
         last_heard=heard.at if heard else None,
+        ahead_seconds=heard.ahead_seconds if heard else 0.0,
         heard_at=max(heard.at, seen.watching_since) if heard else max(seen.watching_since, attempt.created_at),
     )
 

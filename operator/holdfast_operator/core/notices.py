@@ -5,6 +5,7 @@ announcement never takes the place of an earlier one of the same source. And a w
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from holdfast_api import sources
@@ -16,6 +17,8 @@ from holdfast_operator.crd.v1alpha1 import NoticeStatus, TrainingJobStatus
 
 MAX_NOTICES = 256
 MAX_DETAIL = 1024
+CLOCKS_DIFFER_SECONDS = 5.0
+"""Less is what reports take and times are rounded by."""
 _API_TIME_STEP = timedelta(seconds=2)
 """API times are whole seconds: what looks this little older than now was announced now."""
 
@@ -48,7 +51,7 @@ def _announced(
 ) -> Iterator[NoticeStatus]:
     of_pod = pod_signals(who.pod, who.node) if who.pod else ()
     of_node = node_signals(who.node, rules) if who.node else ()
-    for signal in (*of_pod, *of_node):
+    for signal in (_by_our_clock(who, s) for s in (*of_pod, *of_node)):
         yield _record(who, signal, kept.get((who.member.worker, signal.source)), now)
     for notice in who.report.notices if who.report else ():
         if notice.worker == who.member.worker and not notice.source.startswith(sources.READ_BY_OPERATOR):
@@ -64,6 +67,17 @@ def _announced(
                 withdrawn=notice.withdrawn,
                 detail=notice.detail[:MAX_DETAIL],
             )
+
+
+def _by_our_clock(who: MemberSeen, signal: Signal) -> Signal:
+    """A condition is dated by the machine that it is about. By a clock that is an hour off, what is counted from it would be over, or have an hour."""
+    if (
+        signal.since is None
+        or not signal.source.startswith("condition:")
+        or abs(who.ahead_seconds) <= CLOCKS_DIFFER_SECONDS
+    ):
+        return signal
+    return replace(signal, since=signal.since - timedelta(seconds=who.ahead_seconds))
 
 
 def _record(who: MemberSeen, signal: Signal, before: NoticeStatus | None, now: datetime) -> NoticeStatus:
