@@ -286,3 +286,18 @@ async def test_a_save_that_lacks_a_rank_is_never_committed(tmp_path):
         await one.saves.make(10, Cause.PERIODIC, deadline=soon())
     assert one.commits() == []
     await one.close()
+
+
+async def test_a_save_is_not_committed_once_a_newer_number_has_been_heard_of(tmp_path):
+    """A8: while its chunks were written, another coordinator has begun a newer one."""
+    chunk = Barrier("create", "/chunks/")
+    one = Lone(tmp_path, before_call=chunk)
+    one.capture(0, 10)
+    saving = asyncio.ensure_future(one.saves.make(10, Cause.PERIODIC, deadline=soon()))
+    await in_thread(chunk.reached)
+    one.shared.highest_save = 2
+    chunk.free.set()
+    with pytest.raises(SaveGivenUp, match="newer"):
+        await asyncio.wait_for(saving, 30)
+    assert one.commits() == []
+    await one.close()

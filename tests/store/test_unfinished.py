@@ -8,7 +8,7 @@ from on_node import images_on, put_image
 from worlds import World, ref
 
 from holdfast_api.manifest import Pending, RankEntry
-from holdfast_store.errors import Absent, Corrupt, NotOnRecord, Superseded
+from holdfast_store.errors import Absent, Corrupt, Denied, NotOnRecord, Superseded
 from holdfast_store.local import LocalTier
 from holdfast_store.memory import MemoryBucket
 
@@ -149,6 +149,25 @@ class TestOnTheNode:
         assert replace(found.pending, check="") == pending
         assert tier.read_manifest(pending.ref, pending.ranks[0]).rank == 0
         assert [i.committed for i in images_on(tier)] == [False]
+
+    def test_a_disk_that_ends_at_any_file_leaves_nothing_that_claims_more_than_is_there(
+        self, tier: LocalTier, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """B9: what says that a part waits is the last file of it."""
+
+        def broken(*_: object, **__: object) -> None:
+            raise Denied("ordered fault")
+
+        pending, manifest = left(world, 0)
+        put_image(tier, pending.ref, 0, IMAGES[0])
+        for last_write in ("write_manifest", "write_pending"):
+            with monkeypatch.context() as patch:
+                patch.setattr(LocalTier, last_write, broken)
+                with pytest.raises(Denied):
+                    tier.leave(pending, [manifest])
+            assert tier.left() == []
+        tier.leave(pending, [manifest])
+        assert len(tier.left()) == 1
 
     def test_of_two_workers_on_one_node_neither_replaces_the_other(self, tier: LocalTier, world: World) -> None:
         self.put(tier, world, worker=0)

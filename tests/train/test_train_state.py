@@ -16,7 +16,9 @@ from torch import nn
 
 import holdfast
 from holdfast import tree
+from holdfast.parts import Leaves, ModulePart
 from holdfast_api import ranks
+from holdfast_rank.image import Tier
 
 
 def saved(agent: FakeAgent, **parts: Any) -> Image:
@@ -369,3 +371,18 @@ def test_names_are_the_same_with_and_without_compile_and_data_parallel(agent: Fa
     other = nn.Linear(2, 2)
     holdfast.Checkpointer(model=torch.compile(other)).restore()
     assert torch.equal(model.weight.cpu(), other.weight)  # DataParallel moves it where there is a GPU
+
+
+def test_a_module_that_only_follows_another_lies_with_what_changes() -> None:
+    """I8: no gradient does not mean constant. An EMA among what is frozen would have its chunks sent again with it."""
+    model, ema = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), nn.Linear(64, 64)
+    model[0].requires_grad_(False)
+    ema.requires_grad_(False)
+    leaves = Leaves()
+    ModulePart("model", model).capture(leaves)
+    ModulePart("ema", ema).capture(leaves)
+    assert {name: leaves.tiers[name] for name in ("model.0.weight", "model.1.weight", "ema.weight")} == {
+        "model.0.weight": Tier.FROZEN,
+        "model.1.weight": Tier.TRAINABLE,
+        "ema.weight": Tier.OPTIMIZER,
+    }
