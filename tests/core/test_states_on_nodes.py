@@ -225,6 +225,19 @@ def test_without_a_directory_of_the_nodes_no_node_is_better_than_another() -> No
     assert unfinished.preferred(w.seen(), w.status, 0, ()) == ("n0",), "the newest checkpoint lies there too"
 
 
+def test_a_worker_that_has_failed_by_itself_is_not_sent_back_to_its_machine_for_a_copy() -> None:
+    """It may be the machine. What lies nowhere else is worth the risk."""
+    w = training()
+    w.reports(0, AgentPhase.FAILED, exit=Exit.TRAINER_FAILED).change_pod(0, phase="Failed", exit_code=70)
+    w.after(60).settled()
+    assert w.status.preemptions[-1].cause == "failure"
+    assert unfinished.preferred(w.seen(), w.status, 0, ()) == ()
+    assert unfinished.preferred(w.seen(), w.status, 1, ()) == ("n1",)
+    parts = (PartStatus(worker=0, node="n0"), PartStatus(worker=1, node="n1"))
+    w.with_status(unfinished=UnfinishedStatus(checkpoint="1/3", step=42, parts=parts, whole=True, since=T0))
+    assert unfinished.preferred(w.seen(), w.status, 0, ()) == ("n0",)
+
+
 def test_a_job_that_was_suspended_comes_back_to_its_nodes() -> None:
     w = training()
     left(w, 0, 1)

@@ -7,6 +7,7 @@ pod asks where it had better go (`preferred`). The pods that return finish it by
 from datetime import datetime, timedelta
 
 from holdfast_api.layout import CheckpointRef
+from holdfast_api.messages import Cause
 from holdfast_operator.core import interruptions
 from holdfast_operator.core.membership import MemberSeen, has_ended, members, newest_plans
 from holdfast_operator.core.observed import Observed
@@ -32,9 +33,10 @@ def became_checkpoint(before: UnfinishedStatus, after: TrainingJobStatus) -> boo
 
 def preferred(seen: Observed, status: TrainingJobStatus, worker: int, avoid: tuple[str, ...]) -> tuple[str, ...]:
     """The node that a new pod of this worker had better go to: where its part of the newest state lies, or, with a directory of the node's, will lie and the
-    newest checkpoint does already (F4). None that is to be avoided, is cordoned, not Ready or gone."""
+    newest checkpoint does already (F4). None that is to be avoided, is cordoned, not Ready or gone; nor the one on which the worker has just failed by itself,
+    where nothing but a copy lies: it may be the machine."""
     names = [p.node for p in status.unfinished.parts if p.worker == worker] if status.unfinished is not None else []
-    if not names and seen.spec.checkpoint.local.host_path is not None:
+    if not names and seen.spec.checkpoint.local.host_path is not None and not _has_failed(status, worker):
         entry = newest_plans(status).get(worker)
         member = next((m for m in status.attempt.members if m.worker == worker), None) if status.attempt else None
         names = [n for n in (member.node if member else "", entry.node if entry else "") if n][:1]
@@ -113,6 +115,11 @@ def _is_past(status: TrainingJobStatus, found: UnfinishedStatus) -> bool:
     attempt = status.attempt
     later = attempt is not None and attempt.number > CheckpointRef.parse(found.checkpoint).attempt
     return later and attempt is not None and attempt.claimed_at is not None
+
+
+def _has_failed(status: TrainingJobStatus, worker: int) -> bool:
+    entry = interruptions.current(status)
+    return entry is not None and entry.cause == Cause.FAILURE.value and worker in entry.workers
 
 
 def _node_of(who: MemberSeen) -> str:
