@@ -61,7 +61,8 @@ class Azure:
         if not requests:
             return
         body = json.dumps({"StartRequests": requests}).encode()
-        answer = await self._web.call("POST", EVENTS, headers=HEADERS, query=EVENTS_VERSION, body=body)
+        headers = {**HEADERS, "Content-Type": "application/json"}
+        answer = await self._web.call("POST", EVENTS, headers=headers, query=EVENTS_VERSION, body=body)
         if answer.status != 200:
             raise MetadataError(f"POST {EVENTS}: HTTP {answer.status}: {answer.text[:200]}")
 

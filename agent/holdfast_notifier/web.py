@@ -34,7 +34,10 @@ class Web:
 
     async def __aenter__(self) -> Self:
         # trust_env is off: a proxy of the environment would answer with the metadata of its own machine, or with nothing.
-        self._session = aiohttp.ClientSession(trust_env=False, auto_decompress=False)
+        # Nothing is unpacked, so that MAX_BODY_BYTES bounds what is held, and nothing packed is asked for.
+        self._session = aiohttp.ClientSession(
+            trust_env=False, auto_decompress=False, headers={"Accept-Encoding": "identity"}
+        )
         return self
 
     async def __aexit__(

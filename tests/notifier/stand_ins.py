@@ -44,7 +44,14 @@ class StandIn:
             if answer is not None:
                 assert isinstance(answer, web.StreamResponse)
                 return answer
-        return await self.answer(request)
+        response = await self.answer(request)
+        if (
+            "gzip" in request.headers.get("Accept-Encoding", "")
+            and isinstance(response, web.Response)
+            and response.body
+        ):
+            response.enable_compression(web.ContentCoding.gzip)  # as any server may to whoever says that he reads it
+        return response
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         raise NotImplementedError
