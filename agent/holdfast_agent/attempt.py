@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_agent import clock, clocks, earlier, layouts
+from holdfast_agent import clock, clocks, earlier, layouts, scrubbing
 from holdfast_agent.claims import Claims
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
@@ -81,6 +81,7 @@ class Attempt:
         ]
         if self.claims is not None:
             self._tasks.append(asyncio.ensure_future(self.claims.run()))
+            self._tasks.append(asyncio.ensure_future(scrubbing.watch(s, lambda: self._going)))
             if s.settings.config.operator_url:
                 self._tasks.append(asyncio.ensure_future(earlier.forward(s)))
             if s.settings.config.every_seconds > 0 or s.settings.config.every_auto:

@@ -100,6 +100,8 @@ def check(config: AgentConfig) -> None:
         "grace_seconds",
         "sigterm_floor_seconds",
         "background_bytes_per_second",
+        "scrub_bytes_per_second",
+        "scrub_every_seconds",
     ):
         if getattr(config, name) < 0:
             raise ConfigurationWrong(f"{name} is {getattr(config, name)}; it cannot be negative")

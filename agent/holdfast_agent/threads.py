@@ -41,7 +41,7 @@ class Threads:
         self.hashing = ThreadPoolExecutor(self.cpus, thread_name_prefix="hash")
         self.node = ThreadPoolExecutor(NODE_THREADS, thread_name_prefix="node")
         self.sending = ThreadPoolExecutor(SENDING_THREADS, thread_name_prefix="send")
-        self.background = ThreadPoolExecutor(1, thread_name_prefix="background", initializer=_yield_to_training)
+        self.background = ThreadPoolExecutor(1, thread_name_prefix="background", initializer=yield_to_training)
         """Hashes beside training."""
         self.link = Link()
         self.slots = Mappings()
@@ -69,7 +69,7 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _yield_to_training() -> None:
+def yield_to_training() -> None:
     """The calling thread gets what is left of the processors. It cannot be taken back without privileges: so background work has threads of its own."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import CommitRecord
-from holdfast_store import inventory
+from holdfast_store import inventory, verdicts
 from holdfast_store.errors import Absent, Corrupt, Misconfigured
 from holdfast_store.job import JobStore
 from holdfast_store.records import Records
@@ -29,6 +29,8 @@ class SaveView:
     stored_bytes: int
     """Of what lies under the save itself; what it shares with its base lies there."""
     problem: str = ""
+    damage: str = ""
+    """What a scrub has found in the store's copy and nobody has mended."""
 
 
 def overview(store: JobStore) -> list[SaveView]:
@@ -49,5 +51,6 @@ def overview(store: JobStore) -> list[SaveView]:
             views.append(SaveView(ref, Standing.DAMAGED, None, size, str(e)))
             continue
         on = any(span.holds(store.job_uid, ref) for span in lineage)
-        views.append(SaveView(ref, Standing.USABLE if on else Standing.OFF_LINEAGE, record, size))
+        damage = verdicts.standing_damage(records, ref, lying)
+        views.append(SaveView(ref, Standing.USABLE if on else Standing.OFF_LINEAGE, record, size, damage=damage))
     return views

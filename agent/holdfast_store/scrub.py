@@ -179,6 +179,13 @@ def read_notes(store: JobStore) -> ScrubNotes | None:
     return notes if notes.job_uid == store.job_uid else None
 
 
+def is_due(notes: ScrubNotes | None, every_seconds: int, now: datetime) -> bool:
+    """A round that was cut short, or one whose time has come. Pure. The notes of a round that is over say when that was."""
+    if notes is None or notes.done or notes.current is not None:
+        return True
+    return (now - notes.begun_at).total_seconds() >= every_seconds
+
+
 @dataclass(slots=True)
 class _Read:
     """What has been found of the checkpoint that is being read."""

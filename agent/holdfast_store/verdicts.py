@@ -10,7 +10,7 @@ from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import INTACT, Verdict
 from holdfast_store import inventory
 from holdfast_store.errors import Absent, Corrupt
-from holdfast_store.inventory import SaveState
+from holdfast_store.inventory import Lying, SaveState
 from holdfast_store.records import Records
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,16 @@ def failed(records: Records, state: SaveState) -> Verdict | None:
 
 def damaged(records: Records) -> dict[CheckpointRef, str]:
     """Every checkpoint of which a scrub has found damage that nobody has mended, by one listing of everything."""
-    found = {}
-    for ref, lying in inventory.scan(records).items():
-        if lying.committed and not lying.expired and f"verdicts/{INTACT}.json" in lying.others:
-            verdict = next((v for v in read(records, ref) if v.check == INTACT), None)
-            if verdict is not None and not verdict.passed:
-                found[ref] = verdict.detail or "damaged"
-    return found
+    exist = ((ref, lying) for ref, lying in inventory.scan(records).items() if lying.committed and not lying.expired)
+    return {ref: words for ref, lying in exist if (words := standing_damage(records, ref, lying))}
+
+
+def standing_damage(records: Records, ref: CheckpointRef, lying: Lying) -> str:
+    """As `damage`, where everything below the checkpoint has been listed: nothing is read where no scrub has been."""
+    if f"verdicts/{INTACT}.json" not in lying.others:
+        return ""
+    verdict = next((v for v in read(records, ref) if v.check == INTACT), None)
+    return "" if verdict is None or verdict.passed else verdict.detail or "damaged"
 
 
 def damage(records: Records, state: SaveState) -> str:

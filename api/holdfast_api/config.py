@@ -62,4 +62,8 @@ class AgentConfig:
     """What this agent may send to the store beside training; never in an emergency, nor of the last state. 0: no limit."""
     image: str = ""
     """The trainer container's, as its template names it; for commit records."""
+    scrub_bytes_per_second: int = 0
+    """At which the lead re-reads what is stored, beside training; 0: it does not."""
+    scrub_every_seconds: int = 7 * 86_400
+    """From the end of one round to the begin of the next."""
     schema: int = 1

@@ -62,6 +62,7 @@ def _plain(job_uid: str, view: SaveView) -> dict[str, Any]:
             "finite": view.record.finite,
             "notFinite": list(view.record.not_finite),
             "suspect": view.record.suspect,
+            "damage": view.damage,
         }
     return plain
 
@@ -109,5 +110,7 @@ def _show(found: list[tuple[str, SaveView]], *, several: bool) -> None:
     for _, view in found:
         if view.problem:
             typer.echo(f"{view.ref}: {view.problem}", err=True)
+        if view.damage:
+            typer.echo(f"{view.ref}: a scrub has found damage in the store: {view.damage}", err=True)
         if view.record and view.record.suspect:
             typer.echo(f"{view.ref}: {soundness.words(view.record.suspect)}", err=True)

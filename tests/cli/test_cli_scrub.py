@@ -60,6 +60,7 @@ def test_damage_is_exit_code_one_and_named_for_people_and_programs(world: World)
     assert (plain["intact"], [c["verdict"] for c in plain["checkpoints"]]) == (False, ["intact", "damaged", "damaged"])
     listed = CliRunner().invoke(app, ["checkpoints", world.store.bucket.uri, *JOB])
     assert listed.exit_code == 0
+    assert "1/1: a scrub has found damage in the store" in listed.stderr
 
 
 def test_a_nodes_directory_mends_it(world: World, tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def test_the_limit_of_background_uploads_reaches_the_agent_and_there_is_none_by_
     assert found == [0, 5_000_000]
 
 
+def test_the_pace_of_the_scrub_reaches_the_agent_and_there_is_none_by_default() -> None:
+    found = []
+    for more in ({}, {"validation": {"scrub": {"bytesPerSecond": 7}}}, {"validation": {"scrub": {}}}):
+        given = spec().model_dump(by_alias=True, mode="json", exclude_none=True) | more
+        env = {e["name"]: e for e in pod(TrainingJobSpec.model_validate(given))["spec"]["containers"][0]["env"]}
+        config = codec.from_json(AgentConfig, env[names.ENV_CONFIG]["value"].encode())
+        found.append((config.scrub_bytes_per_second, config.scrub_every_seconds))
+    assert found == [(0, 604_800), (7, 604_800), (10_000_000, 604_800)]
+
+
 def test_what_the_user_wrote_stays_and_the_template_is_not_changed() -> None:
     template = {
         "metadata": {"labels": {"team": "x"}, "annotations": {"sidecar.istio.io/inject": "true"}},

@@ -186,6 +186,7 @@ def _config(
         **_automatic(checkpoint.every.auto),
         chunk_bytes=checkpoint.chunk_mi_b << 20,
         background_bytes_per_second=checkpoint.background_bytes_per_second or 0,
+        **_scrub(spec),
         grace_seconds=int(pod["terminationGracePeriodSeconds"]),
         notice_seconds=spec.notices.default_deadline_seconds,
         operator_url=context.operator_url,
@@ -204,6 +205,13 @@ def _automatic(auto: AutoEvery | None) -> dict[str, Any]:
         "max_loss_seconds": auto.max_loss_seconds,
         "max_overhead_percent": auto.max_overhead_percent,
     }
+
+
+def _scrub(spec: TrainingJobSpec) -> dict[str, Any]:
+    scrub = spec.validation.scrub
+    if scrub is None:
+        return {}
+    return {"scrub_bytes_per_second": scrub.bytes_per_second, "scrub_every_seconds": scrub.every_seconds}
 
 
 def _storage(storage: Storage) -> StorageConfig:

@@ -362,6 +362,15 @@ class Suspect(StrEnum):
     ACCEPT = "Accept"
 
 
+class Scrub(Model):
+    """What is stored is read again, so that damage is found before anybody needs the bytes."""
+
+    bytes_per_second: Annotated[int, Field(ge=1, le=1 << 40)] = 10_000_000
+    """What the lead reads beside training, on average."""
+    every_seconds: Annotated[int, Field(ge=60, le=86_400 * 366)] = 86_400 * 7
+    """From the end of one round to the begin of the next."""
+
+
 class Validation(Model):
     """What is done about checkpoints in which something was found (docs/operator.md). They are kept like any other, and no start continues one while a better
     one is left."""
@@ -373,6 +382,9 @@ class Validation(Model):
     suspect: Suspect = Suspect.PASS_OVER
     """PassOver: a start continues a checkpoint whose copies differ only where nothing sound is left. Accept: it is continued like any other; for training code
     in which ranks hold different state on purpose."""
+    scrub: Scrub | None = None
+    """The lead re-reads every stored checkpoint at this pace, mends what it can and reports the rest (condition StoredIntact). Absent: only `holdfast scrub`
+    does. A change applies to pods that are made afterwards."""
     trusted: Annotated[
         tuple[PinnedName, ...], Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})
     ] = ()
