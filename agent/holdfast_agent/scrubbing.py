@@ -1,5 +1,6 @@
 """The lead re-reads what the job has stored, beside training, where `spec.validation.scrub` asks for it (B5): the store's own scrub, at its pace, in a thread
-of the lowest priority. It holds one chunk in memory, waits for nothing that training waits for, and stands back while everybody leaves. What it finds is reported.
+of the lowest priority. It holds one chunk in memory, waits for nothing that training waits for, and stands back while everybody leaves. What it finds is
+reported.
 
 Damage is mended from this node's directory too. Other nodes' images are not seen from here: `holdfast scrub --local-dir` looks into those.
 """
