@@ -128,8 +128,10 @@ class AgentLink:
 
     def _read_lines(self) -> None:
         buffer = bytearray()
+        watched = select.poll()  # not select(), which refuses descriptors from 1,024 on: data sets keep many files open
+        watched.register(self._socket, select.POLLIN)
         while not self._broken:
-            readable, _, _ = select.select([self._socket], [], [], PASSED_SECONDS)
+            readable = watched.poll(PASSED_SECONDS * 1000)
             self.tick()
             if self._passed is not None and time.monotonic() - self._passed_at >= PASSED_SECONDS:
                 self.flush_passed()

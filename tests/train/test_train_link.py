@@ -1,7 +1,9 @@
 """The socket and the conversation on it: no agent, an agent that dies, refusals, slots, rounds inside one process, and the end."""
 
 import logging
+import os
 import queue
+import resource
 import socket
 import subprocess
 import sys
@@ -48,6 +50,26 @@ def test_without_an_agent_everything_works_and_it_is_said_once(caplog: pytest.Lo
     assert seen == [1, 2, 3, 1, 2, 3]
     assert loop.ckpt.boundary == 6
     assert [r.message.count("NOTHING IS SAVED") for r in caplog.records] == [1]
+
+
+def test_a_process_with_more_than_a_thousand_open_files_saves_and_restores(agent: FakeAgent) -> None:
+    """As one whose data set keeps its shards open: select() would refuse the socket's number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert max(held) > 1024
+        for boundary in (0, 3):
+            loop = Loop()
+            assert loop.ckpt.restore() == boundary
+            for _ in range(3):
+                loop.step()
+            loop.ckpt.finish()
+            agent.restore_from = {0: [agent.newest()]}
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_agent_that_dies_in_training_does_not_stop_it(agent: FakeAgent, caplog: pytest.LogCaptureFixture) -> None:
