@@ -1,15 +1,17 @@
-"""Example 02, as its docstring says: killed in the middle of epochs, twice, and compared bit by bit with a run that knew no agent."""
+"""Example 02, as its docstring says: told to go, killed without notice, told again, in the middle of epochs, and compared bit by bit with a run that knew no
+agent."""
 
-import os
+import random
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.frameworks.interrupted import KEPT, LIMIT, interrupted
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "02-accelerate" / "train.py"
-KEPT = {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "RANK", "WORLD_SIZE"))}
-LIMIT = 240
+EPOCHS, BATCHES, EVERY = 12, 29, 7
 
 
 def said(text: str) -> tuple[dict[int, str], str]:
@@ -18,51 +20,30 @@ def said(text: str) -> tuple[dict[int, str], str]:
     return {int(n): loss for n, loss in re.findall(r"^loss (\d+) (\S+)$", text, re.M)}, found[1] if found else ""
 
 
-def interrupted(line: list[str], at: int, how: signal.Signals) -> dict[int, str]:
-    """Runs until it has printed step `at`, then signals the agent."""
-    running = subprocess.Popen(line, env=KEPT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    text = ""
-    try:
-        assert running.stdout is not None
-        for printed in running.stdout:
-            text += printed
-            if printed.startswith(f"loss {at} "):
-                running.send_signal(how)
-                break
-        text += running.stdout.read()
-        running.wait(LIMIT)
-    finally:
-        running.kill()
-    losses, digest = said(text)
-    assert losses
-    assert not digest, "it was over before it was stopped"
-    return losses
-
-
-def test_a_run_that_was_stopped_twice_is_bitwise_the_same(tmp_path: Path) -> None:
-    example = [sys.executable, str(EXAMPLE), "--epochs", "12"]
+def test_a_run_that_was_told_to_go_and_one_that_was_killed_are_bitwise_the_same(tmp_path: Path) -> None:
+    example = [sys.executable, str(EXAMPLE), "--epochs", str(EPOCHS)]
     whole = subprocess.run(example, env=KEPT, capture_output=True, text=True, timeout=LIMIT, check=True)
     losses, digest = said(whole.stdout)
-    assert len(losses) == 12 * 29
-    line = [
-        sys.executable,
-        "-m",
-        "holdfast_agent",
-        "run",
-        "--local",
-        str(tmp_path),
-        "--every-steps",
-        "7",
-        "--",
-        *example,
+    assert sorted(losses) == list(range(1, EPOCHS * BATCHES + 1))
+    agent = [sys.executable, "-m", "holdfast_agent", "run", "--local", str(tmp_path), "--every-steps", str(EVERY), "--"]
+    moment = random.Random()
+    seen = [
+        said(interrupted([*agent, *example], moment.randrange(20, 60), signal.SIGTERM, moment))[0],
+        said(interrupted([*agent, *example], moment.randrange(100, 160), signal.SIGKILL, moment))[0],
+        said(interrupted([*agent, *example], moment.randrange(200, 260), signal.SIGTERM, moment))[0],
     ]
-    seen = [interrupted(line, 40, signal.SIGTERM), interrupted(line, 110, signal.SIGTERM)]
-    last = subprocess.run(line, env=KEPT, capture_output=True, text=True, timeout=LIMIT, check=True)
-    start = re.search(r"starts at boundary (\d+)", last.stdout)
-    assert start is not None
-    assert int(start[1]) >= 110
+    last = subprocess.run([*agent, *example], env=KEPT, capture_output=True, text=True, timeout=LIMIT, check=True)
     rest, resumed = said(last.stdout)
     for part in (*seen, rest):
         assert part == {n: losses[n] for n in part}
     assert set().union(*seen, rest) == set(losses)
     assert resumed == digest
+    told, killed, again, end = (sorted(part) for part in (*seen, rest))
+    assert killed[0] == told[-1] + 1, "told, nothing is done again"
+    assert again[0] <= killed[-1] + 1
+    assert killed[-1] - again[0] < 3 * EVERY, "killed, what came since the last checkpoint is done again"
+    assert end[0] == again[-1] + 1
+
+
+def test_the_example_marks_what_is_added() -> None:
+    assert sum(line.rstrip().endswith("# (holdfast)") for line in EXAMPLE.read_text().splitlines()) == 6

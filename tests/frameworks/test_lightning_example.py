@@ -1,19 +1,17 @@
 """Example 04, as its docstring says: told to go at a random moment, killed without notice at another, and compared bit by bit with a run that knew no agent."""
 
-import os
 import random
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.frameworks.interrupted import KEPT, LIMIT, interrupted
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "04-lightning" / "train.py"
-KEPT = {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "RANK", "WORLD_SIZE"))}
-LIMIT = 240
 EPOCHS, BATCHES = 20, 24
 
 
@@ -30,34 +28,6 @@ def said(text: str) -> Said:
     return Said({int(n): loss for n, loss, _ in lines}, {int(n): s for n, _, s in lines}, found[1] if found else "")
 
 
-def interrupted(line: list[str], after: int, how: signal.Signals, moment: random.Random) -> Said:
-    """Runs until it has printed step `after`, and a moment longer, then signals the agent; by SIGKILL also the rank, as the loss of a machine would."""
-    running = subprocess.Popen(line, env=KEPT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    text = ""
-    try:
-        assert running.stdout is not None
-        for printed in running.stdout:
-            text += printed
-            if printed.startswith(f"loss {after} "):
-                time.sleep(moment.random() * 0.05)
-                ranks = children(running.pid) if how is signal.SIGKILL else []
-                for pid in (running.pid, *ranks):
-                    os.kill(pid, how)
-                break
-        text += running.stdout.read()
-        running.wait(LIMIT)
-    finally:
-        running.kill()
-    found = said(text)
-    assert found.losses
-    assert not found.digest, "it was over before it was stopped"
-    return found
-
-
-def children(parent: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
 def test_a_run_that_was_told_to_go_and_one_that_was_killed_are_bitwise_the_same(tmp_path: Path) -> None:
     example = [sys.executable, str(EXAMPLE), "--epochs", str(EPOCHS)]
     whole = said(subprocess.run(example, env=KEPT, capture_output=True, text=True, timeout=LIMIT, check=True).stdout)
@@ -65,9 +35,9 @@ def test_a_run_that_was_told_to_go_and_one_that_was_killed_are_bitwise_the_same(
     agent = [sys.executable, "-m", "holdfast_agent", "run", "--local", str(tmp_path), "--every-steps", "7", "--"]
     moment = random.Random()
     seen = [
-        interrupted([*agent, *example], moment.randrange(20, 60), signal.SIGTERM, moment),
-        interrupted([*agent, *example], moment.randrange(120, 200), signal.SIGKILL, moment),
-        interrupted([*agent, *example], moment.randrange(260, 330), signal.SIGTERM, moment),
+        said(interrupted([*agent, *example], moment.randrange(20, 60), signal.SIGTERM, moment)),
+        said(interrupted([*agent, *example], moment.randrange(120, 200), signal.SIGKILL, moment)),
+        said(interrupted([*agent, *example], moment.randrange(260, 330), signal.SIGTERM, moment)),
     ]
     last = said(
         subprocess.run([*agent, *example], env=KEPT, capture_output=True, text=True, timeout=LIMIT, check=True).stdout

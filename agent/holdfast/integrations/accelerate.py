@@ -23,13 +23,15 @@ _INSIDE = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "schedul
 
 
 class Checkpointer(holdfast.Checkpointer):
-    """As `holdfast.Checkpointer`. The accelerator's own GradScaler, if there is one, is registered as `scaler`."""
+    """As `holdfast.Checkpointer`. The accelerator's own GradScaler, if there is one, is registered as `scaler`, its place in an accumulation window as
+    `accelerator`."""
 
     def __init__(self, accelerator: Any, **parts: Any) -> None:
         self._prepared: list[PreparedLoader] = []
         scaler = getattr(accelerator, "scaler", None)
         if scaler is not None and "scaler" not in parts:
             parts["scaler"] = scaler
+        parts.setdefault("accelerator", Window(accelerator))
         super().__init__(**{name: self._inside(part) for name, part in parts.items()})
 
     def batches(self, loader: Iterable[T], epochs: int | None = 1) -> Iterator[T]:
@@ -43,6 +45,19 @@ class Checkpointer(holdfast.Checkpointer):
             self._prepared.append(PreparedLoader(part))
             return self._prepared[-1]
         return getattr(part, _INSIDE[type(part).__name__]) if type(part).__name__ in _INSIDE else part
+
+
+class Window:
+    """How many micro-batches the accelerator has counted: `accelerator.accumulate` decides by it in which of them the optimizer steps (I2)."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self._accelerator.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._accelerator.step = state["step"]
 
 
 class PreparedLoader:
