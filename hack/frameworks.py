@@ -1,6 +1,6 @@
 """Makes the Python environments of `make test-train` and prints the path of the python of one: the project's own environment, and beside it the frameworks that
-Holdfast has integrations for; or, with the argument `streaming`, beside those MosaicML streaming, whose bounds contradict theirs (hack/streaming.exclude). Made as the
-benchmark's peers are (hack/peers.py). The project's environment must exist; called by its python.
+Holdfast has integrations for; or, with the argument `streaming`, beside those MosaicML streaming, whose bounds contradict theirs (hack/streaming.exclude).
+Made as the benchmark's peers are (hack/peers.py). The project's environment must exist; called by its python.
 """
 
 import sys

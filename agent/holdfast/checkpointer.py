@@ -70,6 +70,8 @@ class Checkpointer:
         self._settings: dict[str, Any] | None = None
         """The small state as it was restored, until a pass really begins; without what the script itself has set before it called `batches`."""
         self._asked = self._told_of_graph = False
+        self._wanted = False
+        """The next boundary is saved, whatever the interval: an integration knows that it had better be."""
         self._ended: Ended | None = None
         """The newest end of a pass."""
         self._stepped_at: float | None = None
@@ -279,7 +281,8 @@ class Checkpointer:
         mid.arrived()
         if round is not None:
             self._stop_for_round(saver, round, metrics)
-        due = (bool(self._every) and boundary % self._every == 0) or saver.beside.owed
+        due = self._wanted or (bool(self._every) and boundary % self._every == 0) or saver.beside.owed
+        self._wanted = False
         due = due and saver.newest < boundary
         beside = due and not saver.beside.owed and mid.goes_beside
         if due and not beside:

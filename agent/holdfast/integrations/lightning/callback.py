@@ -57,6 +57,10 @@ class _Checkpointer(holdfast.Checkpointer):
         """There is an agent."""
         return self._saver is not None
 
+    def save_next(self) -> None:
+        """The next boundary, also between two that the interval names. The same on all ranks."""
+        self._wanted = True
+
     def lose(self, reason: str) -> None:
         """Nothing more is saved; training goes on."""
         if self._saver is not None:
@@ -72,14 +76,16 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
     Saved are the model, the optimizers, schedulers and the precision plugin's state, the place in the training loaders, all random generators, the loops'
     progress, callbacks and data module, what was logged so far, and what `on_save_checkpoint` hooks add. `parts`: whatever else training changes, as in
     `holdfast.Checkpointer`. `allow`: as in its `restore`, and "callbacks": the state of callbacks that the Trainer no longer has may be dropped.
+    `save_before_validation`: for validations that take longer than a notice leaves; the boundary before the batch that one follows is saved.
 
     A process trains once: a second `fit` is refused. Everything is the main thread's.
     """
 
-    def __init__(self, *, allow: Collection[str] = (), **parts: Any) -> None:
+    def __init__(self, *, allow: Collection[str] = (), save_before_validation: bool = False, **parts: Any) -> None:
         """Raises ValueError for an unknown allowance."""
         super().__init__()
         Allowed.of([a for a in allow if a != "callbacks"])
+        self._before_validation = save_before_validation
         self._allow, self._given = tuple(allow), parts
         self._described: dict[str, Any] = {}
         self._ckpt: _Checkpointer | None = None
@@ -203,6 +209,8 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
             self._go_on()
         elif self._trained and not self._finished:
             self._check_loop()
+            if self._before_validation and self._validation_follows():
+                self._known().save_next()
             self._pass_boundary()
 
     def batches(self, loader: Any) -> Iterator[Any]:
@@ -256,6 +264,15 @@ class HoldfastCallback(_Base):  # type: ignore[misc]  # known when the script ru
         bar = getattr(self._trainer, "progress_bar_callback", None)
         if bar is not None:  # it would not be told of this epoch
             bar.on_train_epoch_start(self._trainer, self._trainer.lightning_module)
+
+    def _validation_follows(self) -> bool:
+        """Behind the batch that is asked for, as far as that is known now: not if it is the clock that says so, or the end of a loader without a length."""
+        trainer, loop = self._trainer, self._trainer.fit_loop.epoch_loop
+        every = trainer.val_check_batch
+        if not loop._should_check_val_epoch() or every in (None, float("inf")):
+            return False
+        passed = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+        return bool((passed + 2) % every == 0)
 
     def _pass_boundary(self) -> None:
         logged = {n: v for n, v in self._trainer._logger_connector._callback_metrics.items() if _is_number(v)}

@@ -23,11 +23,14 @@ REMEDY = (
 SEAM = {
     "": (
         "fit_loop strategy callbacks optimizers lr_scheduler_configs precision_plugin _logger_connector should_stop accumulate_grad_batches "
-        "reload_dataloaders_every_n_epochs ckpt_path world_size"
+        "reload_dataloaders_every_n_epochs ckpt_path world_size val_check_batch check_val_every_n_epoch"
     ),
     "strategy": "process_dataloader model lightning_module reduce root_device",
     "fit_loop": "setup_data epoch_loop epoch_progress max_batches _combined_loader _data_fetcher _restart_stage restarted_mid_epoch",
-    "fit_loop.epoch_loop": "batch_progress scheduler_progress automatic_optimization manual_optimization val_loop _batches_that_stepped _results",
+    "fit_loop.epoch_loop": (
+        "batch_progress scheduler_progress automatic_optimization manual_optimization val_loop _batches_that_stepped _results _should_check_val_epoch "
+        "total_batch_idx batch_idx"
+    ),
     "fit_loop.epoch_loop.val_loop": "_restarting _combined_loader batch_progress",
     "fit_loop.epoch_loop.batch_progress.current": "ready started processed completed",
     "_logger_connector": "_first_loop_iter _current_fx _callback_metrics _logged_metrics _progress_bar_metrics",
@@ -99,7 +102,7 @@ def check_start(trainer: Any) -> None:
     if trainer.ckpt_path:
         raise UnsupportedState(
             f"trainer.fit(ckpt_path={str(trainer.ckpt_path)!r}) beside HoldfastCallback: two checkpoints cannot both be restored, and Holdfast's is the newer. "
-            "Leave ckpt_path out; to begin from that file make a checkpoint of it: holdfast import --format lightning (docs/interoperability.md)"
+            "Leave ckpt_path out; to begin from that file make a checkpoint of it: holdfast import --from FILE (docs/interoperability.md)"
         )
 
 
