@@ -2,6 +2,8 @@
 
     "sample-order"              the order of samples in the epoch at hand is another one
     "data-files"                there are fewer data files than when the checkpoint was made
+    "epoch-start"               for another number of ranks: the epoch at hand begins again where the loader cannot say which samples are left
+    "open-window"               for another number of ranks: the gradients of an accumulation window are left out
     "missing:model.head.bias"   the program has it and the checkpoint lacks it: it stays as the script made it
     "extra:model.old.weight"    the checkpoint has it and the program lacks it: it is left out
 
@@ -11,7 +13,12 @@ A name is that of a registered part (`missing:ema`), or a part and a key of its 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-WORDS = ("sample-order", "data-files")
+SAMPLE_ORDER, DATA_FILES, EPOCH_START, OPEN_WINDOW = WORDS = (
+    "sample-order",
+    "data-files",
+    "epoch-start",
+    "open-window",
+)
 _MOST_SHOWN = 50
 
 

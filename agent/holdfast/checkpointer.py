@@ -129,7 +129,9 @@ class Checkpointer:
 
         `allow`: "sample-order" accepts that the order of samples in the epoch at hand differs from the one the checkpoint was made with; "data-files",
         that there are fewer data files than then; "missing:NAME" that the checkpoint lacks that part, or key of a module, which then stays as the script
-        made it; "extra:NAME" that it holds one which the program lacks, and which is left out. The error prints the names.
+        made it; "extra:NAME" that it holds one which the program lacks, and which is left out. The error prints the names. Where the number
+        of ranks has changed: "epoch-start" begins the epoch at hand again if the loader cannot say which samples are left, "open-window" leaves out the
+        gradients of an accumulation window.
         Raises RestoreError; training must not go on then.
         """
         if self._restored:

@@ -25,7 +25,7 @@ EXACT_SAMPLES = 1 << 20
 """A bit for each: 128 KiB per loader and epoch."""
 KEPT_EPOCHS = 32
 """Epochs of which count and sum are kept; of older ones their number."""
-_MASK = (1 << 64) - 1
+MASK = (1 << 64) - 1
 
 
 class Ledger:
@@ -40,6 +40,8 @@ class Ledger:
         self._before: dict[str, Any] | None = None
         self._closed: deque[dict[str, Any]] = deque(maxlen=KEPT_EPOCHS)
         self._older = 0
+        self._joined: list[dict[str, Any]] = []
+        """Of all ranks together, from before their number changed."""
 
     def state(self) -> dict[str, Any]:
         """As it is now, a copy; plain values and bytes, by epoch as `holdfast_store.samples` reads them."""
@@ -48,7 +50,7 @@ class Ledger:
             "before": self._before,
             "closed": list(self._closed),
             "older": self._older,
-        }
+        } | ({"joined": self._joined} if self._joined else {})
 
     def load(self, state: dict[str, Any] | None) -> None:
         """Goes on from there. None: a checkpoint of an earlier release."""
@@ -60,11 +62,17 @@ class Ledger:
         self._sum, self._seen = int(now["sum"], 16), bytearray(now["seen"])
         self._before, self._older = state["before"], state["older"]
         self._closed = deque(state["closed"], maxlen=KEPT_EPOCHS)
+        self._joined = list(state.get("joined", []))
 
-    def begin(self, epoch: int, *, fresh: bool) -> None:
-        """A pass begins, or goes on. Of one that goes on from a checkpoint without a ledger, not all is known: it promises nothing."""
-        rule = rule_of(self._loader)
-        if not fresh and not self._count:
+    def joined(self, epoch: int) -> dict[str, Any] | None:
+        """What all ranks together had been given of an epoch before their number changed."""
+        return page_of({"joined": self._joined}, epoch)
+
+    def begin(self, epoch: int, *, fresh: bool, rule: dict[str, Any] | None = None) -> None:
+        """A pass begins, or goes on. Of one that goes on from a checkpoint without a ledger, not all is known: it promises nothing. `rule`: of the rest
+        of a pass that other ranks had begun."""
+        known, rule = rule is not None, rule or rule_of(self._loader)
+        if not known and not fresh and not self._count:
             rule = rule | {"once": False}
         if epoch != self._epoch or not self._count:
             self._epoch, self._count, self._again, self._sum = epoch, 0, 0, 0
@@ -89,7 +97,7 @@ class Ledger:
         else:
             self._sum += int(mixed(numbers).sum(dtype=numpy.uint64))
             self._mark(numbers)
-        self._sum &= _MASK
+        self._sum &= MASK
 
     def end(self, epoch: int, *, left: bool) -> None:
         """A pass is over, to its end or `left` before."""
@@ -99,6 +107,7 @@ class Ledger:
         page = self._page(left=left)
         self._closed.append(page)
         self._before = page | {"seen": bytes(self._seen)}
+        self._joined = [p if p["epoch"] >= epoch else p | {"seen": b""} for p in self._joined][-KEPT_EPOCHS:]
         self._epoch, self._count, self._again, self._sum = epoch + 1, 0, 0, 0
         self._seen = bytearray(len(self._seen))
 
@@ -117,6 +126,78 @@ class Ledger:
         known = int(numpy.count_nonzero(bits[places] & masks))
         self._again += known + len(numbers) - len(numpy.unique(numbers))
         numpy.bitwise_or.at(bits, places, masks)
+
+
+def page_of(state: dict[str, Any], epoch: int) -> dict[str, Any] | None:
+    """Of those that were joined."""
+    return next((page for page in state.get("joined", []) if page["epoch"] == epoch), None)
+
+
+def joined(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The ledger of a rank of another number of ranks: what all of those had been given stands in pages of its own, the same for every rank; what this one is
+    given is counted anew. Ranks that read the same share count once."""
+    before = states[0].get("joined", [])
+    own = [{p["epoch"]: p | {"over": over} for over, p in _pages(s)} for s in states]
+    epochs = sorted({p["epoch"] for p in before} | {e for pages in own for e in pages})
+    pages = [
+        _join(next((p for p in before if p["epoch"] == e), None), [pages[e] for pages in own if e in pages])
+        for e in epochs
+    ]
+    newest = states[0]["now"]["epoch"]
+    kept = [p if p["epoch"] >= newest - 1 else p | {"seen": b""} for p in pages]
+    empty = {"epoch": newest, "count": 0, "again": 0, "sum": f"{0:016x}", "left": False, **_counted(None), "seen": b""}
+    left_out = max(0, len(kept) - KEPT_EPOCHS)
+    older = max(s["older"] for s in states) + left_out
+    return {"now": empty, "before": None, "closed": [], "older": older, "joined": kept[left_out:]}
+
+
+def begun_again(state: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """After a joined pass was given up: what was given of it says nothing about what is left."""
+    return state | {"joined": [p if p["epoch"] < epoch else p | {"once": False} for p in state["joined"]]}
+
+
+def _pages(state: dict[str, Any]) -> list[tuple[bool, dict[str, Any]]]:
+    """(over, page) of one rank's ledger, the fullest of an epoch last."""
+    found = [(True, p | {"seen": b""}) for p in state["closed"]]
+    found += [(True, state["before"])] if state["before"] is not None else []
+    return found + ([(False, state["now"])] if state["now"]["count"] else [])
+
+
+def _join(before: dict[str, Any] | None, pages: list[dict[str, Any]]) -> dict[str, Any]:
+    shares: dict[int, dict[str, Any]] = {}
+    for page in pages:
+        shares.setdefault(page["share"][0], page)
+    same = all((p["count"], p["sum"]) == (shares[p["share"][0]]["count"], shares[p["share"][0]]["sum"]) for p in pages)
+    parts = [*shares.values()] + ([before] if before is not None else [])
+    of = pages[0]["share"][1] if pages else 0
+    over = all(p["over"] for p in pages) if pages else before is not None and before["over"]
+    once = same and all(p["once"] for p in parts) and (len(shares) == of or before is not None)
+    seen = 0
+    for part in parts:
+        seen |= int.from_bytes(part["seen"], "little")
+    bits = all(part["seen"] for part in parts)
+    count, length = sum(p["count"] for p in parts), max(len(p["seen"]) for p in parts)
+    return {
+        "epoch": parts[0]["epoch"],
+        "count": count,
+        "again": sum(p["again"] for p in parts),
+        "sum": f"{sum(int(p['sum'], 16) for p in parts) & MASK:016x}",
+        "left": any(p["left"] for p in parts),
+        "kind": parts[0]["kind"]
+        if len({p["kind"] for p in parts}) == 1
+        else "counted"
+        if any(p["kind"] == "counted" for p in parts)
+        else "hashed",
+        "size": parts[0]["size"],
+        "share": [0, 1],
+        "once": once,
+        # Where a pass goes on, the rest of it says what its sampler leaves out and pads; until then nothing has been left out.
+        "drops": sum(p["drops"] for p in parts) if over else 0,
+        "cuts": max(p["cuts"] for p in parts) if over else 0,
+        "pads": max(p["pads"] for p in parts) if over else count - seen.bit_count() if bits else 0,
+        "over": over,
+        "seen": seen.to_bytes(length, "little") if bits else b"",
+    }
 
 
 def rule_of(loader: Any) -> dict[str, Any]:

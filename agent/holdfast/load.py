@@ -8,7 +8,7 @@ import math
 import mmap
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -16,8 +16,12 @@ from holdfast import filling, rng
 from holdfast.errors import CheckpointDamaged
 from holdfast.finite import must_be_finite
 from holdfast.progress import Progress
+from holdfast.reshard import Source
 from holdfast.state import Registry, read_document
-from holdfast_api.manifest import TensorEntry
+from holdfast_api import codec
+from holdfast_api.errors import ContractError
+from holdfast_api.manifest import MAX_MANIFEST_BYTES, TensorEntry
+from holdfast_api.ranks import OtherWorld
 from holdfast_rank.image import STATE_NAME
 
 
@@ -38,6 +42,56 @@ def load_image(
     tensors = open_image(path, image_bytes, entries)
     try:
         document = read_document(tensors.pop(STATE_NAME).numpy().tobytes())
+    except (KeyError, TypeError, AttributeError) as e:
+        raise CheckpointDamaged(f"the state in the image is incomplete: {type(e).__name__}: {e}") from e
+    return _load(document, tensors, registry, progress, finite=finite)
+
+
+def load_parts(
+    document: dict[str, Any],
+    path: str,
+    image_bytes: int,
+    entries: Sequence[TensorEntry],
+    registry: Registry,
+    progress: Progress,
+    *,
+    finite: bool = False,
+) -> dict[str, Any]:
+    """As `load_image`, of an image that holds tensors alone, and the state that was made for it (reshard.py)."""
+    return _load(document, open_image(path, image_bytes, entries), registry, progress, finite=finite)
+
+
+def read_sources(offer: OtherWorld) -> list[Source]:
+    """What every rank of a checkpoint says of itself. Raises CheckpointDamaged, OSError."""
+    found = []
+    with open(offer.path, "rb") as file:
+        for at in offer.sources:
+            state, tensors = (
+                _bytes_at(file, at.state_at, at.state_bytes),
+                _bytes_at(file, at.tensors_at, at.tensors_bytes),
+            )
+            try:
+                entries = [codec.from_plain(TensorEntry, t) for t in codec.parse(tensors, max_bytes=MAX_MANIFEST_BYTES)]
+            except ContractError as e:
+                raise CheckpointDamaged(f"rank {at.rank}: the list of tensors is not readable: {e}") from e
+            found.append(Source(read_document(state), {e.name: e for e in entries}))
+    return found
+
+
+def _bytes_at(file: BinaryIO, at: int, length: int) -> bytes:
+    file.seek(at)
+    return file.read(length)
+
+
+def _load(
+    document: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    registry: Registry,
+    progress: Progress,
+    *,
+    finite: bool,
+) -> dict[str, Any]:
+    try:
         if not finite:
             check_finite(document, tensors)
         registry.compare(document, tensors)

@@ -26,6 +26,7 @@ from holdfast.errors import RestoreError, UnsupportedState
 from holdfast.filling import cloned
 from holdfast.ledger import Ledger
 from holdfast.parts import Leaves, StatefulPart, freeze
+from holdfast.redistribute import Rest, redistributed, together
 from holdfast_rank.image import Tier
 
 log = logging.getLogger("holdfast")
@@ -82,6 +83,10 @@ class Position:
         """The number of the call of `run` that hands out batches."""
         self._resume = False
         self._check_order = True
+        self._rest = False
+        """The pass at hand is the rest of one that another number of ranks had begun; `batch` counts from there."""
+        self._together = together(loader)
+        """Samples in a batch of all ranks together."""
         self._indices: _Indices | None = None
         self._crc = 0
         self._ledger = Ledger(loader)
@@ -124,7 +129,10 @@ class Position:
         return self._boundary | {"owned": [rng.generator_bytes(g) for g in owned_generators(self.loader)]}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The next `run` goes on from there."""
+        """The next `run` goes on from there. `state` may be that of all ranks of a checkpoint of another number of them (reshard.py). Raises RestoreError."""
+        if "ranks" in state:
+            state = redistributed(state["ranks"], self.loader, state["rank"], state["world"], restart=state["restart"])
+        self._rest = state.get("rest", False)
         self.epoch, self.batch, self.samples = state["epoch"], state["batch"], state["samples"]
         # The same number until a loop was left; older checkpoints made after that cannot be resumed from anyway.
         self._spent = state.get("spent", self.epoch)
@@ -173,7 +181,7 @@ class Position:
         self.skipped = self.skipped or self._spent >= self._granted
         while self._spent < self._granted:
             iterator = self._begin(generators)
-            whole = self.batch == 0
+            whole = self.batch == 0 and not self._rest
             try:
                 for batch in iterator:
                     self.batch += 1
@@ -211,7 +219,8 @@ class Position:
             "abandoned": self._abandoned,
             "crc": self._indices.crc_at(self.batch) if self._indices is not None and self._inside else self._crc,
             "ledger": self._ledger.state(),
-        }
+            "together": self._together,
+        } | ({"rest": True} if self._rest else {})
 
     def _indices_of(self, batch: int) -> Any:
         return self._indices.taken(batch) if self._indices is not None else None
@@ -220,6 +229,7 @@ class Position:
         self._ledger.end(self.epoch, left=left)
         self._spent = self._granted if left else self._spent + 1
         self.epoch, self.batch, self._inside, self._left = self.epoch + 1, 0, False, False
+        self._rest = False
         self._abandoned = left
 
     def _must_be_reader(self, reader: int) -> None:
@@ -254,7 +264,8 @@ class Position:
         resumed, over = self._resume and self._inside, self._resume and not self._inside and self.epoch > 0 and not left
         self._resume = False
         saved = generators()
-        self._ledger.begin(self.epoch, fresh=self.batch == 0)
+        if not (resumed and self._rest):
+            self._ledger.begin(self.epoch, fresh=self.batch == 0)
         if resumed:
             # Of several loaders the first has put them back already; the walk of the next must not move them.
             after = saved or rng.capture()
@@ -345,8 +356,11 @@ class Position:
 
     def _skip_indices(self, loader: Any, skip: int) -> Iterator[Any]:
         key = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        sampler = loader.__dict__[key]
         if self._indices is None:
-            self._indices = _Indices(loader.__dict__[key])
+            self._indices = _Indices(sampler)
+        # The same object for good: the iterator of workers that go on serving keeps it.
+        self._indices.sampler = self._rest_of(loader) if self._rest else sampler
         self._indices.begin(skip)
         if self._reused and skip:
             self._indices.walk_to_start()  # the original drew the order first, because its iterator existed already
@@ -355,7 +369,7 @@ class Position:
         try:
             iterator: Iterator[Any] = iter(loader)
         finally:
-            loader.__dict__[key] = self._indices.sampler
+            loader.__dict__[key] = sampler
         self._indices.walk_to_start()
         if skip and self._check_order:
             if self._indices.walked < skip:
@@ -366,6 +380,13 @@ class Position:
                     f"the sampler or its seed has changed, or the sampler draws while training does. {ACCEPT}"
                 )
         return iterator
+
+    def _rest_of(self, loader: Any) -> Rest:
+        page = self._ledger.joined(self.epoch)
+        assert page is not None  # `redistributed` has looked
+        rest = Rest(loader, page, check=self._check_order)
+        self._ledger.begin(self.epoch, fresh=self.batch == 0, rule=rest.rule)
+        return rest
 
 
 class LoaderPart(StatefulPart):

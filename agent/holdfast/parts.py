@@ -143,7 +143,7 @@ class ModulePart:
             tier = (Tier.FROZEN if frozen else Tier.TRAINABLE) if trains else Tier.OPTIMIZER
             group = self._replicas.get(id(parameter), "") if parameter is not None else ""
             body[key] = leaves.put_tensor(value, f"{self.name}.{key}", tier, group)
-        loose = {k: leaves.put_tensor(v, f"{self.name}.{k}", Tier.TRAINABLE) for k, v in self._loose_buffers().items()}
+        loose = {k: leaves.put_tensor(v, f"{self.name}.{k}", Tier.TRAINABLE) for k, v in self.loose_buffers().items()}
         # Those that must be finite when they are loaded. What is frozen was so from the start, an additive mask of -inf for example.
         trained = [k for k in body if k in parameters and parameters[k].requires_grad]
         whole = {"state": body, "loose": loose, "parameters": trained}
@@ -151,7 +151,7 @@ class ModulePart:
         return whole | self._put_metrics(self._metrics.now(), leaves) | self._put_sync(self._hands_out_buffers())
 
     def places(self) -> list[Place]:
-        wanted = self.module.state_dict().keys() | self._loose_buffers().keys()
+        wanted = self.module.state_dict().keys() | self.loose_buffers().keys()
         found = []
         for prefix, module in self.module.named_modules(remove_duplicate=False):
             for holder, fixed in ((module._parameters, True), (module._buffers, False)):
@@ -252,7 +252,7 @@ class ModulePart:
                 f"{self.name}: build it as it was when the checkpoint was made (`holdfast describe` shows its hyper-parameters); or give what has another form "
                 f'now another name as well, and accept both: ckpt.restore(allow=("extra:{name}", "missing:ITS NEW NAME"))'
             )
-        for key, buffer in self._loose_buffers().items():
+        for key, buffer in self.loose_buffers().items():
             if buffer.is_meta and (
                 key not in saved["loose"]
                 or sharding.is_sharded(buffer)
@@ -287,7 +287,7 @@ class ModulePart:
                 copy_bits(live.pop(key), value)
         fill(pairs)
         self.module.load_state_dict(live, strict=False, assign=False)  # `compare` has been stricter
-        loose = self._loose_buffers()
+        loose = self.loose_buffers()
         for key, body in saved["loose"].items():
             value = tree.decode(body, tensors, place=False)
             if isinstance(value, sharding.Part):
@@ -311,7 +311,7 @@ class ModulePart:
         sharded = {id(p): sharding.group_of(p) for p in self.module.parameters() if sharding.is_sharded(p)}
         return self._replicas | sharded
 
-    def _loose_buffers(self) -> dict[str, torch.Tensor]:
+    def loose_buffers(self) -> dict[str, torch.Tensor]:
         loose = {}
         for prefix, module in self.module.named_modules():
             for key in module._non_persistent_buffers_set:
@@ -347,7 +347,7 @@ class OptimizerPart:
     def _state_in_parts(self) -> dict[str, Any]:
         """`state_dict()` with this rank's part in place of each DTensor. Raises UnsupportedState."""
         saved: dict[str, Any] = self.inner.state_dict()
-        parameters = self._parameters()
+        parameters = self.parameters()
         if any(
             sharding.is_sharded(v)
             for values in saved["state"].values()
@@ -473,8 +473,8 @@ class OptimizerPart:
 
     def _compare_state(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         state = tree.decode(saved["state"], tensors, place=False)["state"]
-        parameters = self._parameters()
-        for here, there in enumerate(self._order(saved)):
+        parameters = self.parameters()
+        for here, there in enumerate(self.order(saved)):
             for key, value in state.get(there, {}).items():  # nothing for None
                 parameter = parameters[here]
                 if isinstance(value, sharding.Part):
@@ -485,13 +485,13 @@ class OptimizerPart:
 
     def _names(self) -> list[str | None]:
         """Of the parameters, in the optimizer's order; None for one that no registered module holds."""
-        return [self.names.get(id(p)) for p in self._parameters()]
+        return [self.names.get(id(p)) for p in self.parameters()]
 
     def _named_there(self, saved: Any) -> list[str | None]:
         """As `_names`, in the checkpoint's order; by the names that are used here."""
         return [self.names.get(self.also.get(name, 0), name) for name in saved["names"]]
 
-    def _order(self, saved: Any) -> list[int | None]:
+    def order(self, saved: Any) -> list[int | None]:
         """For each parameter here, the number under which the checkpoint has its state: by name; those that no module names in their order. None: the
         checkpoint lacks it."""
         here = self._names()
@@ -505,7 +505,7 @@ class OptimizerPart:
     def load(self, saved: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         inner = self.inner
         parameters = [holder[i] for holder, i in _slots_of(inner)]
-        order = self._saved_as = self._order(saved)
+        order = self._saved_as = self.order(saved)
         state = tree.decode(saved["state"], tensors, place=False)  # torch moves it to the parameters
         state["param_groups"] = tree.decode(saved["state"]["param_groups"], tensors)
         # ZeRO-1 has the state of fewer parameters than it names: those of this rank, numbered from 0.
@@ -547,7 +547,8 @@ class OptimizerPart:
             number += count
         return groups
 
-    def _parameters(self) -> list[torch.Tensor]:
+    def parameters(self) -> list[torch.Tensor]:
+        """In the optimizer's order."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def has_gradients(self) -> bool:
@@ -569,7 +570,7 @@ class OptimizerPart:
                 _load_gradient(parameter, saved[there], tensors, f"the gradient of {self.name}.orphan.{there}")
 
     def _orphans(self) -> list[tuple[int, torch.Tensor]]:
-        return [(i, p) for i, p in enumerate(self._parameters()) if id(p) not in self.held]
+        return [(i, p) for i, p in enumerate(self.parameters()) if id(p) not in self.held]
 
 
 def _load_gradient(parameter: torch.Tensor, saved: Any, tensors: Mapping[str, torch.Tensor], path: str) -> None:
@@ -581,7 +582,7 @@ def _load_gradient(parameter: torch.Tensor, saved: Any, tensors: Mapping[str, to
 
 
 class ZeroPart(OptimizerPart):
-    """ZeRO-1: this rank's share of the optimizer state, for the same number of ranks only. The optimizer that the script sees holds the settings
+    """ZeRO-1: this rank's share of the optimizer state; whose that is depends on the number of ranks. The optimizer that the script sees holds the settings
     (a scheduler changes them there), the one inside holds the state."""
 
     def __init__(self, name: str, optimizer: Any) -> None:
@@ -595,12 +596,19 @@ class ZeroPart(OptimizerPart):
     def inner(self) -> torch.optim.Optimizer:
         return self.optimizer.optim
 
+    def share(self) -> list[str]:
+        """What the parameters are called whose state this rank holds, in the order in which the state counts them."""
+        orphans = {id(p): f"{self.name}.orphan.{i}" for i, p in self._orphans()}
+        called = self.names | orphans
+        return [called[id(holder[i])] for holder, i in _slots_of(self.inner)]
+
     def capture(self, leaves: Leaves) -> Any:
         orphans = [leaves.put(p.detach(), f"{self.name}.orphan.{i}", Tier.TRAINABLE) for i, p in self._orphans()]
         return {
             "state": leaves.put(self.inner.state_dict(), self.name, Tier.OPTIMIZER),
             "orphans": orphans,
             "ranks": self.optimizer.world_size,
+            "share": self.share(),
             "settings": leaves.put(self._settings(), f"{self.name}.settings", Tier.OPTIMIZER),
         }
 

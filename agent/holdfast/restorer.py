@@ -4,12 +4,15 @@ Called by the main thread, once. Everything that goes wrong here raises: trainin
 training.
 """
 
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 from typing import Any
 
-from holdfast import filling, sharding
+from holdfast import filling, reshard, sharding
 from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError, UnsupportedState
-from holdfast.load import load_image
+from holdfast.load import load_image, load_parts, read_sources
 from holdfast.materialise import on_meta
 from holdfast.progress import Progress
 from holdfast.state import Registry
@@ -24,6 +27,8 @@ class Restorer:
 
     def __init__(self, link: AgentLink, registry: Registry, progress: Progress) -> None:
         self._link, self._registry, self._progress = link, registry, progress
+        self._reshaped: tuple[tuple[int, int], reshard.Reshaped] | None = None
+        """Of which checkpoint, and what it becomes for this rank."""
 
     def run(self) -> tuple[ranks.Welcome, dict[str, Any] | None]:
         """The agent's settings, and the random generators' state to go on with; None after a fresh start. Raises RestoreError, UnsupportedState."""
@@ -32,9 +37,14 @@ class Restorer:
             empty = on_meta({name: part.module for name, part in self._registry.modules.items()})
             if not empty:  # else once there is something that could be looked at
                 self._registry.capture(self._progress, window_open=False)  # refuse now what could not be saved later
-            self._link.send(ranks.RestoreWanted())
+            self._link.send(ranks.RestoreWanted(reshards=True))
             while True:
-                answer: ranks.RestoreReady | ranks.StartFresh = self._expect(ranks.RestoreReady, ranks.StartFresh)
+                answer: ranks.RestoreReady | ranks.OtherWorld | ranks.StartFresh = self._expect(
+                    ranks.RestoreReady, ranks.OtherWorld, ranks.StartFresh
+                )
+                if isinstance(answer, ranks.OtherWorld):
+                    self._say_what_is_needed(answer)
+                    continue
                 if isinstance(answer, ranks.StartFresh):
                     if empty:
                         raise RestoreError(_nothing_to_start_from(empty))
@@ -60,24 +70,48 @@ class Restorer:
                 "initialize it before restore(), or set requires_grad to False if it is meant to be so"
             )
 
+    def _say_what_is_needed(self, offer: ranks.OtherWorld) -> None:
+        """Of a checkpoint of another number of ranks. Raises RestoreError."""
+        sources = len(offer.sources)
+        with self._told(f"checkpoint {offer.attempt}/{offer.save} of {sources} ranks"):
+            rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+            found = reshard.reshape(read_sources(offer), self._registry, rank, world)
+            self._reshaped = (offer.attempt, offer.save), found
+            self._link.send(ranks.PartsWanted(offer.attempt, offer.save, found.regions))
+
     def _load(self, offer: ranks.RestoreReady) -> dict[str, Any] | None:
         """None when the checkpoint is damaged: an older one will be offered (C4)."""
         which = f"checkpoint {offer.attempt}/{offer.save} (boundary {offer.boundary})"
-        try:
-            generators = load_image(
-                offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress, finite=offer.finite
+        generators = None
+        with self._told(which):
+            generators = self._load_as_offered(offer)
+            self._link.send(ranks.Loaded(boundary=self._progress.boundary))
+        return generators
+
+    def _load_as_offered(self, offer: ranks.RestoreReady) -> dict[str, Any]:
+        reshaped, self._reshaped = self._reshaped, None
+        if reshaped is not None and reshaped[0] == (offer.attempt, offer.save):
+            document = reshaped[1].document
+            return load_parts(
+                document, offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress, finite=offer.finite
             )
+        return load_image(
+            offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress, finite=offer.finite
+        )
+
+    @contextlib.contextmanager
+    def _told(self, which: str) -> Iterator[None]:
+        """Whatever goes wrong, the agent hears it. A damaged checkpoint ends the block and nothing else: an older one will be offered (C4)."""
+        try:
+            yield
         except CheckpointDamaged as e:
             log.error("holdfast: %s is damaged: %s", which, e)
             self._link.send(ranks.LoadFailed(message=f"{which}: {e}", of_checkpoint=True))
-            return None
         except Exception as e:
             self._link.send(ranks.LoadFailed(message=f"{which}: {type(e).__name__}: {e}", of_checkpoint=False))
             if isinstance(e, HoldfastError):
                 raise
             raise RestoreError(f"{which} could not be loaded: {type(e).__name__}: {e}") from e
-        self._link.send(ranks.Loaded(boundary=self._progress.boundary))
-        return generators
 
     def _expect(self, *types: type[Any]) -> Any:
         """The next message of `types`; Refused raises RestoreError with the agent's words."""

@@ -120,6 +120,25 @@ def whole(part: Part, like: torch.Tensor, path: str) -> torch.Tensor:
     return made
 
 
+def box_for(
+    shape: tuple[int, ...], placed: Sequence[str], like: torch.Tensor, path: str
+) -> tuple[Box, tuple[int, ...], tuple[str, ...]]:
+    """Where this rank's part of a tensor lies that was placed so and is to lie on the mesh of `like` now, its shape, and how it is placed there. Raises
+    RestoreError."""
+    mesh = like.device_mesh
+    if len(placed) != mesh.ndim and len({*placed}) == 1 and not placed[0].startswith("S"):
+        placed = [placed[0]] * mesh.ndim
+    if len(placed) != mesh.ndim:
+        raise RestoreError(
+            f"{path} was placed {tuple(placed)}, has another shape than its parameter, and the mesh has {mesh.ndim} dimensions now: it cannot be placed again; "
+            "use a mesh of as many dimensions"
+        )
+    placements = _placements(Part(local(like), Box(shape, (0,) * len(shape)), tuple(placed)), path)
+    found = box_of(shape, tuple(mesh.shape), tuple(mesh.get_coordinate() or ()), tuple(placements))
+    assert found is not None  # Shard and Replicate alone
+    return *found, tuple(map(str, placements))
+
+
 def check_placeable(part: Part, parameter: torch.Tensor, path: str) -> None:
     """Optimizer state that a later start could not make again is refused now. Raises UnsupportedState."""
     if is_sharded(parameter) and tuple(parameter.shape) == part.box.global_shape:

@@ -245,8 +245,9 @@ class Registry:
     def _names_apart(self, document: dict[str, Any]) -> Apart:
         """Of the parts, and of the loaders whose place is counted. What an import has left to the script (`anew`) is on both sides, and it knows no loaders."""
         anew = document.get("anew")
-        here = set(self.parts) | (set() if anew is not None else _registered(self.positions))
-        there = set(document["parts"]) | set(anew or ()) | _registered(document["positions"])
+        loaders, saved = _registered(self.positions), _registered(document["positions"])
+        here = set(self.parts) | (loaders & saved if anew is not None else loaders)
+        there = set(document["parts"]) | set(anew or ()) | saved
         return Apart(frozenset(here - there), frozenset(there - here))
 
     def _another_kind(self, name: str, part: Part, body: Any, kind: str) -> str:
@@ -356,9 +357,14 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def read_document(text: bytes) -> dict[str, Any]:
-    """The JSON state of an image; raises CheckpointDamaged."""
+    """The JSON state of an image. Raises CheckpointDamaged; RestoreError for one of directory mode."""
     try:
         document = codec.parse(text, max_bytes=1 << 30)
+        if "directory" in document:
+            raise RestoreError(
+                "the checkpoint was made in directory mode, of a script's own files, and not through the library: run the script that made it "
+                "(checkpoint.source: directory), or start a job of another name"
+            )
         for key in ("progress", "parts", "gradients", "rng", "positions"):
             if not isinstance(document[key], dict):
                 raise CheckpointDamaged(f"the state in the image has no object {key!r}")

@@ -92,6 +92,23 @@ class Arena:
             self._hints[rank, slot] = Hint(slot, job_uid, ref)
             self._write_hints()
 
+    def forget(self, rank: int, slot: int) -> None:
+        """What is written into the slot next is no image of a checkpoint."""
+        with self._lock:
+            if self._hints.pop((rank, slot), None) is not None:
+                self._write_hints()
+
+    def keep(self, ranks: range) -> None:
+        """Gives the slots of all other ranks back. For a checkpoint of another number of ranks they hold nothing, and their memory may be needed."""
+        with self._lock:
+            others = [key for key in self._sizes() if key[0] not in ranks]
+            for key in others:
+                self.path(*key).unlink(missing_ok=True)
+                self._hints.pop(key, None)
+            if others:
+                self._write_hints()
+                self._removed()
+
     def contents(self, rank: int) -> dict[int, Content | None]:
         """The rank's slots that exist, with what they are believed to hold."""
         with self._lock:

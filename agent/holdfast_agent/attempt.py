@@ -57,7 +57,8 @@ class Attempt:
         self.claims = Claims(shared) if shared.is_lead else None
         self._tasks: list[asyncio.Task[None]] = []
         self._handlers: dict[type, Callable[[Rank, object], object]] = {
-            wire.RestoreWanted: lambda r, m: self.restoring.wanted(r),
+            wire.RestoreWanted: self._restore_wanted,
+            wire.PartsWanted: self._parts_wanted,
             wire.Loaded: lambda r, m: self.restoring.loaded(r),
             wire.LoadFailed: self._load_failed,
             wire.Plan: self._plan,
@@ -155,6 +156,14 @@ class Attempt:
         if rank is not None and rank.link is link:
             log.info("rank %d has left", link.rank)
         self.shared.changes.bump()
+
+    def _restore_wanted(self, rank: Rank, message: object) -> None:
+        assert isinstance(message, wire.RestoreWanted)
+        self.restoring.wanted(rank, message)
+
+    def _parts_wanted(self, rank: Rank, message: object) -> None:
+        assert isinstance(message, wire.PartsWanted)
+        self.restoring.parts_wanted(rank, message)
 
     def _load_failed(self, rank: Rank, message: object) -> object:
         assert isinstance(message, wire.LoadFailed)

@@ -235,7 +235,7 @@ class Claims:
         s = self._shared
         newest = await s.threads.call(self._store.newest_claim)
         order = without_carried_out(self._order_without_bad(), newest)
-        return order, await s.threads.call(self._store.resolve, order, s.attempt, world_size=s.order.world_size)
+        return order, await s.threads.call(self._store.resolve, order, s.attempt)
 
     async def _look_for_one(self) -> Choice | None:
         s = self._shared

@@ -52,6 +52,8 @@ class Rank:
     link: RankLink | None = None
     hello: wire.Hello | None = None
     wants_restore: bool = False
+    reshards: bool = False
+    """It can load a checkpoint of another number of ranks."""
     handed: bool = False
     """RestoreReady has been sent and not yet answered."""
     loaded: bool = False
@@ -73,7 +75,11 @@ class Rank:
     @property
     def looks(self) -> bool:
         """What it loads, it has looked at: it is finite (C4). Directory mode puts files back and knows nothing of what is in them."""
-        return self.hello is None or self.hello.versions.get("mode") != "directory"
+        return not self.is_directory_mode
+
+    @property
+    def is_directory_mode(self) -> bool:
+        return self.hello is not None and self.hello.versions.get("mode") == "directory"
 
     @property
     def connected(self) -> bool:

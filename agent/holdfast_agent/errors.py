@@ -8,6 +8,7 @@ AgentError
 │   └── PeerAhead        it has joined a later attempt
 ├── PeerSilent           another agent did not answer before the deadline
 ├── SaveGivenUp          a save ended without a commit; the previous commit stands
+├── NotCovered           a checkpoint of another number of ranks does not hold all that a rank needs
 └── CheckpointBad        a checkpoint cannot be used, for a reason that lies in it (C3, C4)
 """
 
@@ -55,6 +56,10 @@ class SaveGivenUp(AgentError):
 
 class CheckpointBad(AgentError):
     """Neither source gave bytes that verify, or the content cannot be used."""
+
+
+class NotCovered(AgentError):
+    """What a rank needs is in no image of the checkpoint, or in another form. The message names the tensor and the part of it."""
 
 
 class NoRoom(AgentError):

@@ -207,7 +207,7 @@ async def fetch(
     worth more is overwritten; NoRoom if there is no other place.
     """
     store = store.until(0.0)  # without retries of its own, which would go on after `stop`
-    manifests = await _manifests(record, ranks, store, threads, stop)
+    manifests = await manifests_of(record, ranks, store, threads, stop)
     wanted = targets.Content(record.job_uid, record.ref)
     slots: dict[int, int] = {}
     believed: dict[int, bool] = {}
@@ -222,14 +222,14 @@ async def fetch(
         sources: list[Source] = [OnNode(node)] if node is not None else []
         sources.append(InStore(store, stop))
         failures = await _fetch_pieces(opened, sources, threads, tally, stop)
-    for failure in sorted(failures, key=_weight):
+    for failure in sorted(failures, key=weight):
         raise failure
     for rank, slot in slots.items():
         arena.note(rank, slot, record.job_uid, record.ref)
     return {r: Image(r, slots[r], arena.path(r, slots[r]), manifests[r]) for r in ranks}
 
 
-async def _manifests(
+async def manifests_of(
     record: CommitRecord, ranks: range, store: JobStore, threads: Threads, stop: Stop
 ) -> dict[int, RankManifest]:
     reading = [threads.call(persist, stop, _reading(store, record, r), patience=PATIENCE_SECONDS) for r in ranks]
@@ -247,7 +247,7 @@ async def _manifests(
     return manifests
 
 
-def _weight(failure: BaseException) -> int:
+def weight(failure: BaseException) -> int:
     """What says most comes first: a bad checkpoint, then the store's own words, then what was given up for them."""
     return 0 if isinstance(failure, CheckpointBad) else 1 if isinstance(failure, StoreError) else 2
 

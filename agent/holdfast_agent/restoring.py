@@ -17,8 +17,9 @@ from holdfast_agent import restore, storage
 from holdfast_agent.clock import Deadline, now
 from holdfast_agent.contents import Contents
 from holdfast_agent.crew import Rank
-from holdfast_agent.errors import AgentError, CheckpointBad, MemoryTooSmall, PeerRefused
+from holdfast_agent.errors import AgentError, CheckpointBad, MemoryTooSmall, NoRoom, NotCovered, PeerRefused
 from holdfast_agent.peers import LATER, LATER_SECONDS
+from holdfast_agent.reshaping import Reshaping
 from holdfast_agent.saves import info_of
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop
@@ -72,6 +73,8 @@ class Restoring:
         """When the last rank was told where its image lies."""
         self._images: dict[int, restore.Image] = {}
         self._record: CommitRecord | None = None
+        self._reshaping: Reshaping | None = None
+        """Where `_record` is of another number of ranks."""
         self.refused = ""
         """Why no rank can be served, for every rank that asks."""
 
@@ -120,12 +123,17 @@ class Restoring:
             self._deliver()
         return peers.Fetched(self._shared.attempt, self._shared.settings.config.worker, rejection)
 
-    def wanted(self, rank: Rank) -> None:
+    def wanted(self, rank: Rank, message: wire.RestoreWanted) -> None:
         """The rank asks for its state."""
-        rank.wants_restore = True
+        rank.wants_restore, rank.reshards = True, message.reshards
         if self._shared.crew.all(lambda r: r.wants_restore):
             self._shared.record.stage(Stage.LIBRARY_READY)
         self._deliver()
+
+    def parts_wanted(self, rank: Rank, message: wire.PartsWanted) -> None:
+        """What it needs of a checkpoint of another number of ranks."""
+        if self._reshaping is not None:
+            self._reshaping.wanted(rank, message)
 
     def loaded(self, rank: Rank) -> None:
         rank.handed, rank.loaded = False, True
@@ -134,6 +142,8 @@ class Restoring:
     def failed(self, rank: Rank, message: wire.LoadFailed) -> Rejection | None:
         """The rejection to tell the lead, or None if the checkpoint is not at fault: then the job waits for a person."""
         rank.handed = False
+        if self._reshaping is not None:
+            self._reshaping.ask_again(rank)
         if message.of_checkpoint and self._record is not None:
             return Rejection(
                 self._record.attempt, self._record.save, f"rank {rank.number}: {message.message}"[:2000], True, now()
@@ -145,6 +155,7 @@ class Restoring:
         """No thread writes into a slot afterwards, nor will."""
         self._closed = self._over = True
         await self._end_fetches()
+        self._forget_states()
 
     async def _end_fetches(self) -> None:
         self._stop.set("the attempt is over")
@@ -162,6 +173,7 @@ class Restoring:
         if self._over:
             raise PeerRefused("the attempt is over")
         s = self._shared
+        self._forget_states()
         self._resolved, self._may_load, self._images, self._stop = message, False, {}, Stop()
         s.record.resolved = True
         s.incarnation = message.incarnation
@@ -173,6 +185,8 @@ class Restoring:
         else:
             self._record = codec.from_json(CommitRecord, message.commit.encode(), max_bytes=MAX_MANIFEST_BYTES)
             s.record.fresh = False
+            if len(self._record.ranks) != s.order.world_size:
+                self._reshaping = Reshaping(s, self._record, self._deliver)
             self._fetching = asyncio.ensure_future(self._fetch(self._record))
 
     async def _fetch(self, record: CommitRecord) -> Rejection | None:
@@ -203,6 +217,9 @@ class Restoring:
                 self.refused = str(e)
                 s.record.block(Blocked(BlockedReason.MEMORY_TOO_SMALL, str(e)[:4000]))
                 self._deliver()
+            except NotCovered as e:
+                if not self.refused:
+                    self._refuse_state(f"checkpoint {record.ref} of {len(record.ranks)} ranks: {e}")
             except StoreError as e:
                 log.warning("the checkpoint %s waits for the store: %s", record.ref, e)
                 self._block(storage.blocked(e, s.settings.config.storage))
@@ -214,6 +231,17 @@ class Restoring:
         s.record.block(None)
         s.record.stage(Stage.FETCHED)
         return None
+
+    def _refuse_state(self, why: str) -> None:
+        """The script and the checkpoint do not fit: the ranks raise it, the job waits for a person."""
+        self.refused = why
+        self._shared.record.block(Blocked(BlockedReason.STATE_MISMATCH, why[:4000]))
+        self._deliver()
+
+    def _forget_states(self) -> None:
+        if self._reshaping is not None:
+            self._reshaping.forget()
+        self._reshaping = None
 
     def _block(self, blocked: Blocked) -> None:
         self._away = blocked
@@ -237,6 +265,8 @@ class Restoring:
     ) -> dict[int, restore.Image]:
         s = self._shared
         assert s.store is not None
+        if len(record.ranks) != s.order.world_size:
+            return await self._reshape(record, tally, stop)
         own = record.job_uid == s.settings.config.job_uid
         try:
             return await restore.fetch(
@@ -253,6 +283,18 @@ class Restoring:
         finally:
             s.distrusted |= tally.distrusted
 
+    async def _reshape(self, record: CommitRecord, tally: restore.Tally, stop: Stop) -> dict[int, restore.Image]:
+        s, reshaping = self._shared, self._reshaping
+        if reshaping is None:  # a prefetch: what is needed is known once the ranks have been built
+            raise NoRoom(f"it was made by {len(record.ranks)} ranks, and {s.order.world_size} need other parts of it")
+        self._deliver()  # a rank that cannot is told so before anything is read
+        if reshaping.why_not:
+            raise NotCovered(reshaping.why_not)
+        try:
+            return await reshaping.fetch(tally, stop)
+        finally:
+            s.distrusted |= tally.distrusted
+
     def _count(self, loop: asyncio.AbstractEventLoop, source: str, count: int) -> None:
         """From chunk threads, one at a time."""
         if source == restore.InStore.name and self._away is not None:
@@ -263,13 +305,17 @@ class Restoring:
 
     def _deliver(self) -> None:
         """To every rank that asks and has not been served."""
+        if self._reshaping is not None and not self.refused and (why := self._reshaping.why_not):
+            self._refuse_state(why)  # which comes back here
+            return
         for rank in self._shared.crew:
             if not rank.wants_restore or rank.handed or rank.loaded:
                 continue
             if self.refused:
                 rank.send(wire.Refused(self.refused))
             elif not self._may_load:
-                continue
+                if self._reshaping is not None:
+                    self._reshaping.tell(rank)
             elif self._record is None:
                 rank.send(wire.StartFresh())
                 rank.loaded = True
@@ -294,9 +340,11 @@ class Restoring:
             s.record.restored = info
             s.record.boundary = info.boundary
             s.last = info
-            if self._record.job_uid == s.settings.config.job_uid:
+            # The images of another number of ranks are no base: the next save leans on nothing (B4).
+            if self._reshaping is None and self._record.job_uid == s.settings.config.job_uid:
                 s.base = self._record
                 s.base_manifests = {i.rank: i.manifest for i in self._images.values()}
+        self._forget_states()
         s.record.changed()
         s.changes.bump()
 
@@ -304,7 +352,9 @@ class Restoring:
 def _ready(image: restore.Image, record: CommitRecord) -> wire.RestoreReady:
     m = image.manifest
     # Every chunk has been verified against the manifest that this very entry names: what was seen at the save is true of these bytes (C3, C4).
-    finite = any(e.rank == m.rank and e.finite is True for e in record.ranks)
+    # Of another number of ranks, of all of them: any rank's image may be in it.
+    own = m.world_size == len(record.ranks)
+    finite = all(e.finite is True for e in record.ranks if not own or e.rank == m.rank)
     return wire.RestoreReady(str(image.path), m.image_bytes, record.attempt, record.save, m.boundary, m.tensors, finite)
 
 

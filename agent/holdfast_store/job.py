@@ -69,16 +69,16 @@ class JobStore:
         found = discover.uids(self.bucket, self.namespace, self.job)
         return tuple(uid for uid in found if uid != self.job_uid and discover.has_commits(self.for_job(uid)._records))
 
-    def resolve(self, order: RestoreOrder, attempt: int, *, world_size: int) -> Resolution:
+    def resolve(self, order: RestoreOrder, attempt: int) -> Resolution:
         """What `attempt` may continue: usable commits of the lineage before it, newest first, with the order's exclusions (A7, C1, C2, D3).
 
-        Reads at most `resolve.ENOUGH` commit records and no manifest, and asks about no save that the order excludes. A commit of another number of
-        ranks ends the walk: see `reason`.
+        Reads at most `resolve.ENOUGH` commit records and no manifest, and asks about no save that the order excludes. How many ranks made a
+        commit does not matter here.
         """
         if lowest := resolve.floor(order):
             # The usual case, at a cost that does not grow with the number of attempts: older ones are followed only if nothing is found here.
             near = self._saves_on(self._spans_before(attempt, lowest), order)
-            if (found := resolve.select(order, self.job_uid, near, world_size=world_size)).candidates:
+            if (found := resolve.select(order, self.job_uid, near)).candidates:
                 return Resolution(tuple(found.candidates), tuple(found.rejections), order.fresh, "")
         before = self._spans_before(attempt)
         source = self
@@ -86,10 +86,10 @@ class JobStore:
             # Not continued yet. Once a claim has, its own lineage leads there, and the order says nothing more.
             source = self.for_job(order.resume_from_uid)
             before = source._spans_before(layout.MAX_NUMBER)
-        selection = resolve.select(order, self.job_uid, self._saves_on(before, order), world_size=world_size)
-        if not selection.candidates and not selection.stopped:
+        selection = resolve.select(order, self.job_uid, self._saves_on(before, order))
+        if not selection.candidates:
             # Nothing can be used: now everything is looked at, so that each one is named with its reason (C1).
-            selection = resolve.select(order, self.job_uid, self._saves_on(before), world_size=world_size)
+            selection = resolve.select(order, self.job_uid, self._saves_on(before))
         fresh, reason = order.fresh, ""
         if not selection.candidates:
             ever = source.ever_committed()

@@ -61,7 +61,6 @@ class Selection:
     """What a scrub has found in the store's copy of those that are of grade DAMAGED."""
     rejections: list[Rejection] = field(default_factory=list)
     excluded: list[CheckpointRef] = field(default_factory=list)
-    stopped: str = ""
 
 
 def is_excluded(order: RestoreOrder, job_uid: str, ref: CheckpointRef, *, own: bool) -> bool:
@@ -102,7 +101,7 @@ def look_at(order: RestoreOrder, span: Span, *, own: bool) -> tuple[CheckpointRe
     return tuple(sorted((r for r in known if span.holds(span.job_uid, r)), reverse=True))
 
 
-def select(order: RestoreOrder, own_uid: str, found: Iterable[Found], *, world_size: int) -> Selection:
+def select(order: RestoreOrder, own_uid: str, found: Iterable[Found]) -> Selection:
     """Walks the lineage newest first and reads no more than is needed."""
     result = Selection()
     for save in found:
@@ -115,10 +114,10 @@ def select(order: RestoreOrder, own_uid: str, found: Iterable[Found], *, world_s
             result.excluded.append(save.ref)
             continue
         before = len(result.rejections)
-        _consider(save, result, world_size, order=order, trusted=own and save.ref in order.trusted)
+        _consider(save, result, order=order, trusted=own and save.ref in order.trusted)
         if not own:
             result.rejections[before:] = [replace(r, job_uid=save.job_uid) for r in result.rejections[before:]]
-        if result.stopped or len(result.candidates) == ENOUGH:
+        if len(result.candidates) == ENOUGH:
             break
     _settle_unsound(result, own_uid)
     return result
@@ -151,7 +150,7 @@ def not_finite_reason(record: CommitRecord) -> str:
     return f"{', '.join(record.not_finite) or 'trained state'} held NaN or infinite values when it was saved"
 
 
-def _consider(save: Found, result: Selection, world_size: int, *, order: RestoreOrder, trusted: bool) -> None:
+def _consider(save: Found, result: Selection, *, order: RestoreOrder, trusted: bool) -> None:
     try:
         record, text = save.read()
         verdict = None if trusted else save.failed_verdict()
@@ -165,13 +164,6 @@ def _consider(save: Found, result: Selection, world_size: int, *, order: Restore
         result.rejections.append(
             _rejection(save.ref, f"holds {record.kind.value}, not a state to resume", of_checkpoint=False)
         )
-    elif len(record.ranks) != world_size:
-        # Not a fault of the checkpoint: an older one would fit no better, or would throw away progress that nobody gave up.
-        result.stopped = (
-            f"checkpoint {save.ref} was made by {len(record.ranks)} ranks, this attempt has {world_size}: set spec.workers and "
-            "spec.processesPerWorker back to what they were"
-        )
-        result.rejections.append(_rejection(save.ref, result.stopped, of_checkpoint=False))
     else:
         found = Grade.SOUND if trusted else soundness.grade(record, damaged=verdict is not None)
         if found is Grade.SUSPECT and order.accept_suspect:
@@ -187,8 +179,6 @@ def explain(order: RestoreOrder, selection: Selection, *, ever_committed: bool, 
     """Why nothing can be loaded, for the condition that a person reads (C1). `source` names the job that was looked at."""
     if selection.candidates:
         return ""
-    if selection.stopped:
-        return selection.stopped
     if order.pinned is not None and not selection.rejections and not selection.excluded:
         return f"checkpoint {order.pinned}, which the order names, is not on the lineage of {source}, or is expired"
     parts = [f"{r.attempt}/{r.save}: {r.reason}" for r in selection.rejections[:5]]

@@ -7,8 +7,8 @@ nothing was forgotten between them. `judge` is pure.
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
@@ -121,7 +121,7 @@ def ledgers_in(document: Any) -> dict[str, Ledger]:
         ledgers = {name: _plain(ledger) for name, ledger in found.items() if ledger is not None}
         for ledger in ledgers.values():
             for epoch in _epochs(ledger):
-                _page(ledger, epoch)
+                _page(ledger, epoch), _joined(ledger, epoch)
             int(ledger["older"])
         return ledgers
     except (KeyError, TypeError, AttributeError, ValueError) as e:
@@ -169,11 +169,17 @@ def _epochs(ledger: Ledger | None) -> set[int]:
     if ledger is None:
         return set()
     running = {ledger["now"]["epoch"]} if ledger["now"]["count"] else set()
-    return running | {page["epoch"] for page in ledger["closed"]}
+    return running | {page["epoch"] for page in (*ledger["closed"], *ledger.get("joined", ()))}
+
+
+def _joined(ledger: Ledger | None, epoch: int) -> _Page | None:
+    """What all ranks together had been given of the epoch before their number changed; every rank of a checkpoint says the same."""
+    pages = (ledger or {}).get("joined", ())
+    return next((_read_page(p, over=bool(p["over"])) for p in pages if p["epoch"] == epoch), None)
 
 
 def _page(ledger: Ledger | None, epoch: int) -> _Page | None:
-    """The fullest that the ledger has of the epoch."""
+    """The fullest that the ledger has of the epoch, of this rank's own."""
     if ledger is None:
         return None
     now, before = ledger["now"], ledger["before"]
@@ -210,7 +216,9 @@ def _breaks(accounts: list[Account], loader: str) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for earlier, later in pairwise(accounts):
         if earlier.ranks.keys() != later.ranks.keys():
-            continue  # another number of ranks: shares are others
+            for epoch, problem in _breaks_where_ranks_changed(earlier, later, loader):
+                found.setdefault(epoch, []).append(problem)
+            continue
         for rank in earlier.ranks:
             old, new = earlier.ranks[rank].get(loader), later.ranks[rank].get(loader)
             for epoch in sorted(_epochs(old)):
@@ -219,6 +227,44 @@ def _breaks(accounts: list[Account], loader: str) -> dict[int, list[str]]:
                 if problem:
                     found.setdefault(epoch, []).append(f"rank {rank}, from {earlier.ref} to {later.ref}: {problem}")
     return found
+
+
+def _breaks_where_ranks_changed(earlier: Account, later: Account, loader: str) -> Iterator[tuple[int, str]]:
+    """Of all ranks together; where each read the data set in a pass of its own, rank r goes on with the place of rank r mod N."""
+    where = f"from {earlier.ref} ({len(earlier.ranks)} ranks) to {later.ref} ({len(later.ranks)} ranks)"
+    ledgers = [ledgers.get(loader) for ledgers in later.ranks.values()]
+    dropped = any(le is not None and le["older"] > 0 for le in ledgers)
+    for epoch in sorted({e for ledgers in earlier.ranks.values() for e in _epochs(ledgers.get(loader))}):
+        if any(_joined(le, epoch) is not None for le in ledgers):
+            old, new = _all_of(earlier, loader, epoch), _all_of(later, loader, epoch)
+            if problem := _forgotten(old, new, dropped=dropped):
+                yield epoch, f"{where}: {problem}"
+            continue
+        for rank in later.ranks:
+            home = rank % len(earlier.ranks)
+            a, b = (_page(x.ranks[r].get(loader), epoch) for x, r in ((earlier, home), (later, rank)))
+            if problem := _forgotten(a, b, dropped=dropped):
+                yield epoch, f"rank {rank}, {where}: {problem}"
+
+
+def _all_of(account: Account, loader: str, epoch: int) -> _Page | None:
+    """One page of all ranks together, ranks that read the same share counted once."""
+    ledgers = [ledgers.get(loader) for ledgers in account.ranks.values()]
+    shares = {page.share[0]: page for le in ledgers if (page := _page(le, epoch)) is not None}
+    joined = next((j for le in ledgers if (j := _joined(le, epoch)) is not None), None)
+    parts = [*shares.values()] + ([joined] if joined is not None else [])
+    if not parts:
+        return None
+    seen: int | None = 0
+    for part in parts:
+        seen = None if seen is None or part.seen is None else seen | part.seen
+    return replace(
+        parts[0],
+        count=sum(p.count for p in parts),
+        sum=sum(p.sum for p in parts) & _MASK,
+        seen=seen,
+        over=all(p.over for p in shares.values()) if shares else parts[0].over,
+    )
 
 
 def _forgotten(old: _Page | None, new: _Page | None, *, dropped: bool) -> str:
@@ -239,6 +285,9 @@ def _of_epoch(accounts: list[Account], loader: str, epoch: int) -> EpochSamples:
     best: tuple[int, Account] | None = None
     for account in accounts:  # the newest of those that know most
         pages = [_page(ledgers.get(loader), epoch) for ledgers in account.ranks.values()]
+        joined = _joined_of(account, loader, epoch)
+        if joined is not None:
+            pages = [p for p in pages if p is not None] or [joined]
         if all(p is not None for p in pages):
             knows = min(2 * p.over + (p.seen is not None) for p in pages if p is not None)
             if best is None or knows >= best[0]:
@@ -246,20 +295,28 @@ def _of_epoch(accounts: list[Account], loader: str, epoch: int) -> EpochSamples:
     if best is None:
         return EpochSamples(loader, epoch, None, 0, Standing.WRONG, "no checkpoint has it of all ranks")
     pages_of = {r: page for r, of in best[1].ranks.items() if (page := _page(of.get(loader), epoch)) is not None}
-    standing, detail = _weigh(pages_of)
-    first = next(iter(pages_of.values()))
-    return EpochSamples(loader, epoch, first.size, sum(p.count for p in pages_of.values()), standing, detail)
+    joined = _joined_of(best[1], loader, epoch)
+    standing, detail = _weigh(pages_of, joined)
+    known = [*pages_of.values()] + ([joined] if joined is not None else [])
+    return EpochSamples(loader, epoch, known[0].size, sum(p.count for p in known), standing, detail)
 
 
-def _weigh(pages: Mapping[int, _Page]) -> tuple[Standing, str]:
-    """All ranks' pages of an epoch."""
-    if any(p.kind == "counted" for p in pages.values()):
+def _joined_of(account: Account, loader: str, epoch: int) -> _Page | None:
+    return next((j for of in account.ranks.values() if (j := _joined(of.get(loader), epoch)) is not None), None)
+
+
+def _weigh(pages: Mapping[int, _Page], joined: _Page | None = None) -> tuple[Standing, str]:
+    """All ranks' pages of an epoch. `joined`: what other ranks, of another number, had been given of it before."""
+    everything = [*pages.values()] + ([joined] if joined is not None else [])
+    if any(p.kind == "counted" for p in everything):
         return Standing.COUNTED, "no indices are known"
-    if not all(p.once for p in pages.values()):
-        again = sum(p.again for p in pages.values())
+    if not all(p.once for p in everything):
+        again = sum(p.again for p in everything)
         return Standing.SAMPLED, f"{again} handed out more than once" if again else ""
+    if not pages:
+        return _weigh_together(everything)
     of = next(iter(pages.values())).share[1]
-    if of == 1:
+    if of == 1 and joined is None:
         alone = [_weigh_together([pages[rank]]) for rank in sorted(pages)]
         return max(alone, key=lambda a: a[0] is Standing.WRONG)
     shares: dict[int, int] = {}
@@ -267,9 +324,11 @@ def _weigh(pages: Mapping[int, _Page]) -> tuple[Standing, str]:
         twin = shares.setdefault(pages[rank].share[0], rank)
         if (pages[twin].count, pages[twin].sum) != (pages[rank].count, pages[rank].sum):
             return Standing.WRONG, f"ranks {twin} and {rank} read the same share and not the same samples"
-    if len(shares) < of:
+    over = all(p.over for p in pages.values())
+    if len(shares) < of and (joined is None or over):
         return Standing.WRONG, f"{len(shares)} of {of} shares are read"
-    return _weigh_together([pages[rank] for rank in shares.values()])
+    before = [replace(joined, over=over)] if joined is not None else []
+    return _weigh_together([pages[rank] for rank in shares.values()] + before)
 
 
 def _weigh_together(pages: list[_Page]) -> tuple[Standing, str]:

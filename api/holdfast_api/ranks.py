@@ -6,7 +6,8 @@ Each line is `{"type": <class name>, ...fields}`. Bulk data never passes here: i
     Hello                            ->
                                      <-    Welcome
     RestoreWanted                    ->                         blocks until the attempt is claimed and the bytes are verified
-                                     <-    RestoreReady | StartFresh | Refused
+                                     <-    RestoreReady | StartFresh | Refused | OtherWorld
+    PartsWanted                      ->                         answers OtherWorld; RestoreReady follows
     Loaded | LoadFailed              ->                         LoadFailed of the checkpoint: an older one follows, as another RestoreReady
     Plan                             ->
                                      <-    Slots | Refused      slot files exist, prefaulted
@@ -56,7 +57,59 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class RestoreWanted:
-    pass
+    reshards: bool = False
+    """It can answer OtherWorld."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRank:
+    """One rank of a checkpoint that another number of ranks has made: where its state (JSON) and its manifest's tensors (JSON) lie in a file."""
+
+    rank: int
+    state_at: int
+    state_bytes: int
+    tensors_at: int
+    tensors_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OtherWorld:
+    """The checkpoint was made by another number of ranks. `path` holds what each of them says of its state, verified; the rank answers with what it
+    needs of their images. The file is the agent's and stays until RestoreReady."""
+
+    path: str
+    attempt: int
+    save: int
+    boundary: int
+    sources: tuple[SourceRank, ...]
+    """All ranks of the checkpoint, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A box of a tensor of the checkpoint, that a rank wants as a tensor of its own."""
+
+    name: str
+    """In the image that the rank is given."""
+    source: str
+    """In the checkpoint's images."""
+    ranks: tuple[int, ...]
+    """Of the checkpoint, from whose images it may be taken; empty: any."""
+    dtype: str
+    shape: tuple[int, ...]
+    global_shape: tuple[int, ...]
+    """Of the whole tensor that `source` names, or is a part of."""
+    global_offset: tuple[int, ...]
+    """Where the box begins in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartsWanted:
+    """Everything that this rank needs of the checkpoint `attempt/save`."""
+
+    attempt: int
+    save: int
+    regions: tuple[Region, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +252,12 @@ class FinishAllowed:
     pass
 
 
-FromRank: TypeAlias = Hello | RestoreWanted | Loaded | LoadFailed | Plan | Passed | CapturedSlot | Vote | Done
+FromRank: TypeAlias = (
+    Hello | RestoreWanted | PartsWanted | Loaded | LoadFailed | Plan | Passed | CapturedSlot | Vote | Done
+)
 FromAgent: TypeAlias = (
     Welcome
+    | OtherWorld
     | RestoreReady
     | StartFresh
     | Refused
@@ -216,7 +272,7 @@ FromAgent: TypeAlias = (
 _TYPES: dict[str, type[Any]] = {
     c.__name__: c
     for c in (
-        Hello, Welcome, RestoreWanted, RestoreReady, StartFresh, Refused, Loaded, LoadFailed, Plan, Slots, Passed,
+        Hello, Welcome, RestoreWanted, OtherWorld, PartsWanted, RestoreReady, StartFresh, Refused, Loaded, LoadFailed, Plan, Slots, Passed,
         CapturedSlot, SlotFree, CloseGate, Vote, ReleaseGate, OpenGate, Done, FinishAllowed,
     )
 }  # fmt: skip

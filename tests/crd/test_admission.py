@@ -311,11 +311,11 @@ def test_is_refused_with_words_that_say_what_to_do(kubectl: Kube, namespace: str
 UNCHANGEABLE: dict[str, tuple[Change, str]] = {
     "workers": (
         lambda job: job["spec"].update(workers=3),
-        "spec.workers cannot be changed: create a job of another name",
+        "spec.workers cannot be changed: delete the job, whose checkpoints stay, and create it again with another number and its uid as spec.resumeFrom.uid",
     ),
     "processes": (
         lambda job: job["spec"].update(processesPerWorker=2),
-        "spec.processesPerWorker cannot be changed: create a job of another name",
+        "spec.processesPerWorker cannot be changed: delete the job, whose checkpoints stay, and create it again with another number",
     ),
     "place of the checkpoints": (
         lambda job: job["spec"]["checkpoint"]["storage"].update(uri="s3://elsewhere"),

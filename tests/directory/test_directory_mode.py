@@ -255,3 +255,32 @@ def test_wrong_options_are_named(options: list[str], says: str, tmp_path: Path) 
     assert done.returncode == 71
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_that_several_ranks_made_through_the_library_is_refused_and_stays(
+    start: Start, tmp_path: Path
+) -> None:
+    """Of another number of ranks, which directory mode never has: it must neither wait for ever nor begin anew."""
+    trainer = [sys.executable, str(Path(__file__).parents[1] / "agent" / "fake_trainer.py")]
+    agent = [
+        sys.executable,
+        "-m",
+        "holdfast_agent",
+        "run",
+        "--local",
+        str(tmp_path / "job"),
+        "--processes",
+        "2",
+        "--",
+        *trainer,
+    ]
+    assert subprocess.run([*agent, "3"], capture_output=True, timeout=WAIT_SECONDS).returncode == 0
+    assert commits(tmp_path) == 1
+    assert start(60, "--every", "20").wait(WAIT_SECONDS) == 70
+    said = (tmp_path / "agent.log").read_text()
+    assert "was made by 2 ranks through the library, which directory mode cannot read" in said
+    assert not (tmp_path / "log").exists(), "the script has not run"
+    assert commits(tmp_path) == 1
+    again = subprocess.run([*agent, "5", "--log", str(tmp_path / "log")], capture_output=True, timeout=WAIT_SECONDS)
+    assert again.returncode == 0
+    assert sorted(log_of(tmp_path))[:2] == ["3 0 finished 5", "3 0 restored 3"]

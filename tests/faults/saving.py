@@ -335,7 +335,7 @@ async def _next_start(place: Place, claim: bool, bucket: Bucket | None, with_nod
     rejected: list[str] = []
     try:
         while True:
-            found = store.resolve(RestoreOrder(excluded=tuple(bad)), attempt, world_size=RANKS)
+            found = store.resolve(RestoreOrder(excluded=tuple(bad)), attempt)
             rejected += [r.reason for r in found.rejections]
             if not found.candidates:
                 return Resumed(attempt, 0, None, tuple(rejected), found.fresh_allowed, sources, found.reason)

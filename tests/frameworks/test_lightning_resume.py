@@ -27,6 +27,7 @@ from lightning.pytorch.callbacks import (
 
 from holdfast.errors import RestoreError
 from tests.frameworks.lightning_runs import Net, Placed, Run, Written, after, differences, train
+from tests.train.alone_ranks import rewritten
 from tests.train.fake_agent import FakeAgent, Image
 
 EPOCH = 6
@@ -254,6 +255,29 @@ def test_another_order_of_samples_is_refused_unless_it_is_allowed(tmp_path: Path
         resumed(other, images[8], tmp_path / "refused")
     again, _ = resumed(replace(other, holdfast={"allow": ("sample-order",)}), images[8], tmp_path / "allowed")
     assert ("boundary", 9) in again.record
+
+
+def test_an_epoch_that_another_number_of_ranks_has_begun_is_refused_and_between_two_epochs_any_number_goes_on(
+    tmp_path: Path,
+) -> None:
+    """Two ranks that did the same stand for two. Inside an epoch Lightning would end it where the batches of both numbers together make one."""
+    run = Run()
+    _, images = kept(run, tmp_path)
+
+    def by_one(boundary: int) -> Run:
+        again = replace(run, record=[])
+        image = rewritten(images[boundary], lambda state: state["parts"]["trainer"].update(ranks=2))
+        with FakeAgent(tmp_path / f"from-{boundary}") as agent, agent.as_environment():
+            agent.other_world = [image, image]
+            train(again, tmp_path, seed=99)
+        return again
+
+    with pytest.raises(
+        RestoreError,
+        match=r"inside an epoch that 2 ranks have begun; 1 are here.*Go on with 2 ranks to the end of the epoch",
+    ):
+        by_one(EPOCH + 2)
+    assert unmarked(after(by_one(EPOCH).record, EPOCH)) == unmarked(after(run.record, EPOCH))
 
 
 def test_a_round_stops_training_at_a_boundary_and_it_goes_on_from_there(tmp_path: Path) -> None:

@@ -101,8 +101,7 @@ class Actor:
 
     def _live(self) -> None:
         chance = random.Random(f"{self.stage.seed}/{self.attempt}" + (f"/{self.life}" if self.life else ""))
-        ranks = self.stage.happens.ranks
-        found = self.world.store.resolve(RestoreOrder(excluded=self.excluded), self.attempt, world_size=ranks)
+        found = self.world.store.resolve(RestoreOrder(excluded=self.excluded), self.attempt)
         if not found.candidates and not found.fresh_allowed:
             return
         chosen = (
@@ -213,7 +212,7 @@ class Branch(Actor):
         chance = random.Random(f"{self.stage.seed}/branch")
         other = World(self.stage.bucket, "uid-2")
         order = RestoreOrder(resume_from_uid="uid-1")
-        found = other.store.resolve(order, 1, world_size=self.stage.happens.ranks).candidates
+        found = other.store.resolve(order, 1).candidates
         if found:
             parent = chance.choice(found).record.ref
             other.store.claim(other.a_claim(1, parent, parent_uid="uid-1"))

@@ -67,7 +67,7 @@ def test_whoever_is_not_let_in_is_denied_and_never_told_that_there_is_nothing(go
     google.admits = lambda token: False
     raises_at_every_call(a_bucket(google), Denied, "GOOGLE_APPLICATION_CREDENTIALS")
     with pytest.raises(Denied):
-        JobStore(a_bucket(google), "ns", "job", "uid-1").resolve(RestoreOrder(), 1, world_size=1)
+        JobStore(a_bucket(google), "ns", "job", "uid-1").resolve(RestoreOrder(), 1)
 
 
 def test_a_server_that_is_not_there_is_unavailable() -> None:

@@ -19,7 +19,7 @@ def a_branch(bucket: Bucket) -> World:
 
 
 def found(world: World, order: RestoreOrder) -> list[tuple[str, str]]:
-    return [(c.record.job_uid, str(c.record.ref)) for c in world.store.resolve(order, 2, world_size=1).candidates]
+    return [(c.record.job_uid, str(c.record.ref)) for c in world.store.resolve(order, 2).candidates]
 
 
 OWN, SOURCE = ("uid-2", "1/1"), ("uid-1", "1/1")
@@ -44,7 +44,7 @@ def test_a_rejection_of_the_source_says_whose_it_is() -> None:
     world = a_branch(bucket)
     commit = next(k for k in bucket.objects if "job-uid-1/" in k and k.endswith("commit.json"))
     bucket.damage(commit, b"{}")
-    rejections = world.store.resolve(RestoreOrder(excluded=(ref(1, 1),), own_only=True), 2, world_size=1).rejections
+    rejections = world.store.resolve(RestoreOrder(excluded=(ref(1, 1),), own_only=True), 2).rejections
     assert [(r.job_uid, r.attempt, r.save) for r in rejections] == [("uid-1", 1, 1)]
 
 

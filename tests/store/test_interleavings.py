@@ -149,9 +149,9 @@ def test_what_is_given_up_is_buried_where_somebody_may_finish_it(buried: bool) -
     world.store.discard(ref(1, 1), sent=buried)
     if buried:
         assert refused
-        assert world.candidates(2, world_size=2) == []
+        assert world.candidates(2) == []
         return
-    assert world.candidates(2, world_size=2) == ["1/1"], "torn, and taken for a checkpoint"
+    assert world.candidates(2) == ["1/1"], "torn, and taken for a checkpoint"
     with pytest.raises(Absent):
         world.image(ref(1, 1))
 

@@ -71,7 +71,7 @@ def test_a_rollback_is_a_claim_with_an_older_parent_and_holds_for_all_that_follo
     world.claimed(2, ref(1, 1))
     assert world.candidates(3) == ["1/1"]
     order = RestoreOrder(pinned=ref(1, 3))
-    found = world.store.resolve(order, 3, world_size=1)
+    found = world.store.resolve(order, 3)
     assert found.candidates == ()
     assert not found.fresh_allowed
     assert "1/3" in found.reason
@@ -80,7 +80,7 @@ def test_a_rollback_is_a_claim_with_an_older_parent_and_holds_for_all_that_follo
 def test_what_the_operator_excludes_is_left_out_and_named_when_nothing_else_is_left(world: World) -> None:
     world.claimed(1).saved(1, 1).saved(1, 2).saved(1, 3)
     assert world.candidates(2, RestoreOrder(excluded=(ref(1, 3),))) == ["1/2", "1/1"]
-    found = world.store.resolve(RestoreOrder(excluded=(ref(1, 3), ref(1, 2), ref(1, 1))), 2, world_size=1)
+    found = world.store.resolve(RestoreOrder(excluded=(ref(1, 3), ref(1, 2), ref(1, 1))), 2)
     assert found.candidates == ()
     assert not found.fresh_allowed
     assert all(name in found.reason for name in ("1/1", "1/2", "1/3"))
@@ -129,7 +129,7 @@ def test_when_all_own_ones_are_bad_the_source_of_a_branch_is_still_found(bucket:
     branch.claimed(2, ref(1, 1)).saved(2, 1)
     order = RestoreOrder(horizon=ref(2, 1), retained=(ref(2, 1),))
     assert branch.candidates(3, order) == ["2/1"]
-    found = branch.store.resolve(dataclasses.replace(order, excluded=(ref(2, 1),)), 3, world_size=1)
+    found = branch.store.resolve(dataclasses.replace(order, excluded=(ref(2, 1),)), 3)
     assert [(c.record.job_uid, str(c.record.ref)) for c in found.candidates] == [("uid-1", "1/1")]
 
 
@@ -164,7 +164,7 @@ def test_a_commit_above_the_horizon_that_the_operator_has_not_heard_of_is_found_
 def test_when_nothing_can_be_used_what_lies_below_the_horizon_is_named_too() -> None:
     """C1."""
     world = World(MemoryBucket()).claimed(1).saved(1, 1).claimed(2, ref(1, 1)).saved(2, 1)
-    found = world.store.resolve(RestoreOrder(excluded=(ref(2, 1),), horizon=ref(1, 9)), 3, world_size=1)
+    found = world.store.resolve(RestoreOrder(excluded=(ref(2, 1),), horizon=ref(1, 9)), 3)
     assert (found.candidates, found.fresh_allowed) == ((), False)
     assert "1/1" in found.reason
     assert "2/1" in found.reason
@@ -187,7 +187,7 @@ def test_a_damaged_commit_record_is_rejected_and_the_next_older_taken() -> None:
     bucket = MemoryBucket()
     world = World(bucket).claimed(1).saved(1, 1).saved(1, 2)
     bucket.damage(world.store.prefix + layout.commit_key(ref(1, 2)), b"{}")
-    found = world.store.resolve(RestoreOrder(), 2, world_size=1)
+    found = world.store.resolve(RestoreOrder(), 2)
     assert [str(c.record.ref) for c in found.candidates] == ["1/1"]
     assert [(r.attempt, r.save, r.of_checkpoint) for r in found.rejections] == [(1, 2, True)]
 
@@ -196,7 +196,7 @@ def test_a_failed_verdict_rejects_and_a_passed_one_does_not(world: World) -> Non
     world.claimed(1).saved(1, 1).saved(1, 2).saved(1, 3)
     for save, passed in ((3, False), (2, True)):
         world.store.write_verdict(Verdict("uid-1", 1, save, "canary", passed, "loss 9 instead of 2", NOW))
-    found = world.store.resolve(RestoreOrder(), 2, world_size=1)
+    found = world.store.resolve(RestoreOrder(), 2)
     assert [str(c.record.ref) for c in found.candidates] == ["1/2", "1/1"]
     assert "canary failed: loss 9" in found.rejections[0].reason
     assert [v.check for v in world.store.read_verdicts(ref(1, 3))] == ["canary"]
@@ -208,14 +208,9 @@ def test_weights_alone_are_not_continued(world: World) -> None:
     assert world.candidates(2) == ["1/1"]
 
 
-def test_another_number_of_ranks_stops_the_search_instead_of_losing_progress_silently(world: World) -> None:
+def test_how_many_ranks_made_a_checkpoint_does_not_matter(world: World) -> None:
     world.claimed(1).saved(1, 1, b"aaaa").saved(1, 2, [b"aaaa", b"bbbb"])
-    found = world.store.resolve(RestoreOrder(), 2, world_size=1)
-    assert found.candidates == ()
-    assert not found.fresh_allowed
-    assert "made by 2 ranks, this attempt has 1" in found.reason
-    assert [r.of_checkpoint for r in found.rejections] == [False]
-    assert world.candidates(2, world_size=2) == ["1/2"]
+    assert world.candidates(2) == ["1/2", "1/1"]
 
 
 def test_no_more_than_enough_candidates_are_read(world: World) -> None:
@@ -227,13 +222,13 @@ def test_no_more_than_enough_candidates_are_read(world: World) -> None:
 
 class TestStartingFromNothing:
     def test_is_allowed_where_no_commit_has_ever_been(self, world: World) -> None:
-        found = world.store.resolve(RestoreOrder(), 1, world_size=1)
+        found = world.store.resolve(RestoreOrder(), 1)
         assert found.fresh_allowed
         assert not world.store.ever_committed()
 
     def test_is_still_allowed_when_earlier_attempts_left_only_unfinished_saves(self, world: World) -> None:
         world.claimed(1).prepared(1, 1)
-        assert world.store.resolve(RestoreOrder(), 2, world_size=1).fresh_allowed
+        assert world.store.resolve(RestoreOrder(), 2).fresh_allowed
 
     def test_is_never_allowed_again_after_a_commit_even_if_all_are_gone(self, world: World) -> None:
         world.claimed(1).saved(1, 1).saved(1, 2).saved(1, 3)
@@ -241,7 +236,7 @@ class TestStartingFromNothing:
         prefix = world.store.prefix
         for save in (2, 3):
             world.store.bucket.delete([prefix + layout.commit_key(ref(1, save))])
-        found = world.store.resolve(RestoreOrder(), 2, world_size=1)
+        found = world.store.resolve(RestoreOrder(), 2)
         assert found.candidates == ()
         assert not found.fresh_allowed
         assert "has had checkpoints" in found.reason
@@ -252,18 +247,18 @@ class TestStartingFromNothing:
         world = World(bucket).claimed(1).saved(1, 1).saved(1, 2)
         for save in (1, 2):
             bucket.damage(world.store.prefix + layout.commit_key(ref(1, save)), b"?")
-        found = world.store.resolve(RestoreOrder(), 2, world_size=1)
+        found = world.store.resolve(RestoreOrder(), 2)
         assert (found.candidates, found.fresh_allowed) == ((), False)
         assert "1/1" in found.reason
         assert "1/2" in found.reason
 
     def test_is_allowed_when_the_user_says_so(self, world: World) -> None:
         world.claimed(1).saved(1, 1)
-        found = world.store.resolve(RestoreOrder(fresh=True, excluded=(ref(1, 1),)), 2, world_size=1)
+        found = world.store.resolve(RestoreOrder(fresh=True, excluded=(ref(1, 1),)), 2)
         assert found.fresh_allowed
 
     def test_is_not_allowed_in_place_of_a_pinned_checkpoint(self, world: World) -> None:
-        found = world.store.resolve(RestoreOrder(pinned=ref(1, 1)), 1, world_size=1)
+        found = world.store.resolve(RestoreOrder(pinned=ref(1, 1)), 1)
         assert not found.fresh_allowed
 
     @pytest.mark.parametrize("error", [Unavailable, Denied])
@@ -277,7 +272,7 @@ class TestStartingFromNothing:
                 world.store.read_commit(ref(1, 1))
         else:
             with pytest.raises(error):
-                world.store.resolve(RestoreOrder(), 2, world_size=1)
+                world.store.resolve(RestoreOrder(), 2)
 
     def test_is_not_offered_by_a_newer_format(self) -> None:
         bucket = MemoryBucket()
@@ -287,14 +282,14 @@ class TestStartingFromNothing:
         before, _, after = later.rpartition(later.split(b'"check":"')[1][:64])
         bucket.damage(key, before + digest(before + after).encode() + after)
         with pytest.raises(Misconfigured, match="newer one"):
-            world.store.resolve(RestoreOrder(), 2, world_size=1)
+            world.store.resolve(RestoreOrder(), 2)
 
 
 class TestAnEarlierJobOfTheSameName:
     def test_stops_a_fresh_start_and_says_which_line_to_add(self, bucket: Bucket) -> None:
         World(bucket, "uid-1").claimed(1).saved(1, 1)
         later = World(bucket, "uid-2")
-        found = later.store.resolve(RestoreOrder(), 1, world_size=1)
+        found = later.store.resolve(RestoreOrder(), 1)
         assert (found.candidates, found.fresh_allowed) == ((), False)
         assert "spec.resumeFrom.uid: uid-1" in found.reason
         assert "spec.fresh: true" in found.reason
@@ -302,18 +297,18 @@ class TestAnEarlierJobOfTheSameName:
 
     def test_is_ignored_when_the_user_wants_a_fresh_start(self, bucket: Bucket) -> None:
         World(bucket, "uid-1").claimed(1).saved(1, 1)
-        assert World(bucket, "uid-2").store.resolve(RestoreOrder(fresh=True), 1, world_size=1).fresh_allowed
+        assert World(bucket, "uid-2").store.resolve(RestoreOrder(fresh=True), 1).fresh_allowed
 
     def test_is_not_asked_about_again_once_a_fresh_start_was_claimed(self, bucket: Bucket) -> None:
         World(bucket, "uid-1").claimed(1).saved(1, 1)
         later = World(bucket, "uid-2").claimed(1)
-        assert later.store.resolve(RestoreOrder(), 2, world_size=1).fresh_allowed
+        assert later.store.resolve(RestoreOrder(), 2).fresh_allowed
 
     def test_does_not_count_if_it_never_committed(self, bucket: Bucket) -> None:
         World(bucket, "uid-1").claimed(1).prepared(1, 1)
         later = World(bucket, "uid-2").store
         assert later.earlier_jobs() == ()
-        assert later.resolve(RestoreOrder(), 1, world_size=1).fresh_allowed
+        assert later.resolve(RestoreOrder(), 1).fresh_allowed
 
     def test_is_not_mistaken_for_a_job_whose_name_begins_alike(self, bucket: Bucket) -> None:
         uid = "0b6f7a52-5f0e-4bd1-9d0c-2f3d5a1c7e11"
@@ -332,7 +327,7 @@ class TestAnEarlierJobOfTheSameName:
     def test_still_counts_after_the_claim_when_the_order_no_longer_names_it(self, bucket: Bucket) -> None:
         source = World(bucket, "uid-1").claimed(1).saved(1, 1, b"source").saved(1, 2)
         later = World(bucket, "uid-2").claimed(1, ref(1, 1), parent_uid="uid-1")
-        found = later.store.resolve(RestoreOrder(), 2, world_size=1)
+        found = later.store.resolve(RestoreOrder(), 2)
         assert [(c.record.job_uid, str(c.record.ref)) for c in found.candidates] == [("uid-1", "1/1")]
         manifest = later.store.read_manifest(found.candidates[0].record, 0)
         view = memoryview(bytearray(4))
@@ -344,7 +339,7 @@ class TestAnEarlierJobOfTheSameName:
         assert source.candidates(2) == ["1/2", "1/1"]
 
     def test_that_has_nothing_allows_no_fresh_start_by_accident(self, bucket: Bucket) -> None:
-        found = World(bucket, "uid-2").store.resolve(RestoreOrder(resume_from_uid="uid-1"), 1, world_size=1)
+        found = World(bucket, "uid-2").store.resolve(RestoreOrder(resume_from_uid="uid-1"), 1)
         assert (found.candidates, found.fresh_allowed) == ((), False)
         assert "uid-1" in found.reason
 
@@ -353,7 +348,7 @@ class TestAnEarlierJobOfTheSameName:
         source = World(bucket, "uid-1").claimed(1).saved(1, 1)
         later = World(bucket, "uid-2").claimed(1, ref(1, 1), parent_uid="uid-1")
         bucket.damage(source.store.prefix + layout.commit_key(ref(1, 1)), b"?")
-        found = later.store.resolve(RestoreOrder(), 2, world_size=1)
+        found = later.store.resolve(RestoreOrder(), 2)
         assert (found.candidates, found.fresh_allowed) == ((), False)
         assert "1/1" in found.reason
 

@@ -17,7 +17,7 @@ def test_what_is_known_not_to_be_finite_is_refused_with_its_reason_and_the_next_
     world: World,
 ) -> None:
     world.claimed(1).told(1, 1, True).told(1, 2, None).told(1, 3, False).told(1, 4, False)
-    found = world.store.resolve(RestoreOrder(), 2, world_size=1)
+    found = world.store.resolve(RestoreOrder(), 2)
     assert [str(c.record.ref) for c in found.candidates] == ["1/2", "1/1"]
     assert {(r.save, r.of_checkpoint, r.job_uid) for r in found.rejections} == {(4, True, ""), (3, True, "")}
     assert all("model.w held NaN" in r.reason for r in found.rejections)
@@ -26,14 +26,14 @@ def test_what_is_known_not_to_be_finite_is_refused_with_its_reason_and_the_next_
 def test_where_nothing_else_is_left_the_load_has_the_last_word_and_nothing_starts_from_zero(world: World) -> None:
     """C1."""
     world.claimed(1).told(1, 1, False).told(1, 2, False)
-    found = world.store.resolve(RestoreOrder(), 2, world_size=1)
+    found = world.store.resolve(RestoreOrder(), 2)
     assert [str(c.record.ref) for c in found.candidates] == ["1/2", "1/1"]
     assert (found.rejections, found.fresh_allowed) == ((), False)
 
 
 def test_what_a_person_has_named_is_tried(world: World) -> None:
     world.claimed(1).told(1, 1, True).told(1, 2, False)
-    found = world.store.resolve(RestoreOrder(pinned=ref(1, 2)), 2, world_size=1)
+    found = world.store.resolve(RestoreOrder(pinned=ref(1, 2)), 2)
     assert [str(c.record.ref) for c in found.candidates] == ["1/2"]
 
 
@@ -48,7 +48,7 @@ def test_a_long_run_of_them_hides_nothing() -> None:
 def test_one_of_another_job_is_refused_under_that_jobs_name(bucket: MemoryBucket) -> None:
     World(bucket, "uid-0").claimed(1).told(1, 1, True).told(1, 2, False)
     world = World(bucket, "uid-1")
-    found = world.store.resolve(RestoreOrder(resume_from_uid="uid-0"), 1, world_size=1)
+    found = world.store.resolve(RestoreOrder(resume_from_uid="uid-0"), 1)
     assert [str(c.record.ref) for c in found.candidates] == ["1/1"]
     assert [(r.save, r.job_uid) for r in found.rejections] == [(2, "uid-0")]
 

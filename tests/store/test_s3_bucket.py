@@ -89,7 +89,7 @@ def test_no_fresh_start_is_offered_by_a_store_that_does_not_let_us_in(
 ) -> None:
     store = JobStore(a_bucket(s3_server, **broken), "ns", "job", "uid-1")
     with pytest.raises(Denied):
-        store.resolve(RestoreOrder(), 1, world_size=1)
+        store.resolve(RestoreOrder(), 1)
     with pytest.raises(Denied):
         store.ever_committed()
 

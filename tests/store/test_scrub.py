@@ -64,7 +64,7 @@ def test_a_flipped_bit_is_found_and_a_start_takes_the_next_older_one_without_fet
     assert [str(s.ref) for s in found.done if s.problems] == ["1/4"]
     assert digest(b"ffff") in found.problems[0]
     assert verdicts(world) == {"1/1": True, "1/2": True, "1/3": True, "1/4": False}
-    resolved = world.store.resolve(RestoreOrder(), 2, world_size=1)
+    resolved = world.store.resolve(RestoreOrder(), 2)
     assert [str(c.record.ref) for c in resolved.candidates] == ["1/3", "1/2", "1/1"]
     assert [(r.save, r.of_checkpoint) for r in resolved.rejections] == [(4, False)], "it may be mended"
     assert "scrub" in resolved.rejections[0].reason

@@ -20,7 +20,7 @@ def tried(world: World, **order: object) -> list[str]:
 
 def test_it_is_passed_over_with_its_reason_and_is_not_quarantined(world: World) -> None:
     world.claimed(1).told(1, 1, True).told(1, 2, None).told(1, 3, True, suspect=ODD).told(1, 4, False)
-    found = world.store.resolve(RestoreOrder(), 2, world_size=1)
+    found = world.store.resolve(RestoreOrder(), 2)
     assert [str(c.record.ref) for c in found.candidates] == ["1/2", "1/1"]
     assert {(r.save, r.of_checkpoint) for r in found.rejections} == {(3, False), (4, True)}
     assert any(ODD in r.reason for r in found.rejections)
@@ -29,7 +29,7 @@ def test_it_is_passed_over_with_its_reason_and_is_not_quarantined(world: World) 
 def test_where_nothing_sound_is_left_the_newest_of_them_is_continued_and_nothing_starts_from_zero(world: World) -> None:
     """C1. NaN is worse: a load would refuse it."""
     world.claimed(1).told(1, 1, True, suspect=ODD).told(1, 2, True, suspect=ODD).told(1, 3, False, suspect=ODD)
-    found = world.store.resolve(RestoreOrder(), 2, world_size=1)
+    found = world.store.resolve(RestoreOrder(), 2)
     assert [str(c.record.ref) for c in found.candidates] == ["1/2", "1/1"]
     assert [(r.save, r.of_checkpoint) for r in found.rejections] == [(3, True)]
     assert not found.fresh_allowed
@@ -54,7 +54,7 @@ def test_no_verdict_speaks_against_what_a_person_trusts(world: World) -> None:
 def test_trust_is_in_the_jobs_own_checkpoint_of_that_number_not_in_another_jobs(bucket: MemoryBucket) -> None:
     World(bucket, "uid-0").claimed(1).told(1, 1, True).told(1, 2, True, suspect=ODD)
     order = RestoreOrder(resume_from_uid="uid-0", trusted=(ref(1, 2),))
-    found = World(bucket, "uid-1").store.resolve(order, 1, world_size=1)
+    found = World(bucket, "uid-1").store.resolve(order, 1)
     assert [str(c.record.ref) for c in found.candidates] == ["1/1"]
     assert [(r.save, r.job_uid) for r in found.rejections] == [(2, "uid-0")]
 

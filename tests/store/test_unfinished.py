@@ -28,12 +28,12 @@ def left(world: World, worker: int, save: int = 2, **fields) -> tuple[Pending, o
 def test_what_both_nodes_bring_is_a_checkpoint_byte_for_byte(world: World) -> None:
     """B2: nothing of it exists before it is whole."""
     assert world.sent(*left(world, 0), IMAGES[0]) is None
-    assert world.candidates(2, world_size=2) == ["1/1"]
+    assert world.candidates(2) == ["1/1"]
     record = world.sent(*left(world, 1), IMAGES[1])
     assert record is not None
     assert record.base == ref(1, 1)
     assert record.refers_to == (ref(1, 1),)
-    assert world.candidates(2, world_size=2) == ["1/2", "1/1"]
+    assert world.candidates(2) == ["1/2", "1/1"]
     assert [world.image(ref(1, 2), rank) for rank in (0, 1)] == IMAGES
 
 

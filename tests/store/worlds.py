@@ -40,6 +40,8 @@ class World:
         self.store = JobStore(bucket, "ns", "job", uid)
         self.tensors: tuple[TensorEntry, ...] = ()
         """Of the images that are saved from now on."""
+        self.tensors_of: dict[int, tuple[TensorEntry, ...]] = {}
+        """Of those of some ranks, where they differ."""
 
     def a_claim(
         self, attempt: int, parent: CheckpointRef | None = None, *, incarnation: str = "", parent_uid: str = ""
@@ -119,8 +121,9 @@ class World:
                     self.store.put_chunk(at, name, piece)
             chunks.append(Chunk(name, length, at))
         return RankManifest(
-            self.uid, attempt, save, rank, ranks, save, len(content), CHUNK, tuple(chunks), self.tensors
-        )
+            self.uid, attempt, save, rank, ranks, save, len(content), CHUNK, tuple(chunks),
+            self.tensors_of.get(rank, self.tensors),
+        )  # fmt: skip
 
     def left(
         self,
@@ -152,8 +155,8 @@ class World:
             store.create_manifest(manifest)
         return store.finish(pending)
 
-    def candidates(self, attempt: int, order: RestoreOrder | None = None, *, world_size: int = 1) -> list[str]:
-        found = self.store.resolve(order or RestoreOrder(), attempt, world_size=world_size)
+    def candidates(self, attempt: int, order: RestoreOrder | None = None) -> list[str]:
+        found = self.store.resolve(order or RestoreOrder(), attempt)
         return [str(c.record.ref) for c in found.candidates]
 
     def image(self, checkpoint: CheckpointRef, rank: int = 0) -> bytes:

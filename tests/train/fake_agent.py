@@ -1,5 +1,6 @@
 """An agent reduced to its socket: it keeps what ranks capture as files and hands them back as restore images. It commits nothing and talks to nobody."""
 
+import json
 import os
 import shutil
 import socket
@@ -11,8 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from holdfast_api import names, ranks
-from holdfast_api.manifest import TensorEntry
+from holdfast_agent import covering
+from holdfast_api import codec, names, ranks
+from holdfast_api.layout import CheckpointRef
+from holdfast_api.manifest import Chunk, RankManifest, TensorEntry
+from holdfast_store.chunks import digest
+from holdfast_store.samples import STATE_NAME
 
 WAIT = 60.0
 CHUNK = 64 << 10
@@ -55,6 +60,11 @@ class FakeAgent:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = str(directory / "agent.sock")
         self.restore_from: dict[int, list[Image]] = {}
+        self.other_world: list[Image] = []
+        """Of all ranks of a checkpoint that another number of ranks has made: offered instead."""
+        self.parts_wanted: dict[int, ranks.PartsWanted] = {}
+        self.chunk_bytes_read: dict[int, int] = {}
+        """By rank: of the chunks that hold what it wanted."""
         self.refuse_restore = self.refuse_plan = ""
         self.seen_finite = False
         self.keep_slots = False
@@ -163,8 +173,12 @@ class FakeAgent:
                 connection.offers = list(self.restore_from.get(message.rank, []))
                 self.connections[message.rank] = connection
                 return ranks.Welcome(attempt=message.attempt, chunk_bytes=CHUNK, every_steps=self.every_steps)
+            case ranks.RestoreWanted() if self.other_world:
+                return self._tell_of_the_others(connection)
             case ranks.RestoreWanted() | ranks.LoadFailed(of_checkpoint=True):
                 return self._next_offer(connection)
+            case ranks.PartsWanted():
+                return self._assemble(connection, message)
             case ranks.Plan():
                 return self._make_slots(connection, message)
             case ranks.CapturedSlot():
@@ -184,6 +198,37 @@ class FakeAgent:
         image = connection.offers.pop(0)
         size = image.path.stat().st_size
         return ranks.RestoreReady(str(image.path), size, 1, 1, image.boundary, image.entries, self.seen_finite)
+
+    def _tell_of_the_others(self, connection: Connection) -> ranks.FromAgent:
+        path, sources, at = self.directory / f"states-for-{connection.rank}", [], 0
+        with path.open("wb") as file:
+            for number, image in enumerate(self.other_world):
+                entry = next(e for e in image.entries if e.name == STATE_NAME)
+                data = image.path.read_bytes()
+                state = data[entry.offset_bytes : entry.offset_bytes + entry.length_bytes].rstrip()
+                tensors = json.dumps(codec.to_plain(image.entries)).encode()
+                file.write(state + tensors)
+                sources.append(ranks.SourceRank(number, at, len(state), at + len(state), len(tensors)))
+                at += len(state) + len(tensors)
+        return ranks.OtherWorld(str(path), 1, 1, self.other_world[0].boundary, tuple(sources))
+
+    def _assemble(self, connection: Connection, message: ranks.PartsWanted) -> ranks.FromAgent:
+        """By the agent's own plan, from the images as files."""
+        manifests = {n: _manifest(n, len(self.other_world), image) for n, image in enumerate(self.other_world)}
+        cover = covering.cover(message.regions, manifests)
+        plan = covering.jobs({connection.rank: cover}, manifests)
+        made = bytearray(b"\xee" * cover.image_bytes)
+        for job in plan:
+            at = job.index * CHUNK
+            data = self.other_world[job.rank].path.read_bytes()[at : at + CHUNK]
+            for cut in job.cuts:
+                cut.copy(memoryview(data), memoryview(made))
+        path = self.directory / f"parts-of-{connection.rank}"
+        path.write_bytes(made)
+        self.parts_wanted[connection.rank] = message
+        self.chunk_bytes_read[connection.rank] = sum(manifests[j.rank].chunks[j.index].length for j in plan)
+        boundary = self.other_world[0].boundary
+        return ranks.RestoreReady(str(path), len(made), 1, 1, boundary, cover.entries)
 
     def _make_slots(self, connection: Connection, plan: ranks.Plan) -> ranks.FromAgent:
         if self.refuse_plan:
@@ -208,3 +253,10 @@ class FakeAgent:
             self.captured.append((rank, message))
             self._changed.notify_all()
         return None if self.keep_slots else ranks.SlotFree(slot=message.slot, boundary=message.boundary, committed=True)
+
+
+def _manifest(rank: int, world: int, image: Image) -> RankManifest:
+    data = image.chunks()
+    chunks = tuple(Chunk(digest(memoryview(c)), len(c), CheckpointRef(1, 1)) for c in data)
+    whole = sum(map(len, data))
+    return RankManifest("uid", 1, 1, rank, world, image.boundary, whole, CHUNK, chunks, image.entries)

@@ -401,16 +401,20 @@ class ResumeFrom(Model):
     """ATTEMPT/SAVE; empty: the newest that validates."""
 
 
+_IN_A_NEW_JOB = (
+    "spec.{} cannot be changed: delete the job, whose checkpoints stay, and create it again with another number and its uid as spec.resumeFrom.uid: "
+    "any number of ranks can load them"
+)
+"""Checkpoints are loaded by any number of ranks; what an attempt's members are is settled when the job is made."""
+
+
 class TrainingJobSpec(Model):
     """What a person asks for."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(
-            rule("self.workers == oldSelf.workers", "spec.workers cannot be changed: create a job of another name"),
-            rule(
-                "self.processesPerWorker == oldSelf.processesPerWorker",
-                "spec.processesPerWorker cannot be changed: create a job of another name",
-            ),
+            rule("self.workers == oldSelf.workers", _IN_A_NEW_JOB.format("workers")),
+            rule("self.processesPerWorker == oldSelf.processesPerWorker", _IN_A_NEW_JOB.format("processesPerWorker")),
             rule(
                 "self.checkpoint.source != 'directory' || (self.workers == 1 && self.processesPerWorker == 1)",
                 "spec.checkpoint.source: directory needs workers: 1 and processesPerWorker: 1; let the script start its processes itself "
@@ -423,7 +427,7 @@ class TrainingJobSpec(Model):
         )
     )
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Pods of the job."""
+    """Pods of the job. A later job of the same name may go on from its checkpoints with another number (`resumeFrom.uid`)."""
     processes_per_worker: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes (ranks) in each pod."""
     suspend: bool = False

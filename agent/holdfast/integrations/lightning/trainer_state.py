@@ -62,6 +62,7 @@ class TrainerState:
         logged = self._logged()
         state = {
             "lightning": version_of(trainer),
+            "ranks": trainer.world_size,
             "progress": progress,
             "at_end": logged["logged"] if self.stopped_early else None,
             "inside_epoch": epochs["current"]["ready"] > epochs["current"]["processed"],
@@ -150,6 +151,12 @@ class TrainerState:
         """Raises RestoreError where other things are there than were saved."""
         trainer = self._trainer
         saved = self._saved = _unpacked(state, trainer.strategy.root_device)
+        if self.inside_epoch and saved.get("ranks", trainer.world_size) != trainer.world_size:
+            # It would end the epoch after as many batches as its loader has for this number of ranks, those of the other number counted in.
+            raise RestoreError(
+                f"the checkpoint stands inside an epoch that {saved['ranks']} ranks have begun; {trainer.world_size} are here, and Lightning counts the "
+                f"batches of an epoch by itself. Go on with {saved['ranks']} ranks to the end of the epoch; between two epochs any number can go on"
+            )
         _put_progress(trainer.fit_loop, saved["progress"], saved["lightning"], version_of(trainer))
         trainer.fit_loop.epoch_loop._batches_that_stepped = saved["batches_that_stepped"]
         trainer.should_stop = saved["should_stop"]
