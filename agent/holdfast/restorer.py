@@ -93,7 +93,13 @@ class Restorer:
         if reshaped is not None and reshaped[0] == (offer.attempt, offer.save):
             document = reshaped[1].document
             return load_parts(
-                document, offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress, finite=offer.finite
+                document,
+                offer.path,
+                offer.image_bytes,
+                offer.tensors,
+                self._registry,
+                self._progress,
+                finite=offer.finite,
             )
         return load_image(
             offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress, finite=offer.finite

@@ -316,12 +316,16 @@ async def test_a_checkpoint_of_another_job_is_read_where_that_job_has_it(tmp_pat
 
 
 @pytest.mark.parametrize("seen", [(True, True), (True, None), (None, True), (None, None)])
-async def test_what_was_seen_to_be_finite_is_so_if_it_was_seen_of_every_rank(tmp_path: Path, seen: tuple[bool | None, ...]) -> None:
+async def test_what_was_seen_to_be_finite_is_so_if_it_was_seen_of_every_rank(
+    tmp_path: Path, seen: tuple[bool | None, ...]
+) -> None:
     """What this rank is given comes from all of them (C4); else it looks by itself."""
     m = Member(tmp_path)
     m.world.tensors_of = {0: tensors(0), 1: tensors(1)}
     record = m.world.prepared(1, 2, images())
-    m.world.store.commit(replace(record, ranks=tuple(replace(e, finite=f) for e, f in zip(record.ranks, seen, strict=True))))
+    m.world.store.commit(
+        replace(record, ranks=tuple(replace(e, finite=f) for e, f in zip(record.ranks, seen, strict=True)))
+    )
     asks = Asks(m, rows(0, 4))
     await m.fetched(9, 2)
     await handed(m, asks)
