@@ -718,6 +718,8 @@ class StatefulPart:
         state = cloned(tree.decode(saved, tensors))
         try:
             self.target.load_state_dict(state)
+        except RestoreError:  # of our own: it says what to do
+            raise
         except Exception as e:
             raise RestoreError(
                 f"{self.name} ({type(self.target).__name__}) does not take its state back: {type(e).__name__}: {e}. Register what the checkpoint was made "

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from holdfast.errors import UnsupportedState
+from holdfast.errors import RestoreError, UnsupportedState
 from holdfast.integrations.transformers import attach, refusals
+from holdfast.integrations.transformers.trainer_state import TrainerState
 from tests.frameworks.trainer_runs import Kind, Numbers, Run, make, train
+from tests.train.alone_ranks import rewritten
 from tests.train.fake_agent import FakeAgent
 
 
@@ -221,3 +224,21 @@ def test_what_is_allowed_says_nothing(tmp_path: Path) -> None:
     run = Run(args={"save_strategy": "steps", "save_steps": 4, "max_steps": 4}, holdfast={"allow": "save-strategy"})
     train(replace(run, record=[]), tmp_path)
     assert (tmp_path / "output" / "checkpoint-4").is_dir()
+
+
+def test_a_checkpoint_of_another_number_of_ranks() -> None:
+    """Whatever its loader could do: the Trainer would end after as many steps as this number of ranks makes of its epochs."""
+    trainer = SimpleNamespace(args=SimpleNamespace(world_size=1), callback_handler=SimpleNamespace(callbacks=[]))
+    state = TrainerState(trainer, other_callbacks=False)
+    with pytest.raises(RestoreError, match=r"was made by 2 ranks, and 1 are here.*Go on with 2 ranks"):
+        state.load_state_dict({"ranks": 2})
+    state.load_state_dict({"ranks": 1})
+    state.load_state_dict({})
+
+
+def test_a_checkpoint_says_how_many_ranks_made_it(tmp_path: Path) -> None:
+    with FakeAgent(tmp_path, every_steps=1) as agent, agent.as_environment():
+        train(Run(), tmp_path)
+        found: list[int] = []
+        rewritten(agent.newest(), lambda state: found.append(state["parts"]["trainer"]["ranks"]))
+    assert found == [1]

@@ -151,7 +151,8 @@ class TrainerState:
         """Raises RestoreError where other things are there than were saved."""
         trainer = self._trainer
         saved = self._saved = _unpacked(state, trainer.strategy.root_device)
-        if self.inside_epoch and saved.get("ranks", trainer.world_size) != trainer.world_size:
+        begun = self.inside_epoch and saved["progress"]["epoch_loop.batch_progress"]["current"]["ready"] > 0
+        if begun and saved.get("ranks", trainer.world_size) != trainer.world_size:
             # It would end the epoch after as many batches as its loader has for this number of ranks, those of the other number counted in.
             raise RestoreError(
                 f"the checkpoint stands inside an epoch that {saved['ranks']} ranks have begun; {trainer.world_size} are here, and Lightning counts the "

@@ -41,7 +41,14 @@ class TrainerState:
         return self.noted
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises RestoreError where other callbacks are there than were saved."""
+        """Raises RestoreError where other callbacks are there than were saved, or another number of ranks."""
+        here = self._trainer.args.world_size
+        if state and state.get("ranks", here) != here:
+            # Its steps of an epoch, and with them its last step, are reckoned by the number of ranks.
+            raise RestoreError(
+                f"the checkpoint was made by {state['ranks']} ranks, and {here} are here: the Trainer reckons the steps of an epoch, and of the whole run, by "
+                f"the number of ranks, and would leave samples out. Go on with {state['ranks']} ranks"
+            )
         gone = [s["name"] for s in state.get("callbacks", []) if s["name"] not in {_name(c) for c in self._stateful()}]
         if gone and not self._other_callbacks:
             raise RestoreError(
@@ -64,6 +71,7 @@ class TrainerState:
             "counters": {n: _plain(getattr(trainer, n)) for n in COUNTERS},
             "loss": trainer._tr_loss.detach().clone(),
             "control": {n: bool(getattr(trainer.control, n)) for n in CONTROL},
+            "ranks": trainer.args.world_size,
             "at_end": trainer.state.global_step >= trainer.state.max_steps,
             "callbacks": self.callbacks(),
             **more,
