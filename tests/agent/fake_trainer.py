@@ -3,7 +3,7 @@
 Named fake because the state is only bytes: 8 KiB that are a function of (rank, boundary), so that any mixture of two boundaries is seen. It behaves as the
 library does: votes from a helper thread, captures at boundaries only, waits for a free slot, stands still at a round's target.
 
-    fake_trainer.py STEPS [--step-seconds S] [--log FILE] [--crash-at N] [--exit-code N] [--fail-load N] [--finish-seconds S] [--silent]
+    fake_trainer.py STEPS [--step-seconds S] [--log FILE] [--crash-at N] [--exit-code N] [--fail-load N] [--finish-seconds S] [--silent] [--copies]
 """
 
 import argparse
@@ -34,6 +34,8 @@ class FakeTrainer:
     def __init__(self, options):
         self.o = options
         self.rank = int(os.environ["RANK"])
+        self.holder = 0 if options.copies else self.rank
+        """Whose state it has."""
         self.world = int(os.environ["WORLD_SIZE"])
         self.attempt = int(os.environ[names.ENV_ATTEMPT])
         self.socket = socket.socket(socket.AF_UNIX)
@@ -121,7 +123,7 @@ class FakeTrainer:
                 self.log(f"refused {m.boundary}")
                 self.send(ranks.LoadFailed("a tensor is not finite", of_checkpoint=True))
                 continue
-            if content != state(self.rank, m.boundary):
+            if content != state(self.holder, m.boundary):
                 self.log(f"TORN {m.boundary}")
                 sys.exit(66)
             self.boundary = m.boundary
@@ -131,7 +133,8 @@ class FakeTrainer:
 
     def plan(self):
         self.plan_sent = True
-        tensors = (TensorEntry("state", "uint8", (STATE_BYTES,), 0, STATE_BYTES),)
+        group = f"0-{self.world - 1}" if self.o.copies and self.world > 1 else ""
+        tensors = (TensorEntry("state", "uint8", (STATE_BYTES,), 0, STATE_BYTES, group=group),)
         self.send(ranks.Plan(1, STATE_BYTES, tensors))
 
     def step(self):
@@ -198,7 +201,7 @@ class FakeTrainer:
 
     def write(self, path):
         """In pieces with pauses, so that a kill finds it half done."""
-        content = state(self.rank, self.boundary)
+        content = state(self.holder, self.boundary)
         with open(path, "r+b") as file, mmap.mmap(file.fileno(), STATE_BYTES) as memory:
             for at in range(0, STATE_BYTES, 50_000):
                 memory[at : at + 50_000] = content[at : at + 50_000]
@@ -234,6 +237,9 @@ def main():
     parser.add_argument("--environment", default="")
     parser.add_argument("--finish-seconds", type=float, default=0.0, help="between the last step and finish()")
     parser.add_argument("--no-final-rank", type=int, default=-1, help="ends without capturing its last boundary")
+    parser.add_argument(
+        "--copies", action="store_true", help="all ranks hold one state, as under DistributedDataParallel"
+    )
     parser.add_argument("--silent", action="store_true", help="never speaks to the agent")
     options = parser.parse_args()
     if options.environment:

@@ -51,6 +51,25 @@ def test_after_a_notice_all_ranks_are_sealed_at_one_boundary_and_the_next_attemp
     assert survivor.process.poll() is None
 
 
+def test_workers_that_hold_copies_of_one_state_send_a_share_each_and_resume_from_the_whole(gang):
+    """J4: periodic saves, an emergency, and a worker on a new pod, which has of the checkpoint what both have sent."""
+    g = gang(workers=2, trainer=("1000", "--copies")).start().begin()
+    g.wait_for_commit(10)
+    record = g.store.read_commit(CheckpointRef(1, 1))[0]
+    assert record.bytes_sent == record.bytes_logical / 2
+    assert record.run["replicas"] == "agree"
+    g.notice(1)
+    g.wait_for_phase(AgentPhase.SEALED)
+    sealed = g.commits()[-1]
+    g.pods[1].kill(signal.SIGTERM)
+    assert g.pods[1].wait() == 72
+    g.new_pod(1)
+    g.begin()
+    g.wait_for_commit(sealed[1] + 10)
+    assert restored(g) == [f"{r} restored {sealed[1]}" for r in range(2)], "not TORN"
+    assert set(g.pods[1].report().fetched_from) == {"store"}
+
+
 def test_a_bare_sigterm_is_enough_to_seal_the_job(gang):
     g = gang().start().begin()
     g.wait_for_commit(10)

@@ -1,6 +1,7 @@
 """J4: what several workers hold alike is sent once, each worker its share; whoever is slow, gone or wrong costs time and never a byte."""
 
 import asyncio
+import dataclasses
 import os
 import threading
 from collections import Counter
@@ -11,15 +12,18 @@ from pathlib import Path
 import pytest
 
 from holdfast_agent import flush, shares
+from holdfast_agent.clock import Deadline
 from holdfast_agent.errors import SaveGivenUp
 from holdfast_agent.replicas import PARTS, WHOLE, Compared
 from holdfast_agent.threads import Stop, Threads
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import TensorEntry
+from holdfast_api.messages import Cause
 from holdfast_store.chunks import digest
 from holdfast_store.errors import Unavailable
 from holdfast_store.job import JobStore
 from holdfast_store.memory import Effect, Fault, MemoryBucket
+from tests.agent.lone import Lone
 
 CHUNK, PIECES = 4096, 24
 REF = CheckpointRef(1, 3)
@@ -183,6 +187,24 @@ def test_waiting_for_others_says_nothing_about_the_store(tmp_path: Path) -> None
         return await first
 
     assert asyncio.run(run()).waited_seconds > 0.5
+
+
+async def test_an_agent_sends_as_the_worker_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Lone(tmp_path)
+    config = dataclasses.replace(one.shared.settings.config, worker=1)
+    one.shared.settings = dataclasses.replace(one.shared.settings, config=config)
+    jobs: list[flush.Job] = []
+
+    async def seen(job: flush.Job, *_: object, **__: object) -> flush.Written:
+        jobs.append(job)
+        raise SaveGivenUp("seen")
+
+    monkeypatch.setattr(flush, "write", seen)
+    one.capture(0, 10)
+    with pytest.raises(SaveGivenUp):
+        await one.saves.make(10, Cause.PERIODIC, deadline=Deadline.after(60))
+    assert [job.worker for job in jobs] == [1]
+    await one.close()
 
 
 def test_a_store_that_verifies_nothing_is_written_by_everyone(tmp_path: Path) -> None:
