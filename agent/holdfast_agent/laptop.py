@@ -134,7 +134,7 @@ def examined(directory: Path, processes: int) -> AgentConfig:
     return dataclasses.replace(config, memory_dir=str(_memory_volume() or directory))
 
 
-def order(settings: Settings, attempt: int, restore: RestoreOrder) -> AttemptOrder:
+def order(settings: Settings, attempt: int, restore: RestoreOrder | None = None) -> AttemptOrder:
     """The lock is held, so no older attempt lives: it may be claimed at once (A3)."""
     config = settings.config
     member = Member(0, settings.pod_name, settings.pod_uid, config.serial, settings.node, "127.0.0.1")
@@ -144,7 +144,7 @@ def order(settings: Settings, attempt: int, restore: RestoreOrder) -> AttemptOrd
         (member,),
         config.processes_per_worker,
         may_claim=True,
-        restore=restore,
+        restore=restore or RestoreOrder(),
     )
 
 
