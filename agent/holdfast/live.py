@@ -21,7 +21,7 @@ from holdfast.bits import copy_bits, copyable
 from holdfast.gather import Gather
 from holdfast.generators import Generators, Noted
 from holdfast.live_device import LiveOnDevice
-from holdfast.parts import LARGE_BYTES, NotLive, Place
+from holdfast.part import LARGE_BYTES, NotLive, Place
 from holdfast.snapshot import SnapshotPlan, document_bytes, items_of
 from holdfast.state import Captured, Registry, Small
 from holdfast_rank.image import STATE_NAME

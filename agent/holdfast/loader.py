@@ -25,8 +25,9 @@ from holdfast import rng, tree
 from holdfast.errors import RestoreError, UnsupportedState
 from holdfast.filling import cloned
 from holdfast.ledger import Ledger
-from holdfast.parts import Leaves, StatefulPart, freeze
+from holdfast.part import Leaves, freeze
 from holdfast.redistribute import Rest, redistributed, together
+from holdfast.stateful_part import StatefulPart
 from holdfast_rank.image import Tier
 
 log = logging.getLogger("holdfast")

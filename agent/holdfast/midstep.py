@@ -19,7 +19,7 @@ from holdfast.audit import FIRST_BYTES, ROUNDS, SAVE_BYTES, Audit
 from holdfast.errors import HoldfastError, LinkLost
 from holdfast.live import Live, Noting
 from holdfast.loops import SILENT_BOUNDARIES, Facts, Judgement, judge_loop
-from holdfast.parts import NotLive
+from holdfast.part import NotLive
 from holdfast.progress import Progress
 from holdfast.saver import Saver
 from holdfast.snapshot import document_bytes

@@ -21,9 +21,12 @@ from holdfast import derive, sharding, tree
 from holdfast.allowed import EPOCH_START, OPEN_WINDOW, Allowed
 from holdfast.errors import CheckpointDamaged, RestoreError
 from holdfast.loader import LoaderPart
-from holdfast.parts import GeneratorPart, ModulePart, OptimizerPart, Part, StatefulPart, ZeroPart
+from holdfast.module_part import ModulePart
+from holdfast.optimizer_part import OptimizerPart, ZeroPart
+from holdfast.part import Part
 from holdfast.redistribute import redistributed
 from holdfast.state import Registry
+from holdfast.stateful_part import GeneratorPart, StatefulPart
 from holdfast_api.manifest import TensorEntry
 from holdfast_api.ranks import Region
 

@@ -17,7 +17,7 @@ from holdfast.copying import copy_pool
 from holdfast.errors import HoldfastError, LinkLost, UnsupportedState
 from holdfast.finite import must_be_finite
 from holdfast.live import Live, Noting
-from holdfast.parts import NotLive
+from holdfast.part import NotLive
 from holdfast.progress import Progress
 from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
 from holdfast.state import Captured, Ended, Registry

@@ -18,7 +18,7 @@ from holdfast.bits import copy_bits
 from holdfast.copying import CopyTable
 from holdfast.download import fetch
 from holdfast.errors import UnsupportedState
-from holdfast.parts import Leaves
+from holdfast.part import Leaves
 from holdfast.sharding import Box
 from holdfast.state import Captured
 from holdfast_rank.image import STATE_NAME, Item, Layout, lay_out, state_capacity

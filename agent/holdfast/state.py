@@ -18,18 +18,12 @@ from holdfast.describe import Dataset
 from holdfast.errors import CheckpointDamaged, RestoreError
 from holdfast.gradients import OpenGradients
 from holdfast.loader import LoaderPart, Position
-from holdfast.parts import (
-    LARGE_BYTES,
-    Leaves,
-    ModulePart,
-    NotLive,
-    OptimizerPart,
-    Part,
-    StatefulPart,
-    is_loader,
-    part_for,
-)
+from holdfast.module_part import ModulePart
+from holdfast.optimizer_part import OptimizerPart
+from holdfast.part import LARGE_BYTES, Leaves, NotLive, Part
+from holdfast.parts import is_loader, part_for
 from holdfast.progress import Progress
+from holdfast.stateful_part import StatefulPart
 from holdfast_api import codec
 from holdfast_api.errors import ContractError
 

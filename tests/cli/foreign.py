@@ -9,9 +9,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from holdfast.parts import Leaves, ModulePart, OptimizerPart, StatefulPart
+from holdfast.module_part import ModulePart
+from holdfast.optimizer_part import OptimizerPart
+from holdfast.part import Leaves
 from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
 from holdfast.state import SCHEMA, Captured
+from holdfast.stateful_part import StatefulPart
 from holdfast_api.manifest import Progress
 from holdfast_cli.__main__ import app
 from holdfast_store.adopt import Foreign, adopt

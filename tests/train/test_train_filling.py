@@ -11,7 +11,7 @@ from torch import nn
 import holdfast
 from holdfast import copying, filling
 from holdfast.errors import RestoreError
-from holdfast.parts import ModulePart, plain_targets
+from holdfast.module_part import ModulePart, plain_targets
 
 BIG = (3, 1 << 20)
 

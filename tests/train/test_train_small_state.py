@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from holdfast import generators, rng
 from holdfast.gather import IOV_MAX, Gather
-from holdfast.parts import LARGE_BYTES, freeze
+from holdfast.part import LARGE_BYTES, freeze
 
 DRAWS = {
     "python": random.random,

@@ -16,7 +16,8 @@ from torch import nn
 
 import holdfast
 from holdfast import tree
-from holdfast.parts import Leaves, ModulePart
+from holdfast.module_part import ModulePart
+from holdfast.part import Leaves
 from holdfast_api import ranks
 from holdfast_rank.image import Tier
 

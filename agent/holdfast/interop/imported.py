@@ -20,7 +20,7 @@ from holdfast.filling import first_not_finite
 from holdfast.interop import readers
 from holdfast.interop.errors import Refused
 from holdfast.interop.found import Found
-from holdfast.parts import Leaves
+from holdfast.part import Leaves
 from holdfast.snapshot import SlotWriter, SnapshotPlan, document_bytes
 from holdfast.state import SCHEMA, Captured
 from holdfast_api import codec
