@@ -15,7 +15,7 @@ from holdfast_agent.stopping import Stop
 from holdfast_store.errors import StoreError
 
 FIRST_LOOK_SECONDS = 1.0
-"""So long the first answer about what others have stored is waited for, also in an emergency: one listing costs less than one chunk."""
+"""So long at most the first answer about what others have stored is waited for, also in an emergency: one listing costs less than one chunk."""
 LOOK_SECONDS = 0.5
 PAUSE_SECONDS = 0.05
 LEAST_PATIENCE_SECONDS = 2.0
@@ -61,6 +61,11 @@ def patience(own_seconds: float, left_seconds: float, *, background: bool) -> fl
     return min(HURRIED_PATIENCE * own_seconds, HURRIED_SHARE * left_seconds)
 
 
+def first_look(left_seconds: float) -> float:
+    """Seconds to wait for the first answer. Pure."""
+    return min(FIRST_LOOK_SECONDS, HURRIED_SHARE * left_seconds)
+
+
 class Arrived:
     """What lies under a save by now, as listings say it. Any thread. A listing that hangs or fails holds nobody up: then nothing is known to be there."""
 
@@ -80,8 +85,8 @@ class Arrived:
             return self._sizes.get(name) == size
 
     def has(self, name: str, size: int, patience: Callable[[], float], stop: Stop) -> bool:
-        """Waits for `patience` seconds, which is asked again and again; for the first answer FIRST_LOOK_SECONDS at least."""
-        first_until = time.monotonic() + FIRST_LOOK_SECONDS
+        """Waits for `patience` seconds, which is asked again and again; for the first answer a moment at least."""
+        first_until = time.monotonic() + first_look(stop.left)
         while True:
             if self.shows(name, size):
                 return True

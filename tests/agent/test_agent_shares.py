@@ -271,3 +271,6 @@ def test_patience_ends_long_before_the_deadline() -> None:
     assert shares.patience(900.0, 100.0, background=True) == 50.0
     assert shares.patience(4.0, 1800.0, background=False) == 1.0
     assert shares.patience(4.0, 10.0, background=False) == 0.5
+    assert shares.first_look(1800.0) == shares.FIRST_LOOK_SECONDS
+    assert shares.first_look(10.0) == 0.5
+    assert shares.first_look(0.0) == 0.0
