@@ -49,6 +49,7 @@ _LOSSES = {
     Cause.MANUAL: Loss.NOTHING,
     Cause.FINAL: Loss.NOTHING,
     Cause.FAILURE: Loss.CONTAINER,
+    Cause.ROLLBACK: Loss.CONTAINER,
     Cause.DRILL: Loss.POD,
     Cause.EVICTION: Loss.POD,
     Cause.PRIORITY: Loss.POD,
