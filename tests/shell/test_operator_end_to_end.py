@@ -39,6 +39,8 @@ class Stage:
 
     def __init__(self, api: FakeApiServer) -> None:
         self.api = api
+        self.told: dict[str, Any] = {}
+        """Settings of the operator beside the usual ones."""
         self.agents: dict[str, FakeAgent] = {}
         self.port = 0
         self.operator: Operator | None = None
@@ -54,7 +56,7 @@ class Stage:
             await probe.stop()
         settings = Settings(
             namespace="holdfast-system", watch_namespace="", report_url="http://unused", identity="me",
-            report_port=0, metrics_port=0, health_port=0, agent_port=self.port,
+            report_port=0, metrics_port=0, health_port=0, agent_port=self.port, **self.told,
         )  # fmt: skip
         self.operator = Operator(settings, Access(self.api.url, True))
         self._task = asyncio.create_task(self.operator.run())
