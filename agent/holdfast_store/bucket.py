@@ -73,6 +73,9 @@ class Bucket(Protocol):
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below `prefix` (empty, or ending in "/"), in no promised order. What is created or deleted meanwhile may or may not be seen."""
 
+    def settle(self, prefix: str) -> None:
+        """What a listing of this folder has shown lasts when it returns, though whoever made it may have died before it did (B9)."""
+
     def list_level(self, prefix: str) -> Level:
         """What lies directly below `prefix` (empty, or ending in "/")."""
 

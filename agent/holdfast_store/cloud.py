@@ -122,6 +122,9 @@ class CloudBucket:
         )
         return iter([ObjectInfo(each["path"], each["size"]) for each in found])
 
+    def settle(self, prefix: str) -> None:
+        """An object is listed once it lasts."""
+
     def list_level(self, prefix: str) -> Level:
         inside = check_prefix(prefix).rstrip("/") or None
         found = self._ask_again(

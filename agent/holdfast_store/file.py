@@ -63,6 +63,9 @@ class FileBucket:
         for key, size in self._folder.walk(check_prefix(prefix)):
             yield ObjectInfo(key, size)
 
+    def settle(self, prefix: str) -> None:
+        self._folder.settle(check_prefix(prefix))
+
     def list_level(self, prefix: str) -> Level:
         folders, files = self._folder.level(check_prefix(prefix))
         return Level(tuple(folders), tuple(ObjectInfo(key, size) for key, size in files))

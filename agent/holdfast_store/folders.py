@@ -176,6 +176,14 @@ class Folder:
         for name in folders:
             yield from self.walk(f"{prefix}{name}/")
 
+    def settle(self, prefix: str) -> None:
+        """The names in this folder, and its own, are durable. Nothing to do where it is not there."""
+        parts = prefix.rstrip("/").split("/") if prefix else []
+        with contextlib.suppress(Absent), wrapped(prefix):
+            for depth in range(len(parts) + 1):
+                with self._directory("/".join(parts[:depth])) as fd:
+                    os.fsync(fd)
+
     def level(self, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
         """Sorted folder names, and (key, size) of the files, directly below `prefix`. Nothing for a folder that is not there."""
         folders: list[str] = []

@@ -145,7 +145,9 @@ class JobStore:
     def chunk_sizes(self, ref: CheckpointRef) -> dict[str, int]:
         """The chunks that lie under a save by now, committed or not, by name. What it does not show may be there all the same."""
         prefix = self.prefix + layout.checkpoint_prefix(ref) + "chunks/"
-        return {info.key.removeprefix(prefix): info.size for info in self.bucket.list(prefix)}
+        found = {info.key.removeprefix(prefix): info.size for info in self.bucket.list(prefix)}
+        self.bucket.settle(prefix)
+        return found
 
     def _proved_or_removed(self, chunk: Chunk, key: str) -> None:
         try:

@@ -124,6 +124,9 @@ class MemoryBucket:
             found = self._view(effects)
         return iter([ObjectInfo(key, len(data)) for key, data in sorted(found.items()) if key.startswith(prefix)])
 
+    def settle(self, prefix: str) -> None:
+        """An object is listed once it lasts."""
+
     def list_level(self, prefix: str) -> Level:
         with self._call("list", check_prefix(prefix)) as effects:
             found = self._view(effects)

@@ -71,6 +71,9 @@ class Persistent:
         # Whole, not page by page: a listing that is taken up again in the middle could show an object twice or not at all.
         return iter(self._try(lambda: tuple(self.inner.list(prefix))))
 
+    def settle(self, prefix: str) -> None:
+        self._try(lambda: self.inner.settle(prefix))
+
     def list_level(self, prefix: str) -> Level:
         return self._try(lambda: self.inner.list_level(prefix))
 

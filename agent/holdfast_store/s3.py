@@ -195,6 +195,9 @@ class S3Bucket:
         for page in self._pages(check_prefix(prefix), delimiter=""):
             yield from self._objects(page)
 
+    def settle(self, prefix: str) -> None:
+        """An object is listed once it lasts."""
+
     def list_level(self, prefix: str) -> Level:
         folders: list[str] = []
         objects: list[ObjectInfo] = []

@@ -39,6 +39,7 @@ def missing(records: Records, manifests: Sequence[RankManifest]) -> list[tuple[i
         info.key.removeprefix(prefix): info.size
         for info in (records.bucket.list(prefix) if records.bucket.verifies_uploads else ())
     }
+    records.bucket.settle(prefix)
     found: dict[str, tuple[int, int]] = {}
     for number, manifest in enumerate(manifests):
         for index, chunk in enumerate(manifest.chunks):

@@ -26,6 +26,7 @@ from holdfast_api.config import StorageConfig
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import (
     CheckpointKind,
+    Chunk,
     Claim,
     CommitRecord,
     ParentRef,
@@ -36,7 +37,7 @@ from holdfast_api.manifest import (
     TensorEntry,
 )
 from holdfast_api.messages import Cause, RestoreOrder, UnfinishedCopy
-from holdfast_store import direct
+from holdfast_store import chunks, direct
 from holdfast_store.bucket import Bucket
 from holdfast_store.errors import Absent, AlreadyExists, Corrupt, StoreError
 from holdfast_store.file import FileBucket
@@ -166,6 +167,32 @@ def next_life(root: str) -> None:
     attempt = next_start(place, claim=False).attempt
     place.store().claim(Claim(UID, attempt, f"life-{attempt}", (), None, datetime.now(UTC)))
     save(place, attempt, 1, NEXT)
+
+
+def continues(root: str) -> None:
+    """Takes what an earlier life has left for what it goes on from: looks, claims, saves on top."""
+    place = Place(Path(root))
+    found = next_start(place)
+    save(place, found.attempt, 1, NEXT)
+
+
+def sees_as_a_fellow(root: str) -> list[str]:
+    """Chunks of the second save that another worker would not send, because somebody has (J4)."""
+    return sorted(Place(Path(root)).store().chunk_sizes(CheckpointRef(1, 2)))
+
+
+def sees_as_a_finder(root: str) -> list[str]:
+    """Chunks of the second save that whoever finishes it from a node would not send (E6)."""
+    store = Place(Path(root)).store()
+    ref = CheckpointRef(1, 2)
+    manifests = []
+    for rank in range(RANKS):
+        view = memoryview(state(rank, NEW))
+        pieces = [view[at : at + n] for at, n in chunks.ranges(len(view), CHUNK)]
+        found = tuple(Chunk(chunks.digest(piece), len(piece), ref) for piece in pieces)
+        manifests.append(RankManifest(UID, 1, 2, rank, RANKS, NEW, len(view), CHUNK, found))
+    lacking = {manifests[n].chunks[i].digest for n, i in store.missing(manifests)}
+    return sorted({c.digest for m in manifests for c in m.chunks} - lacking)
 
 
 def laptop_begins(directory: str) -> None:

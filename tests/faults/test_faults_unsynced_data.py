@@ -120,6 +120,20 @@ def killed_at(at: int) -> Callable[[Call], Verdict]:
     return lambda call: Kill() if call.number == at else Go()
 
 
+def killed_after_naming(name: str) -> Callable[[Call], Verdict]:
+    """At the next call after the first object of that name in the store has it."""
+    named = False
+
+    def decide(call: Call) -> Verdict:
+        nonlocal named
+        if named:
+            return Kill()
+        named = call.name == "link" and "/store/" in call.to and name in call.to
+        return Go()
+
+    return decide
+
+
 def test_a_folder_whose_maker_was_killed_is_flushed_by_who_builds_in_it(tmp_path: Path) -> None:
     """B9: killed between mkdir and fsync, the next life finds the folder, saves below it, is told that all is durable; then the power fails."""
     interception.needed()
@@ -159,6 +173,47 @@ def test_who_hears_that_a_name_is_taken_may_build_on_it(tmp_path: Path) -> None:
     recording = Recording(before, [*first, *second])
     for state in recording.states(points.seed(), [recording.moments]):
         assert dict(state.files).get("store/ns/a/b") == b"whole" * 1000
+
+
+def test_what_is_gone_on_from_lasts_whoever_made_it(job_with_a_checkpoint: Place, tmp_path: Path) -> None:
+    """B9: killed between the name of the commit record and its flush; the next life goes on from that checkpoint, and saves; then the power fails."""
+    interception.needed()
+    place = job_with_a_checkpoint.copy(tmp_path / "job")
+    first, outcome = crash_states.record(
+        place, saving.second_save, str(place.root), decide=killed_after_naming("commit.json")
+    )
+    assert outcome.killed
+    second, outcome = crash_states.record(place, saving.continues, str(place.root))
+    assert outcome.error == "", outcome.words
+    recording = Recording(job_with_a_checkpoint, [*first, *second])
+    lost = 0
+    for number, state in enumerate(recording.states(points.seed(), [recording.moments])):
+        place = state.build(Place(tmp_path / f"state-{number}"))
+        place.store().sweep(attempt=3)
+        resumed = saving.next_start(place, claim=False)
+        assert (resumed.boundary, resumed.rejected) == (NEXT, ())
+        lost += not list(place.store_folder.rglob("0000000001/0000000002/commit.json"))
+    assert lost, "the record that was not flushed may be gone: what leans on it does not need it"
+
+
+@pytest.mark.parametrize("looks", [saving.sees_as_a_fellow, saving.sees_as_a_finder])
+def test_who_sees_a_chunk_in_a_listing_may_build_on_it(
+    job_with_a_checkpoint: Place, tmp_path: Path, looks: Callable[[str], list[str]]
+) -> None:
+    """B9, E6, J4: the same for what is not sent because it is there; whoever sent it was killed before he could flush its name."""
+    interception.needed()
+    place = job_with_a_checkpoint.copy(tmp_path / "job")
+    first, outcome = crash_states.record(
+        place, saving.second_save, str(place.root), decide=killed_after_naming("/chunks/")
+    )
+    assert outcome.killed
+    second, outcome = crash_states.record(place, looks, str(place.root))
+    assert outcome.error == "", outcome.words
+    assert outcome.value, "it is seen"
+    recording = Recording(job_with_a_checkpoint, [*first, *second])
+    for state in recording.states(points.seed(), [recording.moments]):
+        there = {Path(path).name for path, _ in state.files if path.startswith("store/")}
+        assert there.issuperset(outcome.value)
 
 
 def test_the_attempt_number_of_a_laptop_is_not_given_again_after_the_power_failed(tmp_path: Path) -> None:

@@ -132,6 +132,36 @@ def test_an_fsync_error_of_the_folder_is_final_for_the_name_that_was_given_in_it
     files.create("a/x", b"1")
 
 
+def test_what_a_listing_has_shown_is_made_to_last(
+    files: FileBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B9: the folder and those above it. Where there is none nothing is made."""
+    files.create("a/b/x", b"1")
+    flushed, real = set(), os.fsync
+
+    def noted(fd: int) -> None:
+        flushed.add(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    files.settle("a/b/")
+    assert flushed == {str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")}
+    files.settle("a/c/d/")
+    assert not (tmp_path / "a/c").exists()
+
+
+def test_a_folder_that_cannot_be_flushed_is_not_called_lasting(
+    files: FileBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_fd: int) -> None:
+        raise OSError(errno.EIO, "ordered fault")
+
+    files.create("a/b/x", b"1")
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(Unavailable):
+        files.settle("a/b/")
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
