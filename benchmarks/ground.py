@@ -18,7 +18,7 @@ from typing import Any, Self
 from kubernetes import client, config
 
 from benchmarks import agent_tap
-from hack.cluster import api
+from hack.cluster import api, turn
 from hack.demo import install
 from hack.demo.kube import Kube, KubectlFailed, wait_for
 
@@ -210,8 +210,10 @@ class Ground:
         self.namespace = f"bench-{name}-{uuid.uuid4().hex[:6]}"
         self._folder = tempfile.TemporaryDirectory(prefix="holdfast-bench-")
         self._jobs: list[str] = []
+        self._turn = turn.taken("make bench")
 
     def __enter__(self) -> Self:
+        self._turn.__enter__()
         try:
             self._begin()
         except BaseException:
@@ -257,6 +259,7 @@ class Ground:
             say(f"not everything could be taken away: {e}")
         finally:
             self._folder.cleanup()
+            self._turn.__exit__(None, None, None)
 
     def _clean_nodes(self) -> None:
         for node in self.cluster.node_names:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hack.cluster import api
+from hack.cluster import api, turn
 from hack.cluster.cluster import Cluster
 from hack.cluster.errors import ClusterError
 from hack.demo import curves, install, metrics, show
@@ -444,6 +444,15 @@ def main() -> int:
     options = parser.parse_args()
     story = Story(damage=options.damage, keep=options.keep, steps=options.steps, out=options.out)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with turn.taken("make demo"):
+            return _told(story)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _told(story: Story) -> int:
+    """The exit status; whatever happens, what the story brought is taken down again."""
     try:
         return story.run()
     except KeyboardInterrupt:
