@@ -73,7 +73,9 @@ def test_a_checkpoint_file_of_lightning_beside_it(tmp_path: Path) -> None:
         UnsupportedState,
         match=r"trainer.fit\(ckpt_path='.*own.ckpt'\) beside HoldfastCallback: two checkpoints.*holdfast import",
     ):
-        trainer(max_steps=2).fit(Net(run), run.make_loader(), ckpt_path=str(tmp_path / "own.ckpt"), weights_only=False)
+        trainer(max_steps=2, default_root_dir=tmp_path).fit(
+            Net(run), run.make_loader(), ckpt_path=str(tmp_path / "own.ckpt"), weights_only=False
+        )
 
 
 CALLBACKS = {

@@ -17,7 +17,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler, TensorDataset
 
 import holdfast
-from holdfast import sharding
+from holdfast import rng, sharding
+from holdfast.loader import Position
+from holdfast.redistribute import redistributed
 from holdfast_api.ranks import LoadFailed
 
 Script = Callable[[int, int], Any]
@@ -577,3 +579,57 @@ def test_a_checkpoint_of_directory_mode_is_refused_by_name_and_not_called_damage
             holdfast.Checkpointer(note=holdfast.Value("")).restore()
         agent.wait(lambda: bool(agent.heard(LoadFailed)), "the rank's words")
         assert not agent.heard(LoadFailed)[0].of_checkpoint
+
+
+def place(epoch: int, batch: int, rank: int) -> dict[str, Any]:
+    """Of rank `rank` of two, of a loader whose samples are counted."""
+    start = rng.capture() | {"owned": []}
+    loader = distributed()(rank, 2)
+    position = Position(loader)
+    for n, _ in enumerate(position.run(epoch + 1, lambda: None)):
+        if position.epoch == epoch and position.batch == batch:
+            position.at_boundary()
+            break
+    return position.state() | {"start": start}
+
+
+class TestOnePlaceOfTwo:
+    def test_ranks_that_stand_in_different_epochs_go_on_at_none_unless_the_earliest_may_begin_again(self) -> None:
+        """Between two epochs each, where nothing else would be asked."""
+        states = [place(2, 1, 0) | {"inside": False, "batch": 0}, place(1, 1, 1) | {"inside": False, "batch": 0}]
+        with pytest.raises(
+            holdfast.RestoreError, match=r"in the middle of epoch 1 .* the ranks stand in different epochs"
+        ):
+            redistributed(states, distributed()(0, 3), 0, 3, restart=False)
+        found = [redistributed(states, distributed()(r, 3), r, 3, restart=True) for r in range(3)]
+        assert [(f["epoch"], f["batch"], f["inside"]) for f in found] == [(1, 0, False)] * 3
+
+    def test_worker_processes_of_different_ranks_are_given_different_seeds(self) -> None:
+        """What they draw for a sample must not be the same on all ranks; an order that is drawn is the one that was begun."""
+        states = [place(0, 1, rank) for rank in range(2)]
+        starts = [redistributed(states, distributed()(r, 3), r, 3, restart=False)["start"] for r in range(3)]
+        assert starts[0] == states[0]["start"]
+        assert len({s["torch"] for s in starts}) == 3
+
+
+def test_what_was_asked_of_one_checkpoint_is_not_taken_for_what_is_offered_next(tmp_path: Path) -> None:
+    """The damaged one was of another number of ranks; the next has the same number in this agent's words, and is loaded as it is."""
+
+    def script(weight: float) -> Script:
+        def run(_: int, __: int) -> float:
+            model = nn.Linear(2, 2)
+            ckpt = holdfast.Checkpointer(model=model)
+            if not ckpt.restore():
+                nn.init.constant_(model.weight, weight)
+                ckpt.step()
+            ckpt.finish()
+            return float(model.weight.detach()[0, 0])
+
+        return run
+
+    damaged = images_of(tmp_path / "a", 2, script(float("nan")))
+    good = images_of(tmp_path / "b", 1, script(7.0))
+    with FakeAgent(tmp_path / "c") as agent, agent.as_environment():
+        agent.other_world, agent.restore_from = damaged, {0: good}
+        assert script(0.0)(0, 1) == 7.0
+        assert agent.heard(LoadFailed)[0].of_checkpoint
