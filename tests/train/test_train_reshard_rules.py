@@ -616,14 +616,14 @@ def test_what_was_asked_of_one_checkpoint_is_not_taken_for_what_is_offered_next(
     """The damaged one was of another number of ranks; the next has the same number in this agent's words, and is loaded as it is."""
 
     def script(weight: float) -> Script:
-        def run(_: int, __: int) -> float:
-            model = nn.Linear(2, 2)
-            ckpt = holdfast.Checkpointer(model=model)
+        def run(_: int, __: int) -> tuple[float, str]:
+            model, note = nn.Linear(2, 2), holdfast.Value(f"of {weight}")
+            ckpt = holdfast.Checkpointer(model=model, note=note)
             if not ckpt.restore():
                 nn.init.constant_(model.weight, weight)
                 ckpt.step()
             ckpt.finish()
-            return float(model.weight.detach()[0, 0])
+            return float(model.weight.detach()[0, 0]), note.value
 
         return run
 
@@ -631,5 +631,5 @@ def test_what_was_asked_of_one_checkpoint_is_not_taken_for_what_is_offered_next(
     good = images_of(tmp_path / "b", 1, script(7.0))
     with FakeAgent(tmp_path / "c") as agent, agent.as_environment():
         agent.other_world, agent.restore_from = damaged, {0: good}
-        assert script(0.0)(0, 1) == 7.0
+        assert script(0.0)(0, 1) == (7.0, "of 7.0")
         assert agent.heard(LoadFailed)[0].of_checkpoint
