@@ -586,7 +586,7 @@ def place(epoch: int, batch: int, rank: int) -> dict[str, Any]:
     start = rng.capture() | {"owned": []}
     loader = distributed()(rank, 2)
     position = Position(loader)
-    for n, _ in enumerate(position.run(epoch + 1, lambda: None)):
+    for _ in position.run(epoch + 1, lambda: None):
         if position.epoch == epoch and position.batch == batch:
             position.at_boundary()
             break
