@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -77,6 +78,15 @@ class Stops(TrainerCallback):
         control.should_training_stop = state.global_step == 7
 
 
+class Draws(TrainerCallback):
+    """At the start, and at that of each epoch: a resumed run begins with both once more."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        torch.rand(3), random.random(), numpy.random.rand()
+
+    on_epoch_begin = on_train_begin
+
+
 class Counts(TrainerCallback, ExportableState):
     """Has a state, and draws; two of them are told apart."""
 
@@ -121,6 +131,7 @@ RUNS: dict[str, Run] = {
     "epochs that a callback ends": Run(callbacks=lambda: [LeavesEpochs()], args=STEPS),
     "a callback that ends training": Run(callbacks=lambda: [Stops()], args=STEPS),
     "callbacks with a state": Run(callbacks=lambda: [Counts()], args={"eval_strategy": "epoch"}),
+    "callbacks that draw, and evaluations that do": Run(callbacks=lambda: [Draws()], collator=noisy, args=STEPS),
     "early stopping": Run(
         callbacks=lambda: [EarlyStoppingCallback(2, 0.3)],
         args={**STEPS, "eval_steps": 3, "metric_for_best_model": "loss", "greater_is_better": False},
