@@ -42,10 +42,10 @@ STEPS = {"eval_strategy": "steps", "eval_steps": 2}
 OWN_SAVES: dict[str, Any] = {"allow": ("save-strategy",)}
 
 
-def kept(run: Run, directory: Path, **args: Any) -> tuple[dict[str, Any], dict[int, Image]]:
-    """A run to its end, with an image of each boundary."""
-    with FakeAgent(directory / "whole", every_steps=1) as agent, agent.as_environment():
-        state = train(run, directory, **args)
+def kept(run: Run, directory: Path, every: int = 1) -> tuple[dict[str, Any], dict[int, Image]]:
+    """A run to its end, with an image of each boundary; `every` 0: only of the last, as it is saved when training is over."""
+    with FakeAgent(directory / "whole", every_steps=every) as agent, agent.as_environment():
+        state = train(run, directory)
         return state, {n: keep(image, directory / f"image-{n}") for n, image in agent.images[0].items()}
 
 
@@ -192,12 +192,28 @@ def test_what_is_over_stays_over_and_a_longer_run_goes_on(name: str, tmp_path: P
     constant = {"lr_scheduler_type": "constant"}
     run, begun = Run(args={**constant, **long}), Run(args={**constant, **short})
     want = train(run, tmp_path)
-    _, images = kept(begun, tmp_path)
-    last = max(images)
+    _, images = kept(begun, tmp_path, every=0)
+    (last,) = images
     over, _ = resumed(begun, images[last], tmp_path / "over")
     assert over.record == after(begun.record, last)
     assert not [r for r in over.record if r[0] == "batch"], "nothing is trained on"
     again, state = resumed(run, images[last], tmp_path / "longer")
+    assert again.record == after(run.record, last)
+    assert differences(want, state) == []
+
+
+def test_what_is_saved_at_the_end_is_the_last_model_and_not_the_best(tmp_path: Path) -> None:
+    """It is loaded at the end in the place of the last."""
+    args = {
+        **RUNS["the best model, loaded at the end"].args,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,
+    }
+    run = Run(args=args, holdfast=OWN_SAVES)
+    want, images = kept(run, tmp_path, every=0)
+    (last,) = images
+    assert want["state"]["best_global_step"] < last
+    again, state = resumed(run, images[last], tmp_path / "again", output_dir=str(tmp_path / "output"))
     assert again.record == after(run.record, last)
     assert differences(want, state) == []
 
