@@ -128,7 +128,7 @@ RUNS: dict[str, Run] = {
     "a stream without a length": Run(data=Endless, args={"max_steps": 9, "gradient_accumulation_steps": 2}),
     "a loader that keeps its own place": Run(loader=stateful_loader),
     "a loader with a generator of its own": Run(loader=plain_loader),
-    "epochs that a callback ends": Run(callbacks=lambda: [LeavesEpochs()], args=STEPS),
+    "epochs that a callback ends": Run(callbacks=lambda: [LeavesEpochs()], collator=noisy, args=STEPS),
     "a callback that ends training": Run(callbacks=lambda: [Stops()], args=STEPS),
     "callbacks with a state": Run(callbacks=lambda: [Counts()], args={"eval_strategy": "epoch"}),
     "callbacks that draw, and evaluations that do": Run(callbacks=lambda: [Draws()], collator=noisy, args=STEPS),
@@ -216,6 +216,28 @@ def test_what_is_saved_at_the_end_is_the_last_model_and_not_the_best(tmp_path: P
     again, state = resumed(run, images[last], tmp_path / "again", output_dir=str(tmp_path / "output"))
     assert again.record == after(run.record, last)
     assert differences(want, state) == []
+
+
+class Looks(TrainerCallback):
+    """At where the loader stands."""
+
+    trainer: Any = None
+    position: Any = None
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.position = self.trainer._holdfast._ckpt._registry.positions["loader"]
+
+
+@pytest.mark.parametrize(("callbacks", "left"), [(list, [False] * 3), (lambda: [LeavesEpochs()], [True] * 2)])
+def test_the_ledger_says_which_epochs_were_whole(callbacks: Any, left: list[bool], tmp_path: Path) -> None:
+    """One that the Trainer gives up is told from one whose batches have all come. The last one is not closed: a longer run goes on with it."""
+    looks = Looks()
+    looks.trainer = make(Run(callbacks=lambda: [looks, *callbacks()]), tmp_path)
+    attach(looks.trainer)
+    looks.trainer.train()
+    closed = looks.position._ledger.state()["closed"]
+    assert [page["left"] for page in closed] == left
+    assert [(page["count"], page["again"]) for page in closed] == [(12 if gone else 22, 0) for gone in left]
 
 
 def test_a_run_without_an_agent_is_the_trainers_own(tmp_path: Path) -> None:
