@@ -6,7 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -239,6 +239,24 @@ def test_a_listing_that_fails_is_asked_for_again() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         assert shares.Arrived(listed, pool).has("a", 1, lambda: 60.0, Stop())
+
+
+def test_a_thread_that_waits_for_others_ends_with_its_save() -> None:
+    """Whatever patience it had: the next save needs it."""
+    stop, asked, over = Stop(), threading.Event(), threading.Event()
+
+    def patience() -> float:
+        asked.set()
+        return 0.0 if over.is_set() else 60.0
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(shares.Arrived(dict, pool).has, "a", 1, patience, stop)
+        assert asked.wait(30)
+        stop.set("a newer one")
+        ended = bool(wait([waiting], timeout=10).done)
+        over.set()
+    assert ended
+    assert waiting.result() is False
 
 
 @pytest.mark.parametrize(
