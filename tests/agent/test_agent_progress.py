@@ -139,5 +139,5 @@ async def test_time_in_which_ranks_stand_at_their_gates_says_nothing_of_their_st
         assert planning.now().options[0].seconds.likely < 5
         planning.released()
         seconds[0] += 5.0
-        assert planning.now().options[0].seconds.sure >= spans.LONG_SECONDS, "now they run, and do not come"
+        assert planning.now().options[0].seconds.sure > 30.0, "now they run, and do not come"
     await lone.close()
