@@ -98,7 +98,8 @@ class Setup:
         self.model: Any = _large_layers() if kind == "large FSDP2" else _layers()
         match kind:
             case "DDP" | "ZeRO-1":
-                self.model.append(nn.BatchNorm1d(8))  # J4: another one on every rank
+                # J4: other statistics on every rank. Over two values of each sample, because what is left of an epoch may end with a batch of one.
+                self.model.extend([nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4), nn.Flatten()])
                 self.model = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
             case "FSDP2" | "large FSDP2":
                 _fsdp(self.model)
