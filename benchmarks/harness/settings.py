@@ -24,7 +24,7 @@ class Scale:
 
 def scale() -> Scale:
     quick = os.environ.get("QUICK", "") not in ("", "0")
-    mebibytes, rounds, saves = (512, 5, 1000) if quick else (2048, 7, 10_000)
+    mebibytes, rounds, saves = (512, 3, 1000) if quick else (2048, 7, 10_000)
     trial = {"BENCH_MIB", "BENCH_ROUNDS", "BENCH_SAVES"} & os.environ.keys()
     return Scale(
         int(os.environ.get("BENCH_MIB", mebibytes)),
