@@ -50,7 +50,9 @@ def main() -> None:
         })  # fmt: skip
     header = ("what", "budget", "preemptions", "not sealed", "of these, nobody could have",
               "records after the deadline", "sealed after, median, s", "slowest")  # fmt: skip
-    results.write("preemptions_sealed", data, results.markdown(header, rows) + "\n\n" + nodes, measures)
+    table = results.markdown(header, rows) + "\n\n" + nodes
+    print(table, flush=True)
+    results.write("preemptions_sealed", data, table, measures)
 
 
 def simulated(worlds: Sequence[World]) -> list[Result]:
