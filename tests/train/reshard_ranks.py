@@ -102,7 +102,7 @@ class Setup:
                 self.model.extend([nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4), nn.Flatten()])
                 self.model = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
             case "FSDP2" | "large FSDP2":
-                _fsdp(self.model)
+                _fsdp(self.model, mesh=_mesh((world,), "shares"))  # of the CPU, also where there is a GPU
             case "TP":
                 _tensor_parallel(self.model, _mesh((world,), "model"))
                 self.replicas, self.replica = 1, 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -36,7 +37,7 @@ def main() -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=world)
     torch.manual_seed(3 + stop)
     model = nn.Sequential(nn.Linear(8, 301), nn.Tanh(), nn.Linear(301, 512), nn.Linear(512, 3), nn.Linear(3, 8))
-    fully_shard(model)
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))  # not on a GPU that happens to be there
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     data = TensorDataset(torch.arange(SAMPLES), torch.arange(SAMPLES * 8.0).reshape(SAMPLES, 8).sin())
     loader = DataLoader(data, batch_size=4, sampler=DistributedSampler(data, seed=1))

@@ -532,7 +532,7 @@ def test_a_device_that_fails_leaves_no_clean_slot() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert "saved False" in ended.stdout, ended.stdout[-1500:] + ended.stderr[-1500:]
-    assert "is made at the next one" in ended.stdout or "raised" in ended.stdout
+    assert "is made at the next one" in (said := ended.stdout + ended.stderr) or "raised" in said, said[-3000:]
 
 
 def test_a_round_at_a_boundary_and_a_last_save_are_whole_too(
