@@ -6,6 +6,7 @@ Everything that outlives the attempt (arena, store, sockets) is the agent's (run
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from holdfast_agent import clock, clocks, earlier, layouts, scrubbing
 from holdfast_agent.claims import Claims
@@ -286,6 +287,10 @@ class Attempt:
             case _:
                 raise PeerRefused(f"{type(message).__name__} is not a message of peers")
         return None
+
+    def chunk(self, digest: str) -> AbstractAsyncContextManager[memoryview]:
+        """What another worker asks for by its content. Raises NotHere, NotYet on entry."""
+        return self.shared.giving.open(digest, self.shared.threads.slots)
 
     def _lead_only(self) -> "Attempt":
         if self.claims is None:

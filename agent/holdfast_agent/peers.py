@@ -104,18 +104,23 @@ class Mesh:
                 return answer
         raise PeerSilent(f"own worker has no answer to {type(message).__name__} before the deadline")
 
+    def signed_get(self, member: Member, path: str) -> dict[str, str]:
+        """Headers of a GET at that member. Any thread."""
+        return self._signed(member, "GET", path, b"", 0)
+
+    def _signed(self, member: Member, method: str, path: str, body: bytes, round: int) -> dict[str, str]:
+        envelope = signing.Envelope(method, path, self.job_uid, member.pod_uid, self.attempt, round)
+        mac = signing.sign(self.key, envelope, body, now=now().timestamp(), nonce=secrets.token_bytes(16))
+        return {
+            signing.HEADER: mac,
+            signing.HEADER_ATTEMPT: str(self.attempt),
+            signing.HEADER_ROUND: str(round),
+        }
+
     async def _try(self, member: Member, message: Any, round: int, until: Deadline) -> Any:
         path, answer_type = PATHS[type(message)]
         body = codec.to_json(message)
-        envelope = signing.Envelope("POST", path, self.job_uid, member.pod_uid, self.attempt, round)
-        headers = {
-            signing.HEADER: signing.sign(
-                self.key, envelope, body, now=now().timestamp(), nonce=secrets.token_bytes(16)
-            ),
-            signing.HEADER_ATTEMPT: str(self.attempt),
-            signing.HEADER_ROUND: str(round),
-            "Content-Type": "application/json",
-        }
+        headers = self._signed(member, "POST", path, body, round) | {"Content-Type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=min(TRY_SECONDS, max(until.remaining, 0.05)), connect=5)
         async with self.session.post(
             address.url(member.address, path), data=body, headers=headers, timeout=timeout

@@ -1,9 +1,9 @@
 """Brings the images of this worker's ranks into slots, every chunk verified once, by the thread that got it (C3).
 
-Sources in order: the slot itself (container restart, new attempt in place), another rank's slot, the node's directory, the store. A chunk that is absent or
-bad in one is taken from the next; if the store's is bad too, the checkpoint is rejected, with what each source said. A node's directory that cannot be read
-costs a fetch from the store. A store that cannot be reached is not the checkpoint's fault: the try ends with what it said, so that it can be reported, and
-the next try goes on from there.
+Sources in order: the slot itself (container restart, new attempt in place), another rank's slot, the node's directory, the memory of other workers, the store.
+A chunk that is absent or bad in one is taken from the next; if the store's is bad too, the checkpoint is rejected, with what each source said. A node's
+directory or a worker that cannot be read costs a fetch from the next. A store that cannot be reached is not the checkpoint's fault: the try ends with what
+it said, so that it can be reported, and the next try goes on from there.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from holdfast_agent import prefault, targets
 from holdfast_agent.arena import Arena
 from holdfast_agent.contents import Contents
 from holdfast_agent.errors import AgentError, CheckpointBad, NoRoom
+from holdfast_agent.giving import Giving
 from holdfast_agent.mappings import Mappings
 from holdfast_agent.threads import Stop, Threads, persist
 from holdfast_api.manifest import Chunk, CommitRecord, RankManifest
@@ -200,11 +201,13 @@ async def fetch(
     tally: Tally,
     stop: Stop,
     ahead: bool = False,
+    members: Source | None = None,
+    giving: Giving | None = None,
 ) -> dict[int, Image]:
     """`store` is that of the record's own job uid. Raises CheckpointBad, MemoryTooSmall, or a StoreError that is not the checkpoint's fault.
 
     `stop` is of this try; `tally` of the restore, so that the next try looks into the slots first. `ahead`: before the claim, so that nothing that may be
-    worth more is overwritten; NoRoom if there is no other place.
+    worth more is overwritten; NoRoom if there is no other place. `members`: what other workers hold; `giving` hears what they may ask for in return.
     """
     store = store.until(0.0)  # without retries of its own, which would go on after `stop`
     manifests = await manifests_of(record, ranks, store, threads, stop)
@@ -217,15 +220,24 @@ async def fetch(
         if slot is None:
             raise NoRoom(f"every slot of rank {rank} holds something newer than {record.ref}")
         slots[rank], believed[rank] = slot, held.get(slot) == wanted
+    if giving is not None:
+        for rank in ranks:
+            if believed[rank]:
+                giving.holds(manifests[rank], arena.path(rank, slots[rank]))
+        giving.known()
     await threads.call(arena.ensure, {(r, slots[r]): manifests[r].image_bytes for r in ranks})
     with _mapped(manifests, slots, believed, arena, threads.slots) as opened:
         sources: list[Source] = [OnNode(node)] if node is not None else []
+        if members is not None:
+            sources.append(members)
         sources.append(InStore(store, stop))
         failures = await _fetch_pieces(opened, sources, threads, tally, stop)
     for failure in sorted(failures, key=weight):
         raise failure
     for rank, slot in slots.items():
         arena.note(rank, slot, record.job_uid, record.ref)
+        if giving is not None:
+            giving.holds(manifests[rank], arena.path(rank, slot))
     return {r: Image(r, slots[r], arena.path(r, slots[r]), manifests[r]) for r in ranks}
 
 

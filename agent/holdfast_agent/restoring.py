@@ -13,7 +13,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 
-from holdfast_agent import restore, storage
+from holdfast_agent import asking, restore, storage
 from holdfast_agent.clock import Deadline, now
 from holdfast_agent.contents import Contents
 from holdfast_agent.crew import Rank
@@ -154,6 +154,7 @@ class Restoring:
     async def close(self) -> None:
         """No thread writes into a slot afterwards, nor will."""
         self._closed = self._over = True
+        self._shared.giving.close()
         await self._end_fetches()
         self._forget_states()
 
@@ -279,6 +280,8 @@ class Restoring:
                 tally=tally,
                 stop=stop,
                 ahead=ahead,
+                members=_from_members(s, stop, ahead=ahead),
+                giving=s.giving,
             )
         finally:
             s.distrusted |= tally.distrusted
@@ -361,6 +364,16 @@ def _ready(image: restore.Image, record: CommitRecord) -> wire.RestoreReady:
 def _choice(message: peers.Resolved) -> tuple[object, int]:
     """What the lead offers: a checkpoint that was refused and is offered again, because it may have been mended, is another offer."""
     return message.parent, message.choice
+
+
+def _from_members(shared: Shared, stop: Stop, *, ahead: bool) -> asking.FromMembers | None:
+    """None where there is nobody else."""
+    s, members = shared, shared.order.members
+    if len(members) < 2:
+        return None
+    return asking.FromMembers(
+        members, s.settings.config.worker, len(s.settings.ranks), s.mesh.signed_get, stop, ahead=ahead
+    )
 
 
 async def _nothing() -> Rejection | None:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -153,6 +154,9 @@ class Agent:
 
     async def peer(self, message: Any) -> Any:
         return await self._current(message.attempt).peer(message)
+
+    def chunk(self, attempt: int, digest: str) -> AbstractAsyncContextManager[memoryview]:
+        return self._current(attempt).chunk(digest)
 
     async def _join(self, order: AttemptOrder) -> None:
         """A2: greater is joined, equal is acknowledged, lower is refused."""

@@ -3,14 +3,18 @@
 Transport only: checks who speaks and that the body is one of ours, then hands the message to `Desk`.
 """
 
+import asyncio
 import logging
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from holdfast_agent import clock
+from holdfast_agent.asking import PATH as CHUNKS
 from holdfast_agent.errors import PeerRefused
 from holdfast_agent.gatekeeper import Gatekeeper
+from holdfast_agent.giving import NotHere, NotYet
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import LATER, PATHS
 from holdfast_api import codec
@@ -19,6 +23,9 @@ from holdfast_api.messages import AgentReport, AttemptOrder, CheckpointOrder, Co
 from holdfast_api.signing import Role
 
 log = logging.getLogger(__name__)
+PIECE_BYTES = 1 << 20
+"""Of a chunk, handed to the socket at once."""
+PIECE_SECONDS = 20.0
 ORDERS: dict[str, type[Any]] = {
     "/v1/attempt": AttemptOrder,
     "/v1/notice": NoticeOrder,
@@ -42,6 +49,9 @@ class Desk(Protocol):
     async def peer(self, message: Any) -> Any:
         """The answer, None, or LATER. Raises WrongAttempt, PeerRefused."""
 
+    def chunk(self, attempt: int, digest: str) -> AbstractAsyncContextManager[memoryview]:
+        """The bytes of a chunk that a member of that attempt asks for. Raises WrongAttempt, NotHere, NotYet."""
+
 
 class Server:
     """Listens from `start` to `close`; `port` is the real one after `start`."""
@@ -60,6 +70,7 @@ class Server:
             app.router.add_post(path, self._order)
         for path, _ in PATHS.values():
             app.router.add_post(path, self._peer)
+        app.router.add_get(CHUNKS + "{digest:[0-9a-f]{64}}", self._chunk)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/metrics", self._metrics_page)
         app.router.add_get("/healthz", _healthz)
@@ -94,6 +105,20 @@ class Server:
         if answer is LATER:
             return web.Response(status=202)
         return web.Response(status=204) if answer is None else _json(200, codec.to_json(answer))
+
+    async def _chunk(self, request: web.Request) -> web.StreamResponse:
+        try:
+            attempt = self._check(request, Role.PEER, b"")
+            async with self._desk.chunk(attempt, request.match_info["digest"]) as view:
+                return await _sent(request, view)
+        except _Refused as e:
+            return e.response
+        except WrongAttempt:
+            return self._report(409)
+        except NotYet:
+            return web.Response(status=503)
+        except NotHere:
+            return web.Response(status=404)
 
     async def _status(self, request: web.Request) -> web.Response:
         try:
@@ -147,6 +172,18 @@ class _Refused(Exception):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.response = web.Response(status=status, text=reason + "\n")
+
+
+async def _sent(request: web.Request, view: memoryview) -> web.StreamResponse:
+    """In pieces, each from where it lies: no more than one is in memory twice. Ends a receiver that has stopped to take any."""
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    response.content_length = view.nbytes
+    await response.prepare(request)
+    for at in range(0, view.nbytes, PIECE_BYTES):
+        async with asyncio.timeout(PIECE_SECONDS):
+            await response.write(view[at : at + PIECE_BYTES])
+    await response.write_eof()
+    return response
 
 
 async def _healthz(request: web.Request) -> web.Response:

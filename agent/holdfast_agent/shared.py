@@ -13,6 +13,7 @@ from holdfast_agent.clock import now
 from holdfast_agent.costs import Measured
 from holdfast_agent.crew import Changes, Crew
 from holdfast_agent.experience import Experience
+from holdfast_agent.giving import Giving
 from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import Mesh
 from holdfast_agent.record import Record
@@ -73,6 +74,8 @@ class Shared:
     """What was left on this node by the attempt before; the agent's."""
     measured: Measured = field(default_factory=Measured)
     """What periodic saves cost (`every: auto`)."""
+    giving: Giving = field(default_factory=Giving)
+    """What other workers may read from this one's slots."""
     experience: Experience = field(default_factory=Experience)
     """How long things take here; the agent's, over all its attempts."""
 

@@ -10,6 +10,7 @@
     POST /v1/peer/unfinished Unfinished     lead to all, before it claims: what do you finish?   -> UnfinishedCopies
     POST /v1/peer/resolved   Resolved       lead to all: claimed, fetch (and, once all have it, load) this -> Fetched
     POST /v1/peer/rejected   CheckpointRejected  to the lead: a rank found it bad while loading  -> 204
+    GET  /v1/peer/chunks/<digest>            to a worker that holds the same: what lies in its slots -> the chunk's bytes, 404, or 503: not known yet
 
 An agent that needs longer than a few seconds for an answer says 202; the sender repeats the request.
 
