@@ -6,7 +6,8 @@ copy began, on the device: who writes to them meanwhile, past the gate, is found
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -149,28 +150,47 @@ class Download:
             torch.cat(self._now.views[start:end], out=self._now.bytes[first:last])
 
 
-def fetch(slot: torch.Tensor, sources: Mapping[str, torch.Tensor], offsets: Mapping[str, int]) -> None:
-    """Copies everything into the slot, while the caller keeps the state as it is, and returns when every byte is there (I3). Raises RuntimeError."""
+@contextmanager
+def fetching(slot: torch.Tensor, sources: Mapping[str, torch.Tensor], offsets: Mapping[str, int]) -> Iterator[None]:
+    """Copies everything into the slot while the caller, who keeps the state as it is, does something else on the host; every byte is there when it ends
+    (I3). What is large is under way before the lists of what is small are made. Raises RuntimeError."""
     device.synchronize([*sources.values()])  # whatever streams the update used
-    under_way = []
-    for gpu in {t.device for t in sources.values()} if device.side_stream_wanted() else ():
-        here = {n: t for n, t in sources.items() if t.device == gpu}
-        try:
-            download = Download(here, offsets, watched=False)
-        except torch.OutOfMemoryError:
-            continue
-        transfer = Transfer(device.streams_of(gpu))
-        transfer.begin(functools.partial(_all, download, slot), (download.keep, slot))
-        under_way.append((transfer, download, here.keys()))
+    transfers: list[Transfer] = []
+    downloads: list[Download] = []
     done: set[str] = set()
-    for transfer, download, names in under_way:
-        transfer.wait()
+    try:
+        for gpu in {t.device for t in sources.values()} if device.side_stream_wanted() else ():
+            here = {n: t for n, t in sources.items() if t.device == gpu}
+            large = {n: memory_of(t) for n, t in here.items() if is_plain(t) and t.nbytes > SMALL_BYTES}
+            rest = {n: t for n, t in here.items() if n not in large}
+            if large:
+                transfers.append(Transfer(device.streams_of(gpu)))
+                transfers[-1].begin(functools.partial(_straight, slot, large, offsets), (slot, large))
+                done |= large.keys()
+            if rest:
+                try:
+                    download = Download(rest, offsets, watched=False)
+                except torch.OutOfMemoryError:
+                    continue
+                transfers.append(Transfer(device.streams_of(gpu)))
+                transfers[-1].begin(functools.partial(_all, download, slot), (download.keep, slot))
+                downloads.append(download)
+                done |= rest.keys()
+        yield
+    finally:  # what was begun is written to the slot, whatever has happened meanwhile
+        for transfer in transfers:
+            transfer.wait()
+    for download in downloads:
         download.finish(slot)
-        done |= names
     for name in sources.keys() - done:
         tensor = sources[name]
         place = slot[offsets[name] : offsets[name] + tensor.nbytes]
         copy_bits(place.view(tensor.dtype).view(tensor.shape), tensor)
+
+
+def _straight(slot: torch.Tensor, large: Mapping[str, torch.Tensor], offsets: Mapping[str, int]) -> None:
+    targets = [slot[offsets[n] : offsets[n] + m.numel()] for n, m in large.items()]
+    torch._foreach_copy_(targets, [*large.values()], non_blocking=True)
 
 
 def _all(download: Download, slot: torch.Tensor) -> None:

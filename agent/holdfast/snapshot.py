@@ -16,7 +16,7 @@ import torch
 from holdfast import device
 from holdfast.bits import copy_bits
 from holdfast.copying import CopyTable
-from holdfast.download import fetch
+from holdfast.download import fetching
 from holdfast.errors import UnsupportedState
 from holdfast.part import Leaves
 from holdfast.sharding import Box
@@ -118,15 +118,18 @@ class SlotWriter:
 
     def write(self, tensors: dict[str, torch.Tensor], document: bytes, pool: ThreadPoolExecutor) -> None:
         """Copies everything. When it returns the slot is clean: copies from a device have completed as well (I3). Raises UnsupportedState."""
-        elsewhere = self._table.copy(tensors, pool)
-        far = [e for e in elsewhere if device.is_far(tensors[e.name])]
-        if far:
-            try:
-                fetch(self._bytes, {e.name: tensors[e.name] for e in far}, {e.name: e.offset_bytes for e in far})
-            except RuntimeError as e:
-                raise UnsupportedState(f"the copy from the GPU has failed: {e}") from e
-        for entry in elsewhere:
-            if entry not in far:
+        far = {e.name: e.offset_bytes for e in self._entries if device.is_far(tensors[e.name])}
+        try:
+            with fetching(self._bytes, {n: tensors[n] for n in far}, far):
+                self._write_near(tensors, document, pool)
+        except RuntimeError as e:
+            if not far:
+                raise
+            raise UnsupportedState(f"the copy from the GPU has failed: {e}") from e
+
+    def _write_near(self, tensors: dict[str, torch.Tensor], document: bytes, pool: ThreadPoolExecutor) -> None:
+        for entry in self._table.copy(tensors, pool):
+            if not device.is_far(tensors[entry.name]):
                 copy_bits(self._table.target(entry, tensors[entry.name]), tensors[entry.name])
         offset, capacity = self._plan.layout.state_offset, self._plan.layout.state_bytes
         self._memory[offset : offset + capacity] = document.ljust(capacity)
