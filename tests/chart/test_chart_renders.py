@@ -36,6 +36,8 @@ MODES: dict[str, tuple[str, ...]] = {
         "notices.signals[0].kind=taint", "notices.signals[0].name=example.com/going", "notices.signals[0].cause=spot", "notices.nodeEvents=true",
         "notices.nodeClaims=true", "notices.nodeShutdownSeconds=30",
     ),
+    "with Kueue": ("queueing.kueue=true",),
+    "with Kueue, in one namespace": ("queueing.kueue=true", "watchNamespace=team-a"),
     "by digest": ("image.digest=sha256:" + "a" * 64,),
     "everything set": (
         "nodeSelector.pool=system", "tolerations[0].key=a", "priorityClassName=high", "imagePullSecrets[0]=pull", "commonLabels.team=x",

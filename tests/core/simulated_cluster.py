@@ -281,7 +281,8 @@ class SimulatedCluster:
             elif not pod.ip and self.now - pod.created_at > timedelta(seconds=1):
                 self.pods[uid] = replace(pod, ip=f"10.{pod.worker}.{pod.serial}.1", phase="Running")
                 self.agents[uid] = Agent(pod.worker, uid, 10)
-            self._stop(uid, self.pods[uid])
+            if uid in self.pods:
+                self._stop(uid, self.pods[uid])
 
     def _schedule(self, uid: str, pod: PodSeen) -> None:
         if pod.deleting:

@@ -118,10 +118,12 @@ def test_directory_mode_is_accepted_and_filled_in(kubectl: Kube, namespace: str)
     assert spec["checkpoint"]["directory"] == {"path": "/out", "quietSeconds": 15, "answerSeconds": 20}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md", "docs/placement.md"])
 def test_the_manifest_in_the_documentation_is_accepted(kubectl: Kube, namespace: str, page: str) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (TOP / page).read_text(), re.DOTALL)
-    assert put(kubectl, namespace, yaml.safe_load(text), "--dry-run=server")["spec"]["workers"] == 2
+    found = re.findall(r"```yaml\n(.*?)```", (TOP / page).read_text(), re.DOTALL)
+    assert found
+    for text in found:
+        assert put(kubectl, namespace, yaml.safe_load(text), "--dry-run=server")["spec"]["workers"] == 2
 
 
 def test_fields_of_a_pod_that_holdfast_does_not_know_are_kept(kubectl: Kube, namespace: str) -> None:

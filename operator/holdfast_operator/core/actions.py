@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from holdfast_api.messages import AttemptOrder, CheckpointOrder, CollectOrder, NoticeOrder
-from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import QueueStatus, TrainingJobStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class CreatePod:
     serial: int
     avoid_nodes: tuple[str, ...] = ()
     prefer_nodes: tuple[str, ...] = ()
+    queue: QueueStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,13 @@ class DeletePod:
     uid: str
     """Precondition: a later pod of the same name is left alone."""
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseQuota:
+    """Removes Kueue's Workload of a pod group of which nothing runs or will run (queueing.py)."""
+
+    group: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,7 @@ class EmitEvent:
 
 
 Send: TypeAlias = SendAttempt | SendNotice | SendCheckpoint | SendCollect
-Action: TypeAlias = EnsureChildren | CheckTemplate | CreatePod | DeletePod | Send | EmitEvent
+Action: TypeAlias = EnsureChildren | CheckTemplate | CreatePod | DeletePod | ReleaseQuota | Send | EmitEvent
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from holdfast_api import layout
 from holdfast_api.messages import AttemptOrder, Member
-from holdfast_operator.core import interruptions, notices, replace, retention
+from holdfast_operator.core import interruptions, notices, queueing, replace, retention
 from holdfast_operator.core.actions import Action, CreatePod, DeletePod, EnsureChildren, SendAttempt
 from holdfast_operator.core.membership import MemberSeen, is_member, members, newest_plans, pod_of
 from holdfast_operator.core.observed import Observed, PodSeen
@@ -16,9 +16,10 @@ def create_pods(seen: Observed, status: TrainingJobStatus) -> tuple[Action, ...]
     """Pods that are planned in the status that was read, and still are (A2: serial first, pod second)."""
     planned = {(w.worker, w.serial) for w in status.workers}
     found: list[Action] = [
-        CreatePod(w.worker, w.serial, w.avoid_nodes, w.prefer_nodes)
+        CreatePod(w.worker, w.serial, w.avoid_nodes, w.prefer_nodes, w.queue)
         for w in seen.status.workers
         if not w.pod_uid and (w.worker, w.serial) in planned and pod_of(seen, w.worker, w.serial) is None
+        if not queueing.must_wait(seen, status, w)
     ]
     if found and not seen.children_exist:
         found.insert(0, EnsureChildren())

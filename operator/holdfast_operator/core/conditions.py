@@ -30,6 +30,7 @@ from holdfast_operator.core import (
     finish,
     interruptions,
     quarantine,
+    queueing,
     retention,
     suspend,
     suspicion,
@@ -141,10 +142,12 @@ def _summary(
             ready = "True" if status.phase is Phase.RUNNING else "False"
             moving = "False" if trouble.stalled else "True"
             yield from _three(ready, moving, stalled, trouble.reason, trouble.message)
-        case Phase.QUEUED:
+        case Phase.QUEUED if seen.spec.suspend:
             yield from _three(
                 "False", "False", "False", "Suspended", "spec.suspend is true: nothing runs; set it to false to go on"
             )
+        case Phase.QUEUED:
+            yield from _three("False", "True", "False", "Queued", _where(seen, status))
         case Phase.RUNNING if not seen.spec.suspend:
             number = status.attempt.number if status.attempt else 0
             yield from _three("True", "False", "False", "Running", f"attempt {number} trains")
@@ -188,7 +191,7 @@ def _on_the_way(seen: Observed, status: TrainingJobStatus, now: datetime) -> tup
 def _where(seen: Observed, status: TrainingJobStatus) -> str:
     attempt = status.attempt
     if attempt is None or interruptions.is_over(status):
-        return "waiting for a pod for every worker"
+        return "; ".join([*queueing.held(seen, status)][:8]) or "waiting for a pod for every worker"
     number = attempt.number
     if attempt.accepted_at is None:
         waits = [w.member.worker for w in members(seen, attempt) if w.report is None]

@@ -22,6 +22,7 @@ from holdfast_operator.core import (
     notices,
     phases,
     progress,
+    queueing,
     renew,
     replace,
     resume,
@@ -46,11 +47,12 @@ Step = tuple[TrainingJobStatus, tuple[Action, ...]]
 def decide(seen: Observed, now: datetime) -> Decision:
     """`now` is UTC. Never raises for any `seen` that the shell can make."""
     if seen.job.deleting or seen.job.annotations.get(names.ANNOTATION_PAUSED) == "paused":
-        return Decision(seen.status)
+        return Decision(seen.status, queueing.release(seen.pods))
     if seen.spec_error:
         return _finished_round(seen, seen.status, (), None, now)
     if seen.status.phase in phases.TERMINAL:
-        return Decision(conditions.observed(seen.status, seen.job.generation), _clean_up(seen, now))
+        actions = (*_clean_up(seen, now), *queueing.release(seen.pods))
+        return Decision(conditions.observed(seen.status, seen.job.generation), actions)
     status = progress.adopt(seen, seen.status, now)
     if finish.has_finished(seen, status):
         return _finished_round(seen, _close(seen, status, Phase.SUCCEEDED, now), (), None, now)
@@ -176,4 +178,5 @@ def _finished_round(
     status = conditions.update(seen, status, found, verdict, now)
     told = events.between(seen.status, status)
     checks = () if seen.template_checked or status.phase in phases.TERMINAL or seen.spec_error else (CheckTemplate(),)
-    return Decision(status, (*actions, *checks, *told), wake.next_look(seen, status, now))
+    released = queueing.release(seen.pods)
+    return Decision(status, (*actions, *released, *checks, *told), wake.next_look(seen, status, now))

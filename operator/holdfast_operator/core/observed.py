@@ -21,6 +21,7 @@ class JobMeta:
     generation: int = 1
     resource_version: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     deleting: bool = False
 
 
@@ -102,6 +103,12 @@ class PodSeen:
     """Last report, read from the termination message (H4)."""
     unschedulable: str = ""
     """The scheduler's message, empty unless it found no node."""
+    gates: tuple[str, ...] = ()
+    """Scheduling gates that it still has: no scheduler looks at it before all are taken away."""
+    queue_group: str = ""
+    """Kueue's pod group that it says it belongs to."""
+    queue_managed: bool = False
+    """Kueue has taken charge of it."""
     scheduled_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None

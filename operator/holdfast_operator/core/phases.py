@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from holdfast_operator.core import interruptions
+from holdfast_operator.core.membership import newest_plans
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
 
 
@@ -18,7 +19,12 @@ class PhaseRow:
 _ANY_END = (Phase.SUCCEEDED, Phase.FAILED)
 
 TABLE: tuple[PhaseRow, ...] = (
-    PhaseRow(Phase.QUEUED, "suspended and no pod left", "no longer suspended", (Phase.STARTING, *_ANY_END)),
+    PhaseRow(
+        Phase.QUEUED,
+        "suspended and no pod left, or a pod waits at a scheduling gate and nothing trains",
+        "no longer suspended, admitted",
+        (Phase.STARTING, Phase.RECOVERING, *_ANY_END),
+    ),
     PhaseRow(
         Phase.STARTING,
         "pods of the attempt are wanted",
@@ -51,12 +57,14 @@ TERMINAL = (Phase.SUCCEEDED, Phase.FAILED)
 
 
 def current(status: TrainingJobStatus) -> Phase:
-    """Where a job stands that is neither suspended nor at its end. A function of the rest of the status, never a memory of its own."""
+    """Where a job stands that nobody has suspended and that is not at its end. A function of the rest of the status, never a memory of its own."""
     if status.phase in TERMINAL:
         return status.phase
     entry = interruptions.current(status)
     if entry is not None and entry.ended_at is None:
         return Phase.EVACUATING
+    if interruptions.is_over(status) and any(w.gates for w in newest_plans(status).values()):
+        return Phase.QUEUED
     if interruptions.unrecovered(status):
         return Phase.RECOVERING
     if status.attempt is not None and status.attempt.first_step_at is not None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from holdfast_api import codec, names
 from holdfast_api.config import AgentConfig, StorageConfig
+from holdfast_operator.core import kueue
 from holdfast_operator.core.observed import JobMeta
-from holdfast_operator.crd.v1alpha1 import S3, AutoEvery, S3Encryption, Storage, TrainingJobSpec
+from holdfast_operator.crd.v1alpha1 import S3, AutoEvery, QueueStatus, S3Encryption, Storage, TrainingJobSpec
 
 Manifest = dict[str, Any]
 
@@ -50,6 +51,7 @@ def worker_pod(
     avoid_nodes: tuple[str, ...],
     context: PodContext,
     prefer_nodes: tuple[str, ...] = (),
+    queue: QueueStatus | None = None,
 ) -> Manifest:
     """The pod of one worker. `spec.template` holds at least one container, and the trainer has a command (the schema sees to it)."""
     template = copy.deepcopy(spec.template)
@@ -68,7 +70,7 @@ def worker_pod(
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": _metadata(template.get("metadata") or {}, job, name, worker, serial),
+        "metadata": _metadata(template.get("metadata") or {}, job, name, worker, serial, queue),
         "spec": pod,
     }
 
@@ -110,13 +112,18 @@ def trainer_of(pod_spec: Manifest) -> Manifest:
     return next((c for c in containers if c.get("name") == names.TRAINER_CONTAINER), containers[0])
 
 
-def _metadata(template: Manifest, job: JobMeta, name: str, worker: int, serial: int) -> Manifest:
+def _metadata(
+    template: Manifest, job: JobMeta, name: str, worker: int, serial: int, queue: QueueStatus | None
+) -> Manifest:
     own = {**labels(job), names.LABEL_WORKER: str(worker), names.LABEL_SERIAL: str(serial)}
+    notes = {**_NO_MESH, **(template.get("annotations") or {})}
+    if queue is not None:
+        own, notes = {**kueue.labels(job, queue), **own}, {**notes, **kueue.annotations(queue)}
     return {
         "name": name,
         "namespace": job.namespace,
         "labels": {**(template.get("labels") or {}), **own},
-        "annotations": {**_NO_MESH, **(template.get("annotations") or {})},
+        "annotations": notes,
         "ownerReferences": [owner(job)],
     }
 

@@ -22,6 +22,7 @@ MAX_FELL_BACK = 16
 MAX_CHECKPOINTS = 1100
 MAX_METRICS = 4
 MAX_METRIC_NAME = 64
+MAX_GATES = 16
 
 
 def adopt(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
@@ -116,9 +117,10 @@ def _with_pod(seen: Observed, plan: WorkerStatus) -> WorkerStatus:
     pod = pod_of(seen, plan.worker, plan.serial)
     if pod is None or (plan.pod_uid not in ("", pod.uid)):
         return plan
-    if (plan.pod_uid, plan.node) == (pod.uid, pod.node):
+    gates = pod.gates[:MAX_GATES] if not pod.terminal and not pod.deleting else ()
+    if (plan.pod_uid, plan.node, plan.gates) == (pod.uid, pod.node, gates):
         return plan
-    return plan.model_copy(update={"pod_uid": pod.uid, "node": pod.node or plan.node})
+    return plan.model_copy(update={"pod_uid": pod.uid, "node": pod.node or plan.node, "gates": gates})
 
 
 def _reports(seen: Observed, status: TrainingJobStatus) -> tuple[AgentReport, ...]:

@@ -6,7 +6,7 @@ still runs and its replacement.
 
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import renew, unfinished
+from holdfast_operator.core import queueing, renew, unfinished
 from holdfast_operator.core.membership import is_member, members, newest_plans, pod_of, report_of
 from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
 from holdfast_operator.core.pods import made_from
@@ -30,6 +30,7 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
         return status
     serial = status.serials_used + 1
     avoid = avoided(seen, status)
+    queue = queueing.ticket(seen, status, wanted, serial)
     new = tuple(
         WorkerStatus(
             worker=w,
@@ -38,6 +39,7 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
             prefer_nodes=unfinished.preferred(seen, status, w, avoid),
             since=now,
             made_from=digest,
+            queue=queue,
             renewed=newest[w].renewed + 1 if w in newest and renew.blocked_until(seen, newest[w]) is not None else 0,
         )
         for w in wanted
@@ -77,6 +79,8 @@ def avoided(seen: Observed, status: TrainingJobStatus) -> tuple[str, ...]:
 
 def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, digest: str, now: datetime) -> bool:
     if renew.is_stale(seen, entry, digest, now) and not is_member(status, entry.pod_uid):
+        return False
+    if queueing.is_orphaned(seen, entry):
         return False
     pod = pod_of(seen, entry.worker, entry.serial)
     if pod is None:

@@ -25,7 +25,7 @@ def step(
     deadline = since + CHECKPOINT_WITHIN
     if _is_saving(seen, status, now) and now < deadline:
         return status, _orders(seen, status, deadline), deadline
-    left = [p for p in seen.pods if not p.terminal]
+    left = [p for p in seen.pods if not p.terminal and not (p.deleting and p.gates)]
     if not left:
         return _stopped(status), tuple(DeletePod(p.name, p.uid, why) for p in seen.pods if not p.deleting), None
     return status, tuple(DeletePod(p.name, p.uid, why) for p in left if not p.deleting), None

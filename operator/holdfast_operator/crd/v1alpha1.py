@@ -514,6 +514,17 @@ class CheckpointStatus(Model):
     """Set while a scrub's finding stands that bytes of it in the store are not what they were."""
 
 
+class QueueStatus(Model):
+    """The pod group of Kueue's that a pod belongs to."""
+
+    name: Name
+    """Of the queue."""
+    founded: int
+    """Serial of the pods that the group was made of; part of its name."""
+    size: int
+    """How many pods it has."""
+
+
 class WorkerStatus(Model):
     """The pod that is, or will be, a worker. `serial` is written here before the pod is created, so no name is used twice (A2)."""
 
@@ -535,6 +546,10 @@ class WorkerStatus(Model):
     """Digest of the parts of the spec that it was planned from; a correction of them makes a new pod while the attempt has not claimed."""
     renewed: int = 0
     """How often in a row it was made anew because its credentials were refused."""
+    queue: QueueStatus | None = None
+    """The pod group of Kueue's that it belongs to; absent: it is in no queue."""
+    gates: Annotated[tuple[Annotated[str, Field(max_length=316)], ...], Field(max_length=16)] = ()
+    """Scheduling gates that hold the pod."""
 
 
 class MemberStatus(Model):

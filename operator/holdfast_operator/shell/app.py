@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from holdfast_api import names
+from holdfast_operator.core import queueing
 from holdfast_operator.core.observed import NodeSeen, PodSeen
 from holdfast_operator.core.pods import PodContext
 from holdfast_operator.shell import keys, kinds, serving, translate
@@ -69,6 +70,15 @@ class Operator:
                 self._pods_by_job.pop(job_uid, None)
         if self._jobs is not None:
             self._jobs.wake(job_uid, node_or_pod=True)
+            self._release_orphans(item["metadata"]["namespace"], job_uid)
+
+    def _release_orphans(self, namespace: str, job_uid: str) -> None:
+        """Of a job that was deleted while it queued: nobody else can, it has no loop any more and never had a finalizer."""
+        if self._jobs is None or self._jobs.knows(job_uid) or self._shared is None:
+            return
+        executor = self._shared.executor
+        for action in queueing.release(self._pods_by_job.get(job_uid, {}).values()):
+            executor.background.start(executor.release_quota(namespace, action))
 
     def _node_changed(self, name: str) -> None:
         if self._jobs is not None:

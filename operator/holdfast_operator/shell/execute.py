@@ -10,7 +10,15 @@ from typing import Any
 
 from holdfast_api import codec, names
 from holdfast_operator.core import children
-from holdfast_operator.core.actions import Action, CheckTemplate, CreatePod, DeletePod, EmitEvent, EnsureChildren
+from holdfast_operator.core.actions import (
+    Action,
+    CheckTemplate,
+    CreatePod,
+    DeletePod,
+    EmitEvent,
+    EnsureChildren,
+    ReleaseQuota,
+)
 from holdfast_operator.core.observed import JobMeta, Observed, Refusal, RefusalKind
 from holdfast_operator.core.pods import PodContext, worker_pod
 from holdfast_operator.core.wake import REFUSED_AGAIN
@@ -22,6 +30,8 @@ from holdfast_operator.shell.kube import ApiError, Kube
 log = logging.getLogger("holdfast.execute")
 CHILDREN_FRESH_SECONDS = 60.0
 NAMESPACE_ENDS_SECONDS = 60.0
+WORKLOADS = ("v1beta2", "v1beta1")
+"""Versions of Kueue's API; what a server does not serve is a 404, as what is gone is."""
 _TEMPLATE = "the pod that spec.template describes"
 
 
@@ -100,10 +110,21 @@ class Executor:
                 log.info("deleting pod %s: %s", action.name, action.why, extra={"job": seen.job.name})
                 path = f"/api/v1/namespaces/{seen.job.namespace}/pods/{action.name}"
                 return None if await self._attempt(self.kube.delete(path, action.uid)) else 1.0
+            case ReleaseQuota():
+                return None if await self.release_quota(seen.job.namespace, action) else 30.0
             case EnsureChildren() | EmitEvent():
                 return None
             case _:
                 return await self.agents.deliver(action)
+
+    async def release_quota(self, namespace: str, action: ReleaseQuota) -> bool:
+        """Needs a permission of its own (chart value queueing.kueue); without it a person has to do it."""
+        log.info("releasing Kueue's workload %s in %s: none of its pods runs or will", action.group, namespace)
+        for version in WORKLOADS:
+            path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{namespace}/workloads/{action.group}"
+            if not await self._attempt(self.kube.delete(path)):
+                return False
+        return True
 
     async def _create_pod(self, seen: Observed, action: CreatePod, memory: JobMemory) -> float | None:
         job = seen.job
@@ -114,7 +135,14 @@ class Executor:
             return None
         path = f"/api/v1/namespaces/{job.namespace}/pods"
         body = worker_pod(
-            job, seen.spec, action.worker, action.serial, action.avoid_nodes, self.context, action.prefer_nodes
+            job,
+            seen.spec,
+            action.worker,
+            action.serial,
+            action.avoid_nodes,
+            self.context,
+            action.prefer_nodes,
+            action.queue,
         )
         made = await self._create(job, path, body, what, memory)
         if isinstance(made, dict):

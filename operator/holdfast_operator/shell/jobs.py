@@ -236,6 +236,9 @@ class Jobs:
         self._shared = shared
         self._loops: dict[str, JobLoop] = {}
 
+    def knows(self, uid: str) -> bool:
+        return uid in self._loops
+
     def offer(self, item: Object) -> None:
         uid = item["metadata"]["uid"]
         if uid in self._loops:

@@ -114,9 +114,9 @@ class Kube:
         """With the resourceVersion in `body`: compare-and-swap, 409 if somebody was faster."""
         return await self._request("PUT", path, body)
 
-    async def delete(self, path: str, uid: str) -> None:
-        """Graceful. Gone already, or another object of the name: fine."""
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+    async def delete(self, path: str, uid: str = "") -> None:
+        """Graceful. Gone already, or another object of the name: fine. Without `uid` whatever has the name goes."""
+        body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", **({"preconditions": {"uid": uid}} if uid else {})}
         try:
             await self._request("DELETE", path, body)
         except ApiError as e:

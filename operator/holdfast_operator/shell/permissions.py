@@ -17,6 +17,7 @@ PERMISSIONS: tuple[Permission, ...] = (
 )
 OPTIONAL: dict[str, tuple[Permission, ...]] = {
     "notices.nodeEvents": (("", "events", ("list", "watch"), "default"),),
+    "queueing.kueue": (("kueue.x-k8s.io", "workloads", ("delete",), "cluster"),),
     "notices.nodeClaims": (("karpenter.sh", "nodeclaims", ("list", "watch"), "cluster"),),
 }
 """Only where the chart's value of this name is true."""

@@ -8,6 +8,7 @@ import pydantic
 from holdfast_api import codec, names
 from holdfast_api.errors import ContractError
 from holdfast_api.messages import AgentReport
+from holdfast_operator.core import kueue
 from holdfast_operator.core.observed import JobMeta, NodeCondition, NodeSeen, PodSeen, Taint
 from holdfast_operator.core.pods import trainer_of
 from holdfast_operator.crd.v1alpha1 import TrainingJobSpec, TrainingJobStatus
@@ -77,6 +78,9 @@ def pod(item: Object) -> PodSeen | None:
         restarted_after=before.get("reason", "Error") if before else "",
         report=_report(ended.get("message", "")),
         unschedulable=scheduled.get("message", "no node fits") if unschedulable else "",
+        gates=tuple(g["name"][:316] for g in spec.get("schedulingGates") or []),
+        queue_group=labels.get(kueue.GROUP, ""),
+        queue_managed=labels.get(kueue.MANAGED) == "true",
         scheduled_at=time_of(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
         started_at=time_of(running.get("startedAt") or ended.get("startedAt")),
         finished_at=time_of(ended.get("finishedAt")),
@@ -130,6 +134,7 @@ def _meta(item: Object) -> JobMeta:
         generation=meta.get("generation", 1),
         resource_version=meta.get("resourceVersion", ""),
         annotations=meta.get("annotations") or {},
+        labels=meta.get("labels") or {},
         deleting=bool(meta.get("deletionTimestamp")),
     )
 
