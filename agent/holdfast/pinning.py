@@ -53,4 +53,4 @@ def device_in_use() -> int | None:
 
 def _call(name: str, *arguments: Any) -> str:
     code = getattr(torch.cuda.cudart(), name)(*arguments)
-    return "" if int(code) == 0 else f"{name} answers {code}"
+    return "" if int(code) == 0 else f"{name} answers {int(code)}"

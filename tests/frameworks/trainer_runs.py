@@ -199,7 +199,8 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         return [d for k in one for d in differences(one[k], other[k], f"{path}.{k}")]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{path}.{i}")]
-    return [] if one == other else [f"{path}: {one} {other}"]
+    same = one == other or repr(one) == repr(other) == "nan"  # a scaler's search ends in one now and then
+    return [] if same else [f"{path}: {one} {other}"]
 
 
 def after(record: list[Any], boundary: int) -> list[Any]:

@@ -514,14 +514,20 @@ with FakeAgent(Path({folder!r})) as agent, agent.as_environment():
     try:
         loop.hold_side()
         loop.iterate()
-        # Device-side assertions may be compiled out: this writes to where there is no memory.
-        broken = torch.cuda.jiterator._create_jit_fn("template <typename T> T broken(T x) {{ *reinterpret_cast<T*>(8) = x; return x; }}")
+        # Device-side assertions may be compiled out: this writes to where there is no memory, volatile so that no compiler leaves it out.
+        broken = torch.cuda.jiterator._create_jit_fn("template <typename T> T broken(T x) {{ *reinterpret_cast<volatile T*>(8) = x; return x; }}")
         broken(torch.zeros(3, device="cuda"))
         loop.ckpt._saver.beside.settle()
     except RuntimeError as e:
         print("raised", type(e).__name__)
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        print("broken for good")
+    import os, time
+    time.sleep(2)  # for what the agent may have been handed
     print("saved", loop.ckpt.boundary in agent.images[0], flush=True)
-    import os; os._exit(0)
+    os._exit(0)
 """
 
 
@@ -532,6 +538,7 @@ def test_a_device_that_fails_leaves_no_clean_slot() -> None:
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    assert "broken for good" in ended.stdout, "the device has not failed: " + ended.stdout[-1500:]
     assert "saved False" in ended.stdout, ended.stdout[-1500:] + ended.stderr[-1500:]
     assert "is made at the next one" in (said := ended.stdout + ended.stderr) or "raised" in said, said[-3000:]
 
