@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "processors_percent": _processors(),
-        "commit": _commit(),
+        "commit": commit(),
         "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
     }
 
@@ -62,7 +62,7 @@ def _processors() -> dict[str, float]:
     return {name: round(100 * n / max(1, sum(spent)), 1) for name, n in zip(_BUSY_WITH, spent, strict=True)}
 
 
-def _commit() -> str:
+def commit() -> str:
     """What was measured. The benchmarks themselves do not count: writing results changes them."""
 
     def git(*arguments: str) -> str:

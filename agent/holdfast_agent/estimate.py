@@ -170,6 +170,15 @@ class Estimates:
 
     # ---- what is expected
 
+    @property
+    def measured(self) -> bool:
+        """What an emergency save is made of has been seen: a save beside training shows the store as well, if not at its best."""
+        return bool(self.step.count and self.copy.count and (self.hurried.count or self.beside.count))
+
+    def sent_share(self, *, based: bool) -> float:
+        """Of a state's bytes, that go to the store."""
+        return max(self.new_share, NEW_SHARE_FLOOR) if based else 1.0
+
     def step_span(self, now: float) -> Span:
         known = self.step.seconds(now)
         tail = max(known.sure, self.longest_step)
@@ -183,8 +192,7 @@ class Estimates:
 
     def store_span(self, size: int, now: float, *, based: bool) -> Span:
         """An emergency flush of `size` bytes, with or without a base."""
-        share = max(self.new_share, NEW_SHARE_FLOOR) if based else 1.0
-        sent = size * share
+        sent = size * self.sent_share(based=based)
         known = self.hurried.count > 0
         sending = (
             self.hurried.varying_like(self.beside).seconds_for(sent, now)
@@ -196,7 +204,7 @@ class Estimates:
 
     def beside_span(self, size: int, now: float, *, based: bool, limit: int = 0) -> Span:
         """The same beside training, where no more than `limit` bytes a second are sent (0: as many as will)."""
-        sent = size * (max(self.new_share, NEW_SHARE_FLOOR) if based else 1.0)
+        sent = size * self.sent_share(based=based)
         guessed = self.hurried.count and not self.beside.count
         sending = (
             self.hurried.seconds_for(sent, now, times=1 / HURRY, doubt=HURRY_DOUBT)

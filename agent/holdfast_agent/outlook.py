@@ -3,9 +3,11 @@
 A flush that runs is a measurement too, and the newest: what it has sent so far tells more of the store than any earlier save.
 """
 
+from holdfast_agent import spans
 from holdfast_agent.clock import monotonic, now
 from holdfast_agent.progress import Progress
 from holdfast_agent.shared import Shared
+from holdfast_api.messages import FlushEstimate
 from holdfast_api.peers import Outlook
 
 
@@ -36,3 +38,28 @@ def outlook_of(shared: Shared, running: Progress | None = None) -> Outlook | Non
         volume=s.settings.config.local_volume,
         finishes=True,
     )
+
+
+def expected(shared: Shared) -> FlushEstimate | None:
+    """The same in plain numbers, for the operator (condition FlushFits)."""
+    outlook, known = outlook_of(shared), shared.experience.estimates
+    size = shared.logical_bytes
+    if outlook is None or not size:
+        return None
+    whole = spans.then(outlook.step, outlook.copy, outlook.store, outlook.commit)
+    return FlushEstimate(
+        bytes=size,
+        sent_bytes=round(size * known.sent_share(based=bool(shared.base_manifests))),
+        step_seconds=_short(outlook.step.likely),
+        copy_seconds=_short(outlook.copy.likely),
+        store_seconds=_short(outlook.store.likely),
+        commit_seconds=_short(outlook.commit.likely),
+        sure_seconds=_short(whole.sure),
+        node_seconds=_short(outlook.node.likely) if outlook.node is not None else None,
+        measured=known.measured,
+    )
+
+
+def _short(seconds: float) -> float:
+    """Three digits: what is reported ten times a minute need not say more."""
+    return float(f"{seconds:.3g}")

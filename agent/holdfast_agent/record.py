@@ -18,6 +18,7 @@ from holdfast_api.messages import (
     ClaimInfo,
     EarlierReport,
     Exit,
+    FlushEstimate,
     LocalTrouble,
     Notice,
     PlanReport,
@@ -41,6 +42,8 @@ class Record:
     worker: int
     pod_uid: str
     on_change: Callable[[], None] = lambda: None
+    expects: Callable[[], FlushEstimate | None] = lambda: None
+    """What an emergency save would take now (outlook.py)."""
     attempt: int = 0
     resolved: bool = False
     loaded: bool = False
@@ -251,6 +254,7 @@ class Record:
             local=self.local,
             earlier=self.earlier,
             unfinished=self.unfinished,
+            flush=self.expects(),
             on_node=self.on_node,
             on_node_boundary=self.on_node_boundary,
             interval_seconds=round(self.interval.seconds) if self.interval is not None else 0,

@@ -171,6 +171,7 @@ def termination_message(report: AgentReport) -> bytes:
         plans=tuple(dataclasses.replace(p, options=()) for p in report.plans[-1:]),
         local=None,
         unfinished=(),
+        flush=None,
     )
     for length in (1024, 256, 32):
         small = dataclasses.replace(

@@ -22,6 +22,7 @@ from holdfast_agent.gatekeeper import Gatekeeper
 from holdfast_agent.headstart import HeadStart
 from holdfast_agent.launcher import Launcher
 from holdfast_agent.metrics import Metrics
+from holdfast_agent.outlook import expected
 from holdfast_agent.peers import Mesh
 from holdfast_agent.ranks import RankLink, RankServer
 from holdfast_agent.record import KEPT as REPORTED
@@ -269,6 +270,7 @@ class Agent:
             experience=self._experience,
             unfinished=self._unfinished,
         )
+        self._record.expects = lambda: expected(shared)
         attempt = Attempt(shared, self._launcher, str(self._ranks.path), self._watchdog)
         shared.mesh = Mesh(
             order.attempt,

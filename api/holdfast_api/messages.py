@@ -408,6 +408,27 @@ class UnfinishedCopy:
 
 
 @dataclass(frozen=True, slots=True)
+class FlushEstimate:
+    """What a worker expects its part of an emergency save to take, were it asked for now. Seconds as a rule; what follows on the other adds up."""
+
+    bytes: int
+    """What its ranks hold."""
+    sent_bytes: int
+    """Of which it would send so many; the rest is in the store already (B4)."""
+    step_seconds: float
+    """From one boundary to the next: so long ranks are waited for at most."""
+    copy_seconds: float
+    store_seconds: float
+    commit_seconds: float
+    sure_seconds: float
+    """The whole, with the confidence that a plan relies on; a step that is as long as the longest of late among it."""
+    node_seconds: float | None = None
+    """To write the copied state to the node's directory; None where there is none."""
+    measured: bool = False
+    """Steps, copies and the store's speed have been seen. False: at least one of them is guessed."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentReport:
     """An agent's whole state: pushed when something changes, answered to every order, kept in the store and the termination message (H4)."""
 
@@ -478,4 +499,6 @@ class AgentReport:
     on_node_boundary: int = 0
     damaged: dict[str, str] | None = None
     """Of the lead: ATTEMPT/SAVE -> what a scrub has found in the store's copy and nobody has mended, at most 64. None: it has not looked yet."""
+    flush: FlushEstimate | None = None
+    """None before the size of the state is known."""
     schema: int = 1

@@ -17,6 +17,8 @@ LABEL_MANAGED = "app.kubernetes.io/managed-by"
 MANAGED_BY = "holdfast"
 ANNOTATION_CHECKPOINT_NOW = "holdfast.dev/checkpoint-now"
 """On a TrainingJob: any new value asks for a manual checkpoint."""
+LABEL_NODE_SHUTDOWN = "holdfast.dev/node-shutdown-seconds"
+"""On a Node: what its kubelet leaves ordinary pods when it shuts the node down. For kubelets' own --node-labels, node pools and whatever else makes nodes."""
 ANNOTATION_PAUSED = "holdfast.dev/reconcile"
 """On a TrainingJob: the value `paused` makes the operator leave the job alone."""
 

@@ -1,106 +1,107 @@
-"""Preempts a job, a fresh one each time, and reads the phases from its status; when the agent had the notice comes from the agent itself."""
+"""How long a job stands still, by the way in which a worker was taken, beside what plain Kubernetes and a recreated gang do on the same cluster.
 
+A cycle: a job of ours from which worker 1 is taken in every way (ways.py), then one of each peer (peers.py); never two at a time. `ROUNDS` preemptions of each
+kind, `EACH` in a cycle. With ADD=1 they are added to those of results/latest.json, so that a long measurement can be made in pieces; each round carries
+its commit.
+"""
+
+import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
 from benchmarks.ground import Ground, Receipt, say
-from hack.demo import install, show
+from benchmarks.time_to_resume import peers
+from benchmarks.time_to_resume.pods import Pods
+from benchmarks.time_to_resume.report import report
+from benchmarks.time_to_resume.ways import WAYS, Taker
+from hack.demo import install
 from hack.demo.kube import wait_for
 
 HERE = Path(__file__).resolve().parent
-ROUNDS = 5
+LATEST = HERE / "results/latest.json"
+ROUNDS, EACH = int(os.environ.get("ROUNDS") or 4), int(os.environ.get("EACH") or 2)
+WANTED = tuple(filter(None, os.environ.get("WAYS", "").split(",")))
+"""Names of ways and peers; empty: all."""
 TAINT = "aws-node-termination-handler/spot-itn"
+EVERY = 10
 SIZE = ("--batch", "4", "--context", "64")
 """As in `make demo`: what two shared cores can do in half a second per step."""
-GOAL_MS = 250
-TOGETHER = "**together: notice → first new step**"
+TWO = peers.Shape(workers=2, ranks=2, every=EVERY, batch=4, context=64)
+THREE = peers.Shape(workers=3, ranks=1, every=EVERY, batch=4, context=64)
+PEERS = {"job": peers.PlainJob, "gang": peers.Gang}
+TORN = {"budgets": {"failures": {"max": 1000, "backoffSeconds": 0}}}
+"""One job is broken many times over here; back-off is not what is measured."""
 
 
 def main() -> None:
+    earlier = json.loads(LATEST.read_text())["rounds"] if os.environ.get("ADD") and LATEST.exists() else []
+    rounds: list[dict[str, Any]] = [r for r in earlier if "kind" in r]
+    facts = {"commit": results.commit(), "at": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())}
     with Ground("resume", install.EXAMPLE, taints=(TAINT,)) as ground:
-        rounds = [one_round(ground, n) for n in range(1, ROUNDS + 1)]
-    report(rounds)
+        pods = Pods(ground.cluster.kubeconfig, ground.namespace)
+        example = install.EXAMPLE.read_text()
+        peers.script(ground, {"train.py": example, "train_dcp.py": (HERE / "train_dcp.py").read_text()})
+        for cycle in range(1, -(-ROUNDS // EACH) + 1):
+            for found in one_cycle(ground, pods, cycle, min(EACH, ROUNDS - EACH * (cycle - 1))):
+                rounds.append({**found, **facts})
+                say(json.dumps(found))
+                LATEST.with_suffix(".part").write_text(json.dumps(rounds))
+        pods.close()
+    report(rounds, every=EVERY)
+    LATEST.with_suffix(".part").unlink(missing_ok=True)
 
 
-def one_round(ground: Ground, n: int) -> dict[str, Any]:
-    """A job until it trains, a spot notice on the node of its worker 1, until it trains again."""
-    job = f"round-{n}"
+def one_cycle(ground: Ground, pods: Pods, cycle: int, each: int) -> Any:
+    """Rounds, as they are done."""
+    if wanted("spot"):
+        yield notice_to_agent(ground, f"spot-{cycle}")
+    for shape in (TWO, THREE):
+        ways = [w for w in WAYS if wanted(w.name) and (shape is TWO or w.name == "handover")]
+        if ways and (shape is TWO or wanted("three")):
+            job = f"ours-{shape.workers}-{cycle}"
+            spec = {"workers": shape.workers, "processesPerWorker": shape.ranks, **TORN}
+            ground.start(job, arguments=("--steps", "1000000", *SIZE), spec=spec, every={"steps": EVERY})
+            taker = Taker(ground, pods, job, EVERY)
+            for _ in range(each):
+                for way in ways:
+                    yield {"kind": way.name, "workers": shape.workers, **taker.one(way)}
+            ground.stop(job)
+    for kind, peer in PEERS.items():
+        for n in range(each if wanted(kind) else 0):
+            with peer(ground, pods, f"{kind}-{cycle}-{n}", TWO) as running:
+                yield {"kind": kind, "workers": TWO.workers, **dataclasses.asdict(running.preempt())}
+
+
+def wanted(name: str) -> bool:
+    return not WANTED or name in WANTED
+
+
+def notice_to_agent(ground: Ground, job: str) -> dict[str, Any]:
+    """A spot notice on the node of worker 1: when its agent has it, and how long the whole takes where the worker leaves for another node."""
     ground.start(job, arguments=("--steps", "100000", *SIZE))
     where = ground.workers(job)
-    if where[0] == where[1]:
-        say(f"round {n}: both workers are on {where[0]}, so both have to go")
     ground.agents.receipts.clear()
     moment = ground.nodes.put_taint(where[1], TAINT, "NoSchedule")
 
     def heard(receipts: list[Receipt]) -> Receipt | None:
         return next((r for r in receipts if r.worker == 1 and r.find(1, f"taint:{TAINT}", withdrawn=False)), None)
 
-    first: Receipt = ground.agents.wait("the agent of worker 1 has the notice", heard, timeout=30)
-
     def resumed() -> Any:
         return next((p for p in ground.status(job).get("preemptions") or [] if p.get("resumedAt")), None)
 
+    first: Receipt = ground.agents.wait("the agent of worker 1 has the notice", heard, timeout=30)
     preemption: dict[str, Any] = wait_for("the job resumes", resumed, timeout=120)
     ground.nodes.take_taint(where[1], TAINT)
-    result = {
+    ground.stop(job)
+    return {
+        "kind": "spot",
+        "workers": 2,
         "notice_to_agent_ms": round((first.at - moment.sent) * 1000, 1),
         "phases_ms": {p["name"]: p["milliseconds"] for p in preemption["phases"]},
         "total_ms": preemption["totalMilliseconds"],
-        "workers_lost": sorted(preemption["workers"]),
-        "step_at_notice": preemption["stepAtNotice"],
         "steps_lost": preemption.get("stepsLost", 0),
     }
-    say(f"round {n}/{ROUNDS}: {json.dumps(result)}")
-    ground.stop(job)
-    return result
-
-
-def report(rounds: list[dict[str, Any]]) -> None:
-    names = list(rounds[0]["phases_ms"])
-    columns = {name: [r["phases_ms"].get(name, 0) for r in rounds] for name in names}
-    columns |= {TOGETHER: [r["total_ms"] for r in rounds]}
-    columns |= {"besides: notice put on the node → agent has it": [r["notice_to_agent_ms"] for r in rounds]}
-    rows = [
-        (name, show.PHASES.get(name, ""), *(round(results.spread(v)[k]) for k in ("min", "median", "max")))
-        for name, v in columns.items()
-    ]
-    agent = results.spread([r["notice_to_agent_ms"] for r in rounds])
-    total = results.spread(columns[TOGETHER])
-    lost = sum(r["steps_lost"] for r in rounds)
-    measures = [
-        {
-            "id": "time_to_resume.agent", "what": f"a spot notice is put on a node → the agent has it, the slowest of {len(rounds)}",
-            "unit": "ms", "ours": round(agent["max"]), "median": agent["median"], "goal": GOAL_MS, "met": agent["max"] <= GOAL_MS,
-        },
-        {
-            "id": "time_to_resume.total", "what": f"notice → first new step on another node, median of {len(rounds)}",
-            "unit": "ms", "ours": round(total["median"]), "min": total["min"], "max": total["max"], "goal": None, "met": None,
-        },
-    ]  # fmt: skip
-    table = results.markdown(("phase", "from, until", "min, ms", "median", "max"), rows)
-    table += f"\n\n{len(rounds)} rounds; steps lost in all of them: {lost}."
-    results.write("time_to_resume", {"rounds": rounds}, table, measures)
-    plot(names, rounds)
-
-
-def plot(names: list[str], rounds: list[dict[str, Any]]) -> None:
-    """Stacked bars, one per round."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rounds) + 1.5))
-    left = [0.0] * len(rounds)
-    for name in names:
-        widths = [r["phases_ms"].get(name, 0) for r in rounds]
-        axes.barh(range(len(rounds)), widths, left=left, label=name)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_xlabel("ms from the notice to the first new step")
-    axes.set_yticks(range(len(rounds)), [f"round {n + 1}" for n in range(len(rounds))])
-    axes.invert_yaxis()
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    figure.savefig(HERE / "results/phases.png", bbox_inches="tight", dpi=110)
-    plt.close(figure)

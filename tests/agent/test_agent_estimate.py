@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from holdfast_agent import experience, spans
 from holdfast_agent.estimate import Average, Estimates
 from holdfast_agent.experience import Experience
+from holdfast_agent.outlook import expected
 from holdfast_agent.threads import Threads
 from holdfast_api.peers import Span
 
@@ -170,3 +174,49 @@ async def test_a_full_memory_volume_does_not_stop_anything(tmp_path):
     one = Experience(tmp_path / "is-not-there")
     await one.keep(threads)
     threads.close()
+
+
+def a_worker(tmp_path, *, size: int, estimates: Estimates) -> SimpleNamespace:
+    """Of one rank, as far as outlook.py looks."""
+    known = Experience(tmp_path)
+    known.estimates = estimates
+    rank = SimpleNamespace(plan=object(), passed_at=None, boundary=7)
+    crew = _Crew([rank])
+    config = SimpleNamespace(background_bytes_per_second=0, local_volume="pod")
+    return SimpleNamespace(
+        logical_bytes=size, crew=crew, base_manifests={0: object()}, experience=known, node=None, settings=SimpleNamespace(config=config)
+    )  # fmt: skip
+
+
+class _Crew(list):
+    def all(self, test) -> bool:
+        return all(test(r) for r in self)
+
+
+def test_what_the_operator_is_told_adds_up_to_what_a_plan_relies_on(tmp_path):
+    at = time.time()
+    known = Estimates()
+    for _ in range(8):
+        known = known.stepped(2.0, at).copied(GIB, 1.0, at).committed(0.1, at)
+        known = known.flushed(logical=GIB, sent=GIB // 2, seconds=5.0, emergency=True, based=True, at=at)
+    told = expected(a_worker(tmp_path, size=4 * GIB, estimates=known))
+    assert told.measured
+    assert (told.bytes, told.sent_bytes) == (4 * GIB, round(4 * GIB * known.sent_share(based=True)))
+    assert (told.step_seconds, told.copy_seconds) == (2.0, 4.0)
+    parts = told.step_seconds + told.copy_seconds + told.store_seconds + told.commit_seconds
+    assert parts < told.sure_seconds < 2 * parts
+    assert told.node_seconds is None
+
+
+@pytest.mark.parametrize("missing", ["step", "copy", "hurried"])
+def test_what_was_never_seen_makes_the_whole_an_estimate(tmp_path, missing):
+    at = time.time()
+    seen = Estimates().stepped(2.0, at).copied(GIB, 1.0, at)
+    seen = seen.flushed(logical=GIB, sent=GIB, seconds=5.0, emergency=True, based=False, at=at)
+    assert expected(a_worker(tmp_path, size=GIB, estimates=seen)).measured
+    unseen = replace(seen, **{missing: getattr(Estimates(), missing)})
+    assert not expected(a_worker(tmp_path, size=GIB, estimates=unseen)).measured
+
+
+def test_before_the_size_is_known_nothing_is_told(tmp_path):
+    assert expected(a_worker(tmp_path, size=0, estimates=Estimates())) is None

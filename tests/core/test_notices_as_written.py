@@ -337,6 +337,15 @@ def test_a_shutdown_of_the_node_leaves_what_the_cluster_owner_said() -> None:
     assert w.status.preemptions[-1].deadline == T0 + seconds(45)
 
 
+def test_what_the_node_says_of_its_own_shutdown_stands_before_what_the_cluster_owner_said() -> None:
+    w = a_job().with_pods().training()
+    w.signal_rules = SignalRules(node_shutdown_seconds=45)
+    labels = {**written.GKE_LABELS, names.LABEL_NODE_SHUTDOWN: "70"}
+    w.change_node("n1", conditions=translate.node(written.shuts_down()).conditions, labels=labels)
+    w.round()
+    assert w.status.preemptions[-1].deadline == T0 + seconds(70)
+
+
 def test_a_shutdown_of_the_node_leaves_a_pod_no_more_than_its_grace() -> None:
     template = {**a_job().spec.template, "spec": {**a_job().spec.template["spec"], "terminationGracePeriodSeconds": 9}}
     w = a_job(template=template).with_pods().training()

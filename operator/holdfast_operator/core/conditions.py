@@ -15,6 +15,7 @@
 | ReplicasAgree   | no copies of one state differ in it; only there once some did |
 | StoredIntact    | no scrub's finding stands; only there once one did            |
 | RetentionMet    | what is kept fits spec.checkpoint.keep; only there once not   |
+| FlushFits        | an emergency save is done in the time that an announcement leaves |
 | Succeeded       | all workers have finished                                         |
 """
 
@@ -27,6 +28,7 @@ from holdfast_api.signing import LIFETIME_SECONDS
 from holdfast_api.soundness import Grade
 from holdfast_operator.core import (
     failures,
+    feasibility,
     finish,
     interruptions,
     quarantine,
@@ -62,6 +64,7 @@ DIFFER = "ReplicasDiffer"
 """Memory or a processor has changed bits, or ranks have come apart: what is saved from now on may be wrong."""
 CLOCKS = "ClocksAgree"
 CLOCKS_DIFFER = "ClocksDiffer"
+FLUSH_FITS = "FlushFits"
 ON_NODES = "StateOnNodes"
 """The newest state lies on nodes and nowhere else (E6)."""
 UNSAVED = "FinishedUnsaved"
@@ -126,6 +129,7 @@ def _all(
     yield from _retention(seen, status, now)
     yield from _clocks(seen, status)
     yield from _on_nodes(seen, status)
+    yield from _flush(seen, status)
     yield _succeeded(seen, status)
 
 
@@ -317,6 +321,13 @@ def _on_nodes(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
     elif any(c.type == ON_NODES for c in status.conditions):
         newest = status.last_checkpoint
         yield _Now(ON_NODES, "False", "Decided", f"{newest.name} at step {newest.step}" if newest else "no checkpoint")
+
+
+def _flush(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
+    """Said from the first round on: what would be lost at the first notice had better be known before it."""
+    if not seen.spec_error:
+        found = feasibility.verdict(seen, status)
+        yield _Now(FLUSH_FITS, found.status, found.reason, found.message)
 
 
 def _intact(status: TrainingJobStatus) -> Iterator[_Now]:

@@ -17,6 +17,7 @@ from holdfast_operator.core import (
     evacuate,
     events,
     failures,
+    feasibility,
     finish,
     interruptions,
     notices,
@@ -174,6 +175,8 @@ def _finished_round(
     now: datetime,
 ) -> Decision:
     status = status.model_copy(update={"observed_generation": seen.job.generation})
+    if status.phase not in phases.TERMINAL and not seen.spec_error:
+        status = feasibility.update(seen, status)
     found = trouble.find(seen, status, now) if status.phase not in phases.TERMINAL else None
     status = conditions.update(seen, status, found, verdict, now)
     told = events.between(seen.status, status)

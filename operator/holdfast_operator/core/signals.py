@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from holdfast_api import sources
+from holdfast_api import names, sources
 from holdfast_api.messages import Cause
 from holdfast_operator.core import notifier_signals
 from holdfast_operator.core.observed import NodeCondition, NodeSeen, PodSeen
@@ -28,6 +28,7 @@ SHUTTING_DOWN = "condition:Ready/shutting-down"
 _GOOGLES = "cloud.google.com/gke-nodepool"
 _GOOGLES_SHUTDOWN_SECONDS = 15
 """What kubelets of Google's nodes, which have this label, leave ordinary pods unless the pool says otherwise."""
+_LONGEST_SHUTDOWN_SECONDS = 86_400
 
 
 def node_signals(node: NodeSeen, rules: SignalRules = NO_RULES) -> tuple[Signal, ...]:
@@ -119,11 +120,15 @@ def _from_node_itself(node: NodeSeen, rules: SignalRules) -> Iterator[Signal]:
         yield Signal("node:unschedulable", Cause.CORDON, PREPARING, True, POSSIBLE)
     for c in node.conditions:
         if c.type == "Ready" and c.status == "False" and "node is shutting down" in c.message:
-            seconds = _shutdown_seconds(node, rules)
+            seconds = shutdown_seconds(node, rules)
             rule = after(seconds) if seconds else UNKNOWN
             yield Signal(SHUTTING_DOWN, Cause.NODE_SHUTDOWN, ACTING, False, CERTAIN, c.since, c.message, rule=rule)
 
 
-def _shutdown_seconds(node: NodeSeen, rules: SignalRules) -> int:
-    """How long a shutdown of this node leaves ordinary pods; 0: not known. A pod's own grace may be shorter still (deadlines.py)."""
+def shutdown_seconds(node: NodeSeen, rules: SignalRules) -> int:
+    """How long a shutdown of this node leaves ordinary pods; 0: not known. What the node's own label says stands before what the operator was told, as pools
+    differ; a label that is no such number counts as none. A pod's own grace may be shorter still (deadlines.py)."""
+    told = node.labels.get(names.LABEL_NODE_SHUTDOWN, "")
+    if told.isascii() and told.isdigit() and 0 < int(told[:9]) <= _LONGEST_SHUTDOWN_SECONDS:
+        return int(told)
     return rules.node_shutdown_seconds or (_GOOGLES_SHUTDOWN_SECONDS if _GOOGLES in node.labels else 0)

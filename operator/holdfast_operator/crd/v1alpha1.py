@@ -792,6 +792,43 @@ class IntervalStatus(Model):
     """What it follows from."""
 
 
+class FlushGrade(StrEnum):
+    """Whether an emergency save is done in the time that there is."""
+
+    FITS = "Fits"
+    TIGHT = "Tight"
+    TOO_SLOW = "TooSlow"
+
+
+class FlushStatus(Model):
+    """What an emergency save takes, of the slowest worker. Numbers stay as they are until they have changed by a quarter."""
+
+    worker: int = 0
+    """The slowest."""
+    seconds: float
+    """As a rule, from the notice to the commit record."""
+    sure_seconds: float
+    """With the confidence that a plan relies on."""
+    step_seconds: float = 0.0
+    """Of `seconds`: until the ranks are at a boundary."""
+    copy_seconds: float = 0.0
+    """Of `seconds`: to copy the state."""
+    store_seconds: float = 0.0
+    """Of `seconds`: to send it to the store."""
+    node_seconds: float | None = None
+    """To write it to the node's directory; absent where there is none."""
+    bytes: int = 0
+    """What the worker holds."""
+    sent_bytes: int = 0
+    """Of which so many would be sent."""
+    measured: bool = False
+    """False: estimated."""
+    available_seconds: int
+    """The least of what could be announced: pods' grace, shutdown of a node, notice of the cloud, the job's own default."""
+    grade: FlushGrade
+    """What follows for the condition FlushFits. It gets better only with a fifth to spare, unless the time that there is has changed."""
+
+
 def in_words(milliseconds: int) -> str:
     """A duration for a narrow column: 3.4s, 2m05s, 1h02m."""
     tenths = round(milliseconds / 100)
@@ -813,7 +850,7 @@ class TrainingJobStatus(Model):
     conditions: Annotated[
         tuple[Condition, ...],
         Field(
-            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+            max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
         ),
     ] = ()
     """Ready, Reconciling and Stalled, which tools wait for, and Holdfast's own."""
@@ -860,6 +897,8 @@ class TrainingJobStatus(Model):
     """What the budgets are compared with."""
     interval: IntervalStatus | None = None
     """How often periodic checkpoints are taken, with `every.auto`."""
+    flush: FlushStatus | None = None
+    """What an emergency save takes, and whether there is time for it; absent while nothing is known."""
     retry_at: datetime | None = None
     """No attempt is started before it (back-off)."""
     checkpoint_request: Annotated[str, Field(max_length=64)] = ""
