@@ -5,6 +5,7 @@ A flush that runs is a measurement too, and the newest: what it has sent so far 
 
 from holdfast_agent import spans
 from holdfast_agent.clock import monotonic, now
+from holdfast_agent.plan import CONFIDENT
 from holdfast_agent.progress import Progress
 from holdfast_agent.shared import Shared
 from holdfast_api.messages import FlushEstimate
@@ -54,7 +55,7 @@ def expected(shared: Shared) -> FlushEstimate | None:
         copy_seconds=_short(outlook.copy.likely),
         store_seconds=_short(outlook.store.likely),
         commit_seconds=_short(outlook.commit.likely),
-        sure_seconds=_short(whole.sure),
+        sure_seconds=_short(spans.within(whole, CONFIDENT)),
         node_seconds=_short(outlook.node.likely) if outlook.node is not None else None,
         measured=known.measured,
     )

@@ -6,6 +6,7 @@ chance to be done in time is that of the normal distribution through them; below
 
 import math
 from collections.abc import Iterable
+from statistics import NormalDist
 
 from holdfast_api.peers import Span
 
@@ -74,6 +75,15 @@ def chance(span: Span, available_seconds: float) -> float:
     if a >= s.likely:
         return _normal(2 * _share(a, s.likely, s.sure))
     return _normal(-2 * (1 - _share(a, s.best, s.likely)))
+
+
+def within(span: Span, confidence: float) -> float:
+    """Seconds in which it is done with this chance, which is at least a half: the opposite of `chance`."""
+    s = tidy(span)
+    share = min(NormalDist().inv_cdf(min(confidence, SURE)) / 2, 1.0)
+    if s.likely > 0 and s.sure > s.likely:
+        return float(s.likely * (s.sure / s.likely) ** share)
+    return s.likely + share * (s.sure - s.likely)
 
 
 def _normal(deviations: float) -> float:

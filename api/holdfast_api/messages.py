@@ -421,7 +421,7 @@ class FlushEstimate:
     store_seconds: float
     commit_seconds: float
     sure_seconds: float
-    """The whole, with the confidence that a plan relies on; a step that is as long as the longest of late among it."""
+    """The whole, with the chance from which on a plan does not give the newest state up for an older one (0.8)."""
     node_seconds: float | None = None
     """To write the copied state to the node's directory; None where there is none."""
     measured: bool = False

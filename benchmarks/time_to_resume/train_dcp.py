@@ -13,7 +13,8 @@ import time
 
 
 def mark(name: str, **more: object) -> None:
-    print(json.dumps({"mark": name, "at": time.time(), "rank": int(os.environ["RANK"]), **more}), flush=True)
+    line = json.dumps({"mark": name, "at": time.time(), "rank": int(os.environ["RANK"]), **more}) + "\n"
+    os.write(1, line.encode())  # in one piece: ranks share the launcher's output
 
 
 mark("start")

@@ -204,7 +204,7 @@ def test_what_the_operator_is_told_adds_up_to_what_a_plan_relies_on(tmp_path):
     assert (told.bytes, told.sent_bytes) == (4 * GIB, round(4 * GIB * known.sent_share(based=True)))
     assert (told.step_seconds, told.copy_seconds) == (2.0, 4.0)
     parts = told.step_seconds + told.copy_seconds + told.store_seconds + told.commit_seconds
-    assert parts < told.sure_seconds < 2 * parts
+    assert parts < told.sure_seconds < 2 * parts  # the planner's own confidence, not twice that doubt
     assert told.node_seconds is None
 
 
@@ -220,3 +220,12 @@ def test_what_was_never_seen_makes_the_whole_an_estimate(tmp_path, missing):
 
 def test_before_the_size_is_known_nothing_is_told(tmp_path):
     assert expected(a_worker(tmp_path, size=0, estimates=Estimates())) is None
+
+
+@given(st.floats(0, 1e6), st.floats(1, 100), st.floats(1, 100), st.floats(0.5, 0.97))
+def test_within_is_the_opposite_of_chance(likely, down, up, confidence):
+    span = Span(likely / down, likely, likely * up)
+    seconds = spans.within(span, confidence)
+    assert spans.chance(span, seconds * 1.000001 + 1e-9) >= confidence - 1e-3
+    if up > 1.01 and likely > 1e-3:
+        assert spans.chance(span, seconds * 0.99) <= confidence + 1e-3

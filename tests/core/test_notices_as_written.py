@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from job_worlds import T0, JobWorld, a_job, seconds
 
+from holdfast_api import names
 from holdfast_operator.core import signal_table
 from holdfast_operator.core.observed import NodeCondition, NodeEvent
 from holdfast_operator.core.signal_table import SignalRules

@@ -206,14 +206,14 @@ def verdict(seen: Observed, status: TrainingJobStatus) -> Verdict:
     f = status.flush
     if f is None:
         return Verdict("Unknown", "NotMeasured", f"how long a save takes is not known yet; {least.what}")
-    needed = f"{_taken(f)}, and {f.available_seconds} s are there: {least.what}"
+    found = f"{_taken(f)}, and {f.available_seconds} s are there: {least.what}"
     if f.grade is FlushGrade.FITS:
-        return Verdict("True", "Measured" if f.measured else "Estimated", needed)
+        return Verdict("True", "Measured" if f.measured else "Estimated", found)
     if not f.measured:
-        return Verdict("Unknown", "Estimated", f"{needed}. That is an estimate; the first save measures it")
+        return Verdict("Unknown", "Estimated", f"{found}. That is an estimate; the first save measures it")
     if f.grade is FlushGrade.TIGHT:
-        return Verdict("Unknown", "Tight", f"{needed}. {_advice(seen, f)}")
-    return Verdict("False", "TooSlow", f"{needed}. {_advice(seen, f)}")
+        return Verdict("Unknown", "Tight", f"{found}. {_advice(seen, f)}")
+    return Verdict("False", "TooSlow", f"{found}. {_advice(seen, f)}")
 
 
 def _taken(f: FlushStatus) -> str:

@@ -808,7 +808,7 @@ class FlushStatus(Model):
     seconds: float
     """As a rule, from the notice to the commit record."""
     sure_seconds: float
-    """With the confidence that a plan relies on."""
+    """With the chance from which on a plan does not give the newest state up for an older one (0.8)."""
     step_seconds: float = 0.0
     """Of `seconds`: until the ranks are at a boundary."""
     copy_seconds: float = 0.0
