@@ -106,7 +106,11 @@ def test_the_shortest_manifest_is_accepted_and_filled_in(kubectl: Kube, namespac
     assert spec["validation"] == {"onUnsound": "Continue", "suspect": "PassOver"}
     assert spec["processesPerWorker"] == 1
     assert (spec["suspend"], spec["fresh"]) == (False, False)
-    assert spec["budgets"] == {"failures": {"max": 3, "backoffSeconds": 10}}
+    assert spec["budgets"] == {
+        "preemptions": {"backoffSeconds": 10},
+        "failures": {"max": 3, "backoffSeconds": 10},
+        "noProgress": {"max": 20},
+    }
     assert spec["notices"] == {"defaultDeadlineSeconds": 120, "nodeLostSeconds": 5}
 
 

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from holdfast_api.messages import AgentPhase, Cause, Exit
 from holdfast_api.soundness import Grade
-from holdfast_operator.core import failures, interruptions, unsound
+from holdfast_operator.core import circles, failures, interruptions, unsound
 from holdfast_operator.core.membership import MemberSeen, exit_of, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
@@ -36,22 +36,21 @@ def count_end(
     if entry.source == interruptions.SUPERSEDED_SOURCE:
         return _go_above(seen, status), None
     status = _with_training(status, entry.ended_at)
-    if entry.cause == Cause.FAILURE.value:
-        return _count_failure(seen, status, now)
     if entry.cause == Cause.ROLLBACK.value:
         return (
             status,
             None,
         )  # neither the machines' fault nor a crash; how often it may happen is counted in status.rollBack
-    counts = status.counts.model_copy(update={"preemptions": status.counts.preemptions + 1})
-    limit = seen.spec.budgets.preemptions.max
-    verdict = None
-    if limit is not None and counts.preemptions > limit:
-        verdict = Verdict(
-            "PreemptionBudgetSpent",
-            f"preempted {counts.preemptions} times, spec.budgets.preemptions.max is {limit}: raise it, or use machines that stay",
-        )
-    return status.model_copy(update={"counts": counts}), verdict
+    progressed = _has_progressed(seen, status)
+    status = circles.count(status, progressed=progressed)
+    if entry.cause == Cause.FAILURE.value:
+        failure = failures.find(status, members(seen, status.attempt), now)
+        status, verdict = _count(seen, status, failure, now, progressed=progressed)
+    else:
+        status, verdict = _count_preemption(seen, status, now)
+    if verdict is None and (words := circles.too_many(status, seen.spec.budgets, describe(entry))):
+        verdict = Verdict(circles.REASON, words)
+    return status, verdict
 
 
 def count_start_failure(
@@ -64,16 +63,26 @@ def count_start_failure(
     return (status, None) if failure is None else _count(seen, status, failure, now, progressed=False)
 
 
-def _count_failure(
+def _count_preemption(
     seen: Observed, status: TrainingJobStatus, now: datetime
 ) -> tuple[TrainingJobStatus, Verdict | None]:
-    failure = failures.find(status, members(seen, status.attempt), now)
+    counts = status.counts.model_copy(update={"preemptions": status.counts.preemptions + 1})
+    budget = seen.spec.budgets.preemptions
+    retry_at = circles.retry_at(counts, budget, now)
+    verdict = None
+    if budget.max is not None and counts.preemptions > budget.max:
+        verdict = Verdict(
+            "PreemptionBudgetSpent",
+            f"preempted {counts.preemptions} times, spec.budgets.preemptions.max is {budget.max}: raise it, or use machines that stay",
+        )
+    return status.model_copy(update={"counts": counts, "retry_at": retry_at}), verdict
+
+
+def _has_progressed(seen: Observed, status: TrainingJobStatus) -> bool:
+    """The attempt has made a durable checkpoint. A run that saves NaN and then stops itself goes round in circles: what no start will use is no progress (C4)."""
     assert status.attempt is not None
-    number = status.attempt.number
-    # A run that saves NaN and then stops itself goes round in circles: what no start will use is no progress (C4).
-    own = (c for c in status.checkpoints if c.name.startswith(f"{number}/"))
-    progressed = any(unsound.grade_of(seen, status, c) is Grade.SOUND for c in own)
-    return _count(seen, status, failure, now, progressed=progressed)
+    own = (c for c in status.checkpoints if c.name.startswith(f"{status.attempt.number}/"))
+    return any(unsound.grade_of(seen, status, c) is Grade.SOUND for c in own)
 
 
 def _count(

@@ -318,6 +318,9 @@ class PreemptionBudget(Model):
 
     max: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """The job fails at the next preemption after so many. Absent: without limit."""
+    backoff_seconds: Annotated[int, Field(ge=0, le=3600)] = 10
+    """Attempts that are preempted are followed at once. After more than three in a row of which nothing durable is left: so many seconds later; doubles each
+    time, at most 300."""
 
 
 class FailureBudget(Model):
@@ -329,6 +332,13 @@ class FailureBudget(Model):
     """Seconds before the second try; doubles each time, at most 300."""
 
 
+class NoProgressBudget(Model):
+    """How many attempts in a row may leave nothing durable, whatever ended them."""
+
+    max: Annotated[int, Field(ge=0, le=1_000_000)] = 20
+    """The job fails after so many attempts in a row without a new durable checkpoint. 0: without limit."""
+
+
 class Budgets(Model):
     """How much the job may suffer before it is given up. Preemptions and failures are counted apart."""
 
@@ -336,6 +346,8 @@ class Budgets(Model):
     """How often the job may be preempted: the machine was taken away, the training code is not to blame."""
     failures: FailureBudget = FailureBudget()
     """How many failures in a row without a new durable checkpoint end the job."""
+    no_progress: NoProgressBudget = NoProgressBudget()
+    """How many attempts in a row may leave nothing durable, whatever ended them: a job that only goes round in circles stops."""
 
 
 class Notices(Model):
@@ -777,6 +789,8 @@ class Counts(Model):
     """Of all attempts."""
     failures_in_a_row: int = 0
     """Without a new durable checkpoint between them."""
+    fruitless_in_a_row: int = 0
+    """Attempts without a new durable checkpoint, whatever ended them."""
     caught: int = 0
     """Of both, those whose last state was saved: no step had to be done again."""
     trained_seconds: int = 0
