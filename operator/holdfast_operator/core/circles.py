@@ -1,8 +1,8 @@
 """Jobs that go round in circles: attempts in a row of which nothing durable is left, whatever ended them. Pure.
 
-Each may have its own good reason, and none is anybody's fault: machines that are taken away without a word before the first checkpoint is due, a flush that never
-fits the notice, a node that runs out of memory at every start. Together they cost machines for nothing, so they follow each other ever more slowly, and at last
-the job stops with a reason.
+Each may have its own good reason, and none is anybody's fault: machines that are taken away without a word before the first checkpoint is due, a flush that
+never fits the notice, a node that runs out of memory at every start. Together they cost machines for nothing, so they follow each other ever more slowly, and
+at last the job stops with a reason.
 """
 
 from datetime import datetime, timedelta

@@ -79,7 +79,8 @@ def _count_preemption(
 
 
 def _has_progressed(seen: Observed, status: TrainingJobStatus) -> bool:
-    """The attempt has made a durable checkpoint. A run that saves NaN and then stops itself goes round in circles: what no start will use is no progress (C4)."""
+    """The attempt has made a durable checkpoint. A run that saves NaN and then stops itself goes round in circles: what no start will use is no progress
+    (C4)."""
     assert status.attempt is not None
     own = (c for c in status.checkpoints if c.name.startswith(f"{status.attempt.number}/"))
     return any(unsound.grade_of(seen, status, c) is Grade.SOUND for c in own)
