@@ -1,7 +1,8 @@
 """A cluster, its kubelets, its agents and a store, in steps of a quarter second, with faults to order. The operator in it is the real `decide`.
 
 What is simulated is what the operator meets: pods that take time, agents that answer or do not, reports that are lost or late, nodes that die or are
-announced to go, an operator that restarts or loses a race in any round. The store counts commits and keeps claims create-only, as the real one does.
+announced to go, an operator that restarts or loses a race in any round; and who does not let a pod in: a quota, a webhook, a queue that deletes or holds what
+is too many, a cluster without room, a scheduler that preempts. The store counts commits and keeps claims create-only, as the real one does.
 """
 
 import random
@@ -22,14 +23,46 @@ from holdfast_api.messages import (
     Stage,
 )
 from holdfast_operator.core import actions as act
-from holdfast_operator.core import phases
+from holdfast_operator.core import phases, wake
 from holdfast_operator.core.decide import decide
-from holdfast_operator.core.observed import Heard, JobMeta, NodeSeen, Observed, PodSeen, Taint
+from holdfast_operator.core.observed import (
+    Heard,
+    JobMeta,
+    NodeSeen,
+    Observed,
+    PodSeen,
+    Refusal,
+    RefusalKind,
+    Taint,
+)
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobSpec, TrainingJobStatus
 
 TICK = timedelta(seconds=0.25)
 PERIOD = 8
 NODE_GRACE = timedelta(seconds=6)
+MANY_IN = timedelta(seconds=20)
+MANY = 6
+"""More new pods of one worker within MANY_IN are a storm (F5)."""
+MANY_TRIES = 16
+"""More refused creations of one pod within a minute are one too."""
+IDLE_TICKS = 120
+"""So long a pod that nobody needs may live while the job trains: reports and orders get lost."""
+
+
+@dataclass
+class Doors:
+    """Who lets how many pods in; None: as many as there are."""
+
+    quota: int | None = None
+    """Pods that live; the API server answers 403 to more."""
+    webhook: bool = False
+    """Somebody's admission webhook denies everything."""
+    queue: int | None = None
+    """A queue that deletes pods above its count."""
+    gates: int | None = None
+    """A queue that holds pods above its count with a scheduling gate."""
+    room: int | None = None
+    """Pods of one node."""
 
 
 @dataclass
@@ -119,8 +152,30 @@ class SimulatedCluster:
         """Attempts of which a worker has sealed."""
         self.wrong: list[str] = []
         self.resumed: list[int] = []
+        self.doors = Doors()
+        self.refusals: dict[str, Refusal] = {}
+        self.tries: list[tuple[datetime, str]] = []
+        """Creations that were refused."""
+        self.created: list[tuple[datetime, int, int]] = []
+        """(when, worker, serial)"""
+        self.idle = 0
+        """Ticks in a row in which a pod lived that nobody needed."""
 
     # Faults
+
+    def in_zones(self, count: int) -> None:
+        """Node n<i> is in zone z<i modulo count>."""
+        for i, name in enumerate(sorted(self.nodes)):
+            labels = {"topology.kubernetes.io/zone": f"z{i % count}"}
+            self.nodes[name] = replace(self.nodes[name], labels=labels)
+
+    def preempt(self, uid: str) -> None:
+        """By the scheduler, for somebody of a higher priority."""
+        pod = self.pods.get(uid)
+        if pod is not None and not pod.terminal:
+            why = {"disruption": "PreemptionByScheduler", "disruption_since": self.now}
+            self.pods[uid] = replace(pod, **why)
+            self.delete_pod(uid)
 
     def announce(self, node: str, key: str = "aws-node-termination-handler/spot-itn") -> None:
         self.nodes[node] = replace(self.nodes[node], taints=(*self.nodes[node].taints, Taint(key, "", "NoSchedule")))
@@ -135,7 +190,8 @@ class SimulatedCluster:
 
     def bring_node(self, node: str) -> None:
         self.dead_nodes.pop(node, None)
-        self.nodes[node] = NodeSeen(node, ready_since=self.now)
+        before = self.nodes.get(node)
+        self.nodes[node] = NodeSeen(node, ready_since=self.now, labels=before.labels if before else {})
 
     def delete_pod(self, uid: str) -> None:
         pod = self.pods.get(uid)
@@ -170,6 +226,7 @@ class SimulatedCluster:
         for _ in range(3):
             if not self._operator_round():
                 break
+        self._check_idle()
 
     def live(self, agent: Agent) -> bool:
         pod = self.pods.get(agent.uid)
@@ -196,6 +253,7 @@ class SimulatedCluster:
         for action in decision.actions:
             if self.rng.random() >= self.faults:
                 self._execute(action)
+                changed |= isinstance(action, act.CreatePod)  # the shell has it in its cache at once
         return changed
 
     def _observed(self) -> Observed:
@@ -207,7 +265,36 @@ class SimulatedCluster:
             nodes=dict(self.nodes),
             heard=dict(self.heard),
             watching_since=self.started_at,
+            refusals=self._refused_now(),
         )
+
+    def _refused_now(self) -> tuple[Refusal, ...]:
+        planned = {names.pod_name(self.job.name, self.job.uid, w.worker, w.serial) for w in self.status.workers}
+        self.refusals = {n: r for n, r in self.refusals.items() if n in planned}
+        return tuple(self.refusals.values())
+
+    def _living(self) -> int:
+        return sum(not p.terminal for p in self.pods.values())
+
+    def _refuses(self, name: str) -> bool:
+        """As the API server and the shell do it between them: what was refused is not asked for again at once."""
+        before, words = self.refusals.get(name), ""
+        if before is not None and self.now < wake.refused_until(before, self._living()):
+            return True
+        if self.doors.webhook:
+            words = 'admission webhook "x" denied the request'
+        elif self.doors.quota is not None and self._living() >= self.doors.quota:
+            words = "exceeded quota: pods"
+        if not words:
+            self.refusals.pop(name, None)
+            return False
+        times = before.times + 1 if before is not None and self._living() >= before.beside else 1
+        self.refusals[name] = Refusal(RefusalKind.FORBIDDEN, f"pod {name}", words, self.now, times, self._living())
+        self.tries.append((self.now, name))
+        lately = [n for at, n in self.tries if n == name and self.now - at < timedelta(seconds=60)]
+        if len(lately) > MANY_TRIES:
+            self.wrong.append(f"pod {name} was refused {len(lately)} times within a minute")
+        return True
 
     def _execute(self, action: act.Action) -> None:
         match action:
@@ -222,11 +309,15 @@ class SimulatedCluster:
 
     def _create(self, action: act.CreatePod) -> None:
         name = names.pod_name(self.job.name, self.job.uid, action.worker, action.serial)
-        if any(p.name == name for p in self.pods.values()):
+        if any(p.name == name for p in self.pods.values()) or self._refuses(name):
             return
         if (action.worker, action.serial) in self.named:
             self.wrong.append(f"pod name {name} is used twice")
         self.named.add((action.worker, action.serial))
+        self.created.append((self.now, action.worker, action.serial))
+        lately = [s for at, w, s in self.created if w == action.worker and self.now - at < MANY_IN]
+        if len(lately) > MANY:
+            self.wrong.append(f"pods {lately} of worker {action.worker} were made within {MANY_IN}")
         uid = f"uid-{action.worker}-{action.serial}"
         self.pods[uid] = PodSeen(
             name=name,
@@ -285,16 +376,26 @@ class SimulatedCluster:
                 self._stop(uid, self.pods[uid])
 
     def _schedule(self, uid: str, pod: PodSeen) -> None:
-        if pod.deleting:
+        let_in = sum(bool(p.node) and not p.terminal for p in self.pods.values())
+        if pod.deleting or (self.doors.queue is not None and let_in >= self.doors.queue):
             del self.pods[uid]
             return
+        if self.doors.gates is not None and let_in >= self.doors.gates:
+            self.pods[uid] = replace(pod, gates=("held",))
+            return
         avoid = set(pod.message.split(","))
-        fit = [n for n, node in sorted(self.nodes.items()) if node.ready and not node.taints and n not in avoid]
+        load = {n: sum(p.node == n and not p.terminal for p in self.pods.values()) for n in self.nodes}
+        most = self.doors.room or len(self.pods)
+        fit = [
+            n
+            for n, node in sorted(self.nodes.items())
+            if node.ready and not node.taints and n not in avoid and load[n] < most
+        ]
         if fit:
-            load = {n: sum(p.node == n and not p.terminal for p in self.pods.values()) for n in fit}
+            pod = replace(pod, gates=())
             self.pods[uid] = replace(pod, node=min(fit, key=lambda n: (load[n], n)), unschedulable="")
         else:
-            self.pods[uid] = replace(pod, unschedulable="0/3 nodes are available")
+            self.pods[uid] = replace(pod, gates=(), unschedulable="0/3 nodes are available")
 
     def _stop(self, uid: str, pod: PodSeen) -> None:
         """The kubelet of a live node: SIGTERM at the deletion, SIGKILL at its deadline, and the end of a container whose agent has ended."""
@@ -375,9 +476,11 @@ class SimulatedCluster:
     def _evacuate(self, agent: Agent, number: int, team: list[Agent]) -> None:
         deadline = agent.deadline(self.spec.notices.default_deadline_seconds)
         if agent.phase is AgentPhase.SEALED:
-            doomed = any(n.worker == agent.worker and n.acting and not n.withdrawn for n in agent.notices.values())
-            if doomed:
+            ending = [n for n in agent.notices.values() if n.worker == agent.worker and n.acting and not n.withdrawn]
+            if any(n.cause in (Cause.SIGTERM, Cause.DELETION) for n in ending):  # else it may be withdrawn still
                 agent.exit = Exit.PREEMPTED_SEALED
+            elif deadline is None and not agent.stop_request:
+                agent.phase, agent.sealing_since = AgentPhase.TRAINING, None
             return
         if agent.stop_request and agent.phase in (AgentPhase.TRAINING, AgentPhase.EVACUATING):
             deadline = self.now + timedelta(seconds=60)
@@ -468,6 +571,16 @@ class SimulatedCluster:
                 self.wrong.append("a pod is created before it is written")
             if isinstance(a, act.DeletePod):
                 self._check_delete(seen, a)
+
+    def _check_idle(self) -> None:
+        """Nobody pays for a replacement that nobody needs (F5)."""
+        attempt = self.status.attempt
+        uids = {m.pod_uid for m in attempt.members} if attempt is not None else set()
+        needless = [p.name for p in self.pods.values() if p.uid not in uids and not p.terminal and not p.deleting]
+        calm = self.status.phase is Phase.RUNNING and not any(n.acting and not n.withdrawn for n in self.status.notices)
+        self.idle = self.idle + 1 if calm and needless else 0
+        if self.idle == IDLE_TICKS:
+            self.wrong.append(f"{needless} live on, and nobody needs them")
 
     def _check_delete(self, seen: Observed, action: act.DeletePod) -> None:
         agent = self.agents.get(action.uid)

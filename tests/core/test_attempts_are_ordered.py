@@ -136,7 +136,7 @@ def test_a_pod_that_avoids_a_node_for_nothing_is_planned_anew() -> None:
     w.with_pod(1, 2).all_report(AgentPhase.SEALED).settled()
     entry = w.status.workers[-1].model_copy(update={"avoid_nodes": ("n1",)})
     w.with_status(workers=(*w.status.workers[:-1], entry)).change_pod(1, 2, unschedulable="no node fits")
-    w.change_node("n1", taints=()).after(6).settled()
+    w.without_pod(1).change_node("n1", taints=()).after(6).settled()
     assert [(x.serial, x.avoid_nodes) for x in w.status.workers if x.worker == 1][-1] == (3, ())
 
 

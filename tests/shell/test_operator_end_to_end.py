@@ -18,6 +18,8 @@ from holdfast_operator.shell.permissions import PERMISSIONS
 from holdfast_operator.shell.settings import Settings
 
 NS = "team"
+STAYS = {"key": "cloud.google.com/maintenance-window-started", "effect": "NoSchedule"}
+"""An acting notice after which nobody takes the pods away."""
 SPEC = {
     "workers": 2,
     "checkpoint": {"storage": {"uri": "s3://bucket/prefix", "secretName": "bucket"}, "every": {"steps": 10}},
@@ -248,6 +250,66 @@ async def test_a_template_that_the_server_refuses_becomes_a_condition_in_its_wor
     await eventually("TemplateInvalid", lambda: _reason(stage) == "TemplateInvalid")
     (stalled,) = [c for c in stage.status()["conditions"] if c["type"] == "Stalled"]
     assert words in stalled["message"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "words"),
+    [
+        (400, "BadRequest", 'admission webhook "policy.example" denied the request: not on Fridays'),
+        (422, "Invalid", "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: not on Fridays"),
+        (
+            403,
+            "Forbidden",
+            'pods "x" is forbidden: exceeded quota: gpus, requested: pods=1, used: pods=2, limited: pods=2',
+        ),
+    ],
+    ids=["webhook", "policy", "quota"],
+)
+async def test_what_somebody_denies_is_no_mistake_of_the_template(
+    stage: Stage, code: int, reason: str, words: str
+) -> None:
+    stage.api.refuse = lambda method, path: (
+        (code, reason, words) if method == "POST" and path.endswith("/pods") else None
+    )
+    stage.api.put("trainingjobs", {"metadata": {"name": "small"}, "spec": SPEC}, NS)
+    await eventually("Refused", lambda: _reason(stage) == "Refused")
+    conditions = {c["type"]: c for c in stage.status()["conditions"]}
+    assert conditions["Stalled"]["status"] == "False"
+    assert words in conditions["Ready"]["message"]
+    stage.api.refuse = lambda method, path: None
+    await stage.run_pods("n0", "n1")
+    assert {p["metadata"]["labels"]["holdfast.dev/serial"] for p in stage.api.all("pods")} == {"1"}
+
+
+async def test_where_a_quota_has_room_for_one_of_the_two_the_old_pod_gives_way_and_the_new_one_comes(
+    stage: Stage,
+) -> None:
+    """F5: no handover; nobody has to do anything. The node is only announced to go, so nobody else ends the old pod."""
+    first, second = await to_running(stage)
+    words = "exceeded quota: gpus"
+    tries: list[float] = []
+
+    def refuse(method: str, path: str) -> tuple[int, str, str] | None:
+        full = sum(not p["metadata"].get("deletionTimestamp") for p in stage.api.all("pods")) >= 2
+        if method == "POST" and path.endswith("/pods") and full:
+            tries.append(time.monotonic())
+            return 403, "Forbidden", words
+        return None
+
+    stage.api.refuse = refuse
+    stage.api.change("nodes", "n1", "", lambda item: item["spec"].update(taints=[STAYS]))
+    await eventually("Refused", lambda: _reason(stage) == "Refused")
+    assert not _deleting(stage, second.report.pod_uid), "not while it saves (A3)"
+    first.say(checkpoints=first.trains(13, "1/2").checkpoints)
+    first.seals()
+    second.seals()
+    await eventually("the old pod is told to go", lambda: _deleting(stage, second.report.pod_uid))
+    name = next(p["metadata"]["name"] for p in stage.api.all("pods") if p["metadata"]["uid"] == second.report.pod_uid)
+    stage.api.remove("pods", name, NS)
+    await stage.run_pods("n2")
+    third = list(stage.agents.values())[-1]
+    await eventually("attempt 2", lambda: first.report.attempt == 2 and third.report.attempt == 2)
+    assert len(tries) < 20, "and nobody was stormed"
 
 
 async def test_a_template_is_tried_when_it_is_edited_and_not_only_when_a_pod_is_next_needed(stage: Stage) -> None:

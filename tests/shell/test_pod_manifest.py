@@ -242,3 +242,25 @@ def test_a_preferred_node_is_preferred_and_never_required() -> None:
     selector = spread["podAffinityTerm"]["labelSelector"]
     assert selector["matchExpressions"] == [{"key": names.LABEL_WORKER, "operator": "NotIn", "values": ["1"]}]
     assert wanted.template["spec"]["affinity"] == affinity, "the spec is not touched"
+
+
+def test_zones_are_kept_away_from_by_preference_and_never_by_rule() -> None:
+    """F5: a zone with the only room left is better than no pod; and what the template requires or prefers more stands."""
+    given = {"weight": 100, "preference": {"matchExpressions": [{"key": "rack", "operator": "Exists"}]}}
+    required = {"nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}]}
+    affinity = {
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [given],
+            "requiredDuringSchedulingIgnoredDuringExecution": required,
+        }
+    }
+    container = {"name": "trainer", "image": "i", "command": ["python"]}
+    wanted = spec({"spec": {"containers": [container], "affinity": affinity}})
+    node = worker_pod(JOB, wanted, 1, 3, (), CONTEXT, avoid_zones=("a", "b"))["spec"]["affinity"]["nodeAffinity"]
+    assert node["requiredDuringSchedulingIgnoredDuringExecution"] == required
+    first, ours = node["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert first == given
+    assert ours["weight"] < 100
+    assert ours["preference"]["matchExpressions"] == [
+        {"key": "topology.kubernetes.io/zone", "operator": "NotIn", "values": ["a", "b"]}
+    ]

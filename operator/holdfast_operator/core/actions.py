@@ -29,6 +29,7 @@ class CreatePod:
     avoid_nodes: tuple[str, ...] = ()
     prefer_nodes: tuple[str, ...] = ()
     queue: QueueStatus | None = None
+    avoid_zones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

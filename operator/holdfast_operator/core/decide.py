@@ -19,6 +19,7 @@ from holdfast_operator.core import (
     failures,
     feasibility,
     finish,
+    giving_way,
     interruptions,
     notices,
     phases,
@@ -36,6 +37,7 @@ from holdfast_operator.core import (
     wake,
 )
 from holdfast_operator.core.actions import Action, CheckTemplate, Decision, DeletePod
+from holdfast_operator.core.membership import is_member
 from holdfast_operator.core.observed import Observed, PodSeen
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
 
@@ -100,8 +102,11 @@ def _while_no_step(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
             status = replace.plan(seen, status, now).model_copy(update={"retry_at": None})
             status = attempts.start_next(seen, status, now)
     else:
+        if interruptions.current(status) is None:
+            status = replace.take_back(status, now)
         status = attempts.allow_claim(seen, status, now)
     actions = (
+        *giving_way.orders(seen, status),
         *attempts.create_pods(seen, status),
         *attempts.orders(seen, status),
         *evacuate.orders(seen, status),
@@ -111,7 +116,7 @@ def _while_no_step(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
 
 
 def _while_running(seen: Observed, status: TrainingJobStatus, now: datetime) -> Step:
-    status = replace.take_back(status)
+    status = replace.take_back(status, now)
     status = checkpoint_now.update(seen, status)
     status = retention.update(seen, status, now)
     actions = (
@@ -151,15 +156,20 @@ def _left_over(pod: PodSeen, now: datetime) -> bool:
 
 
 def _clean_up(seen: Observed, now: datetime) -> tuple[Action, ...]:
-    """A failed job keeps its ended pods for their logs and stops the others. Of a succeeded one only what would never end by itself is stopped."""
-    if seen.status.phase is not Phase.FAILED:
-        why = "the job has succeeded, and a container beside the trainer runs on"
+    """A failed job keeps its ended pods for their logs and stops the others. Of a succeeded one only what would never end by itself is stopped: another
+    container of a worker, and a replacement that waits to be told of an attempt."""
+    if seen.status.phase is Phase.FAILED:
         return tuple(
-            DeletePod(p.name, p.uid, why)
-            for p in seen.pods
-            if p.ended and not p.terminal and not p.deleting and _left_over(p, now)
+            DeletePod(p.name, p.uid, "the job has failed") for p in seen.pods if not p.terminal and not p.deleting
         )
-    return tuple(DeletePod(p.name, p.uid, "the job has failed") for p in seen.pods if not p.terminal and not p.deleting)
+    why = "the job has succeeded, and a container beside the trainer runs on"
+    needless = "the job has succeeded without it"
+    return tuple(
+        DeletePod(p.name, p.uid, why if p.ended else needless)
+        for p in seen.pods
+        if not p.terminal and not p.deleting
+        if (_left_over(p, now) if p.ended else not is_member(seen.status, p.uid))
+    )
 
 
 def _close(seen: Observed, status: TrainingJobStatus, phase: Phase, now: datetime) -> TrainingJobStatus:

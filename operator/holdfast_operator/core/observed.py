@@ -156,6 +156,10 @@ class Refusal:
     """The object: `pod bytes-gpt-1a2b3c4d-0-1`."""
     message: str
     at: datetime
+    times: int = 1
+    """In a row."""
+    beside: int = 0
+    """Pods of the job that lived then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,3 +183,8 @@ class Observed:
     """What the operator was told at its start about announcements."""
     spec_error: str = ""
     """The stored spec cannot be read (an older CRD): names the field."""
+
+    @property
+    def living(self) -> int:
+        """Pods of the job that count against a quota."""
+        return sum(not p.terminal for p in self.pods)

@@ -22,6 +22,9 @@ default of 300 would leave zombies for minutes."""
 TOKEN_SECONDS = 3600
 ARENA_DIR = "/var/run/holdfast/arena"
 LOCAL_DIR = "/var/lib/holdfast"
+ZONE = "topology.kubernetes.io/zone"
+ZONE_WEIGHT = 50
+"""Against 100 for the node where state lies and for being alone on a node."""
 _VOLUME = "holdfast-"
 
 # Sidecar proxies cut the upload at SIGTERM, because they end first; the docs say how to opt in (G3).
@@ -52,6 +55,7 @@ def worker_pod(
     context: PodContext,
     prefer_nodes: tuple[str, ...] = (),
     queue: QueueStatus | None = None,
+    avoid_zones: tuple[str, ...] = (),
 ) -> Manifest:
     """The pod of one worker. `spec.template` holds at least one container, and the trainer has a command (the schema sees to it)."""
     template = copy.deepcopy(spec.template)
@@ -67,6 +71,7 @@ def worker_pod(
     _add_volumes(pod, job, spec)
     _add_tolerations(pod)
     _add_affinity(pod, job, worker, avoid_nodes, prefer_nodes)
+    _keep_from_zones(pod, avoid_zones)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -318,3 +323,14 @@ def _add_affinity(
     }
     anti = affinity.setdefault("podAntiAffinity", {})
     anti[preferred] = [*anti.get(preferred, []), spread]
+
+
+def _keep_from_zones(pod: Manifest, zones: tuple[str, ...]) -> None:
+    """A preference: what the template requires stands, and what it prefers by more than ZONE_WEIGHT decides."""
+    if not zones:
+        return
+    node = pod["affinity"].setdefault("nodeAffinity", {})
+    elsewhere = {"key": ZONE, "operator": "NotIn", "values": list(zones)}
+    term = {"weight": ZONE_WEIGHT, "preference": {"matchExpressions": [elsewhere]}}
+    preferred = "preferredDuringSchedulingIgnoredDuringExecution"
+    node[preferred] = [*node.get(preferred, []), term]

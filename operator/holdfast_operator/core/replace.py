@@ -1,4 +1,4 @@
-"""Which pod is to be each worker: keep what can stay, plan a new pod for what is gone or doomed, away from doomed nodes (F5, A2).
+"""Which pod is to be each worker: keep what can stay, plan a new pod for what is gone or doomed, away from doomed nodes and zones (F5, A2).
 
 A plan is an entry in status.workers, written before the pod is created; its serial is never used again. Two entries of one worker are the member that
 still runs and its replacement.
@@ -6,22 +6,21 @@ still runs and its replacement.
 
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import queueing, renew, unfinished
-from holdfast_operator.core.membership import is_member, members, newest_plans, pod_of, report_of
+from holdfast_operator.core import fruitless, giving_way, queueing, renew, unfinished, zones
+from holdfast_operator.core.membership import is_member, members, newest_plans, pod_by_uid, pod_of, report_of
 from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
 from holdfast_operator.core.pods import made_from
 from holdfast_operator.core.signals import is_doomed, node_signals
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus, WorkerStatus
 
 MAX_AVOID = 64
-RESTRAINT = timedelta(seconds=2)
-"""A pod that could not become a member is replaced no sooner after it was planned."""
 STALE_AVOIDANCE = timedelta(seconds=5)
 """How long a pod may find no node before the list of nodes that it avoids is made anew."""
 
 
 def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
     """A usable or planned pod for every worker. Entries that are neither newest nor members of a live attempt are dropped."""
+    status = _without_needless(seen, status, now)
     newest, digest = newest_plans(status), made_from(seen.spec)
     wanted = [
         w for w in range(seen.spec.workers) if w not in newest or not _may_stay(seen, status, newest[w], digest, now)
@@ -29,18 +28,20 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
     if not wanted:
         return status
     serial = status.serials_used + 1
-    avoid = avoided(seen, status)
+    avoid, avoid_zones = avoided(seen, status), zones.avoided(seen, status)
     queue = queueing.ticket(seen, status, wanted, serial)
     new = tuple(
         WorkerStatus(
             worker=w,
             serial=serial,
             avoid_nodes=avoid,
+            avoid_zones=avoid_zones,
             prefer_nodes=unfinished.preferred(seen, status, w, avoid),
             since=now,
             made_from=digest,
             queue=queue,
             renewed=newest[w].renewed + 1 if w in newest and renew.blocked_until(seen, newest[w]) is not None else 0,
+            fruitless=fruitless.count(newest.get(w), now, member=w in newest and is_member(status, newest[w].pod_uid)),
         )
         for w in wanted
     )
@@ -51,14 +52,15 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
     return status.model_copy(update={"workers": workers, "serials_used": serial})
 
 
-def take_back(status: TrainingJobStatus) -> TrainingJobStatus:
+def take_back(status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
     """Drops replacements: every notice was withdrawn before the attempt ended (F5)."""
     if status.attempt is None:
         return status
     kept = tuple(w for w in status.workers if is_member(status, w.pod_uid))
     if len(kept) == len(status.workers) or {w.worker for w in kept} != {m.worker for m in status.attempt.members}:
         return status
-    return status.model_copy(update={"workers": kept})
+    newest = newest_plans(status)
+    return status.model_copy(update={"workers": tuple(_remembers(w, newest[w.worker], now) for w in kept)})
 
 
 def usable(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) -> PodSeen | None:
@@ -77,18 +79,53 @@ def avoided(seen: Observed, status: TrainingJobStatus) -> tuple[str, ...]:
     return tuple(sorted(doomed | silent))[:MAX_AVOID]
 
 
+def _without_needless(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
+    """Without the replacement of a member whose own announcements were all withdrawn, while another's stand or its attempt is over: it stays after all, with
+    pod, image and arena (F5)."""
+    newest = newest_plans(status)
+    staying = {
+        w.worker: _remembers(w, newest[w.worker], now)
+        for w in status.workers
+        if w is not newest[w.worker] and is_member(status, w.pod_uid) and _stays_after_all(seen, status, w)
+    }
+    if not staying:
+        return status
+    others = (w for w in status.workers if w.worker not in staying)
+    workers = tuple(sorted((*others, *staying.values()), key=lambda w: (w.worker, w.serial)))
+    return status.model_copy(update={"workers": workers})
+
+
+def _stays_after_all(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) -> bool:
+    told = [n for n in status.notices if n.worker == entry.worker and n.acting]
+    pod = pod_of(seen, entry.worker, entry.serial)
+    return bool(told) and all(n.withdrawn for n in told) and pod is not None and not _is_done(seen, pod)
+
+
+def _remembers(member: WorkerStatus, newest: WorkerStatus, now: datetime) -> WorkerStatus:
+    return member if newest is member else fruitless.thrown_away(member, newest, now)
+
+
 def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, digest: str, now: datetime) -> bool:
-    if renew.is_stale(seen, entry, digest, now) and not is_member(status, entry.pod_uid):
+    member = is_member(status, entry.pod_uid)
+    if renew.is_stale(seen, entry, digest, now) and not member:
         return False
     if queueing.is_orphaned(seen, entry):
         return False
     pod = pod_of(seen, entry.worker, entry.serial)
-    if pod is None:
-        return not entry.pod_uid  # planned and not made yet; a pod that was seen and is gone is lost (A2)
-    if _is_done(seen, pod):
-        # One that is refused by its node over and over must not become a storm of pods.
-        return not is_member(status, pod.uid) and now - entry.since < RESTRAINT
-    return not _avoids_for_nothing(seen, status, entry, pod, now)
+    if pod is None and not entry.pod_uid:
+        return True  # planned and not made yet; a pod that was seen and is gone is lost (A2)
+    if pod is not None and not _is_done(seen, pod) and not _is_misplaced(seen, status, entry, pod, now):
+        return True
+    # What is refused over and over must not become a storm of pods; and who was not let in beside the old one waits for its end (F5).
+    if not fruitless.may_follow(entry, now, member=member):
+        return True
+    return giving_way.refused_by_queue(seen, entry) and _old_one_stands(seen, status, entry)
+
+
+def _old_one_stands(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) -> bool:
+    member = next((m for m in status.attempt.members if m.worker == entry.worker), None) if status.attempt else None
+    pod = pod_by_uid(seen, member.pod_uid) if member is not None else None
+    return pod is not None and not pod.terminal
 
 
 def _is_done(seen: Observed, pod: PodSeen) -> bool:
@@ -104,6 +141,12 @@ def _is_done(seen: Observed, pod: PodSeen) -> bool:
 def _gone(node: NodeSeen | None) -> bool:
     """A pod whose node is gone or not Ready is no pod to start with; if the node comes back, a replacement is as good."""
     return node is None or not node.ready
+
+
+def _is_misplaced(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, pod: PodSeen, now: datetime) -> bool:
+    if is_member(status, pod.uid):
+        return False
+    return _avoids_for_nothing(seen, status, entry, pod, now) or unfinished.lies_elsewhere(seen, status, entry, now)
 
 
 def _avoids_for_nothing(

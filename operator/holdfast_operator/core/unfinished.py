@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import Cause
 from holdfast_operator.core import interruptions
-from holdfast_operator.core.membership import MemberSeen, has_ended, members, newest_plans
+from holdfast_operator.core.membership import MemberSeen, has_ended, members, newest_plans, pod_by_uid
 from holdfast_operator.core.observed import Observed
-from holdfast_operator.crd.v1alpha1 import PartStatus, TrainingJobStatus, UnfinishedStatus
+from holdfast_operator.core.signals import node_signals
+from holdfast_operator.crd.v1alpha1 import PartStatus, TrainingJobStatus, UnfinishedStatus, WorkerStatus
 
 LONGEST_WORTH = timedelta(days=30)
 GIVEN_UP = "given-up"
@@ -41,6 +42,31 @@ def preferred(seen: Observed, status: TrainingJobStatus, worker: int, avoid: tup
         member = next((m for m in status.attempt.members if m.worker == worker), None) if status.attempt else None
         names = [n for n in (member.node if member else "", entry.node if entry else "") if n][:1]
     return tuple(name for name in names if name not in avoid and _takes_pods(seen, name))
+
+
+def lies_elsewhere(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, now: datetime) -> bool:
+    """A replacement that was made at the notice went elsewhere, because the old pod held its node; now the newest state lies there and nowhere else, whole, and
+    is worth more than a second start. Asked once: the pod that follows prefers that node, wherever it then goes."""
+    left = status.unfinished
+    if left is None or not left.whole or left.worth_until is None or now >= left.worth_until:
+        return False
+    node = next((p.node for p in left.parts if p.worker == entry.worker), "")
+    if (
+        not entry.node
+        or node in ("", entry.node, *entry.prefer_nodes, *entry.avoid_nodes)
+        or not _takes_pods(seen, node)
+    ):
+        return False
+    return not any(s.acting for s in node_signals(seen.nodes[node], seen.signal_rules)) and _has_gone(
+        seen, status, entry
+    )
+
+
+def _has_gone(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) -> bool:
+    """The old pod of that worker, with what it took of its node."""
+    old = next((m.pod_uid for m in status.attempt.members if m.worker == entry.worker), "") if status.attempt else ""
+    pod = pod_by_uid(seen, old)
+    return pod is None or pod.terminal
 
 
 def describe(seen: Observed, status: TrainingJobStatus, found: UnfinishedStatus) -> str:

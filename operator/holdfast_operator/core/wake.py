@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import blame, evacuate, failures, interruptions, renew
+from holdfast_operator.core import blame, evacuate, failures, fruitless, interruptions, renew
 from holdfast_operator.core.membership import members, silent_from
-from holdfast_operator.core.observed import Observed
-from holdfast_operator.core.replace import RESTRAINT, STALE_AVOIDANCE
+from holdfast_operator.core.observed import Observed, Refusal
+from holdfast_operator.core.replace import STALE_AVOIDANCE
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
 
-REFUSED_AGAIN = timedelta(seconds=10)
-"""How long after a refused creation it is tried again."""
+FIRST_REFUSED_AGAIN = timedelta(seconds=1)
+REFUSED_AGAIN = timedelta(seconds=30)
+"""How long after a refused creation it is tried again: doubled with each in a row, up to this."""
 
 
 def next_look(seen: Observed, status: TrainingJobStatus, now: datetime) -> datetime | None:
@@ -20,6 +21,12 @@ def next_look(seen: Observed, status: TrainingJobStatus, now: datetime) -> datet
 def earliest(now: datetime, *moments: datetime | None) -> datetime | None:
     """The first that lies ahead; None if none does."""
     return min((m for m in moments if m is not None and m > now), default=None)
+
+
+def refused_until(refusal: Refusal, beside: int) -> datetime:
+    """`beside`: pods of the job that live now. One that has gone since has given back its share of a quota: tried again soon, and that anew."""
+    times = 1 if beside < refusal.beside else refusal.times
+    return refusal.at + min(FIRST_REFUSED_AGAIN * (1 << min(times - 1, 10)), REFUSED_AGAIN)
 
 
 def _moments(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterator[datetime | None]:
@@ -36,8 +43,8 @@ def _moments(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterat
         yield since + lost_after if since is not None else None
         yield evacuate.silence_ends(seen, status, who)
     for plan in status.workers:
-        yield plan.since + RESTRAINT
+        yield fruitless.due(plan)
         yield plan.since + STALE_AVOIDANCE
         yield renew.blocked_until(seen, plan)
     for refusal in seen.refusals:
-        yield refusal.at + REFUSED_AGAIN
+        yield refused_until(refusal, seen.living)

@@ -552,6 +552,8 @@ class WorkerStatus(Model):
     """Nodes that the pod must not be scheduled to, because they will go."""
     prefer_nodes: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
     """Nodes that the pod had better be scheduled to: what they hold of the job is found nowhere else, or fetched from there sooner."""
+    avoid_zones: Annotated[tuple[Name, ...], Field(max_length=16)] = ()
+    """Zones that the pod had better not be scheduled to: their capacity is being taken back, or most of their nodes are gone."""
     since: datetime
     """When this pod was planned."""
     made_from: Annotated[str, Field(max_length=16)] = ""
@@ -562,6 +564,10 @@ class WorkerStatus(Model):
     """The pod group of Kueue's that it belongs to; absent: it is in no queue."""
     gates: Annotated[tuple[Annotated[str, Field(max_length=316)], ...], Field(max_length=16)] = ()
     """Scheduling gates that hold the pod."""
+    fruitless: int = 0
+    """How many pods of this worker in a row came to nothing before they took part; the pause before the next one grows with it."""
+    thrown_away_at: datetime | None = None
+    """When a replacement of this pod was last thrown away, because the notice was withdrawn."""
 
 
 class MemberStatus(Model):

@@ -21,7 +21,7 @@ from holdfast_operator.core.actions import (
 )
 from holdfast_operator.core.observed import JobMeta, Observed, Refusal, RefusalKind
 from holdfast_operator.core.pods import PodContext, worker_pod
-from holdfast_operator.core.wake import REFUSED_AGAIN
+from holdfast_operator.core.wake import REFUSED_AGAIN, refused_until
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
 from holdfast_operator.shell.agents import AgentClient
 from holdfast_operator.shell.background import Background
@@ -32,6 +32,8 @@ CHILDREN_FRESH_SECONDS = 60.0
 NAMESPACE_ENDS_SECONDS = 60.0
 WORKLOADS = ("v1beta2", "v1beta1")
 """Versions of Kueue's API; what a server does not serve is a 404, as what is gone is."""
+FAILED_SECONDS = 15.0
+"""The longest pause between two tries to make a pod while nobody can say whether it may be made."""
 _TEMPLATE = "the pod that spec.template describes"
 
 
@@ -43,6 +45,8 @@ class JobMemory:
     children_at: float = 0.0
     """Monotonic time at which Service, Secret and NetworkPolicy were last known to exist."""
 
+    failures: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """What could not be made because the API server, or a webhook of somebody's, is away: (times in a row, monotonic time before which it is left alone)."""
     generation: int = 0
     template_checked: bool = False
     """A pod of this generation's template has been tried (G5)."""
@@ -65,8 +69,16 @@ class JobMemory:
             self.template_checked = False
             self.refusals.clear()
         planned = {f"pod {names.pod_name(job.name, job.uid, w.worker, w.serial)}" for w in status.workers}
-        for what in [w for w in self.refusals if w.startswith("pod ") and w not in planned]:
-            del self.refusals[what]
+        for known in (self.refusals, self.failures):
+            for what in [w for w in known if w.startswith("pod ") and w not in planned]:
+                del known[what]
+
+    def failed(self, what: str) -> float:
+        """Seconds until it is tried again."""
+        times = self.failures.get(what, (0, 0.0))[0] + 1
+        wait = min(0.5 * 2.0 ** min(times, 6), FAILED_SECONDS)
+        self.failures[what] = (times, time.monotonic() + wait)
+        return wait
 
     def children_exist(self) -> bool:
         return self.children_at > 0 and time.monotonic() - self.children_at < CHILDREN_FRESH_SECONDS
@@ -131,25 +143,22 @@ class Executor:
         name = names.pod_name(job.name, job.uid, action.worker, action.serial)
         what = f"pod {name}"
         refused = memory.refusals.get(what)
-        if refused is not None and datetime.now(UTC) - refused.at < REFUSED_AGAIN:
+        if refused is not None and datetime.now(UTC) < refused_until(refused, seen.living):
             return None
+        if (left := memory.failures.get(what, (0, 0.0))[1] - time.monotonic()) > 0:
+            return left
         path = f"/api/v1/namespaces/{job.namespace}/pods"
         body = worker_pod(
-            job,
-            seen.spec,
-            action.worker,
-            action.serial,
-            action.avoid_nodes,
-            self.context,
-            action.prefer_nodes,
-            action.queue,
-        )
-        made = await self._create(job, path, body, what, memory)
+            job, seen.spec, action.worker, action.serial, action.avoid_nodes, self.context,
+            action.prefer_nodes, action.queue, action.avoid_zones,
+        )  # fmt: skip
+        made = await self._create(job, path, body, what, memory, beside=seen.living)
         if isinstance(made, dict):
             memory.refusals.pop(_TEMPLATE, None)
+            memory.failures.pop(what, None)
             self.pod_made(made)
             return None
-        return 0.1 if what in memory.refusals else 1.0
+        return 0.1 if what in memory.refusals else memory.failed(what)
 
     async def _check_template(self, seen: Observed, memory: JobMemory) -> float | None:
         """Only what is wrong with the pod itself counts: quota and the like may be full of the job's own pods."""
@@ -192,7 +201,15 @@ class Executor:
         return all(made)
 
     async def _create(
-        self, job: JobMeta, path: str, body: dict[str, Any], what: str, memory: JobMemory, *, readable: bool = True
+        self,
+        job: JobMeta,
+        path: str,
+        body: dict[str, Any],
+        what: str,
+        memory: JobMemory,
+        *,
+        readable: bool = True,
+        beside: int = 0,
     ) -> dict[str, Any] | bool:
         """The object, or True where it exists and cannot be read; False if it was refused (remembered) or the API is away (not)."""
         try:
@@ -200,7 +217,7 @@ class Executor:
         except ApiError as e:
             if e.status == 409 and e.reason == "AlreadyExists":
                 return await self._found(job, f"{path}/{body['metadata']['name']}", what, memory) if readable else True
-            self._refused(what, e, memory)
+            self._refused(what, e, memory, beside)
             return False
         memory.refusals.pop(what, None)
         return made
@@ -219,7 +236,7 @@ class Executor:
         memory.refusals[what] = Refusal(RefusalKind.TAKEN, what, f"it is owned by {others}", datetime.now(UTC))
         return False
 
-    def _refused(self, what: str, error: ApiError, memory: JobMemory) -> None:
+    def _refused(self, what: str, error: ApiError, memory: JobMemory, beside: int = 0) -> None:
         if error.namespace_ends:
             if not memory.namespace_ends():
                 log.info("%s: its namespace is being terminated; the job is left alone", what)
@@ -228,8 +245,12 @@ class Executor:
         if error.passing or error.status == 409:
             log.warning("%s: %s", what, error)
             return
-        kind = RefusalKind.INVALID if error.status in (400, 422) else RefusalKind.FORBIDDEN
-        memory.refusals[what] = Refusal(kind, what, error.message, datetime.now(UTC))
+        invalid = error.status in (400, 422) and not error.denied
+        kind = RefusalKind.INVALID if invalid else RefusalKind.FORBIDDEN
+        before = memory.refusals.get(what)
+        # Fewer pods beside it than last time: somebody has gone, and what he gives back may not be counted yet.
+        times = before.times + 1 if before is not None and beside >= before.beside else 1
+        memory.refusals[what] = Refusal(kind, what, error.message, datetime.now(UTC), times, beside)
 
     async def _event(self, job: JobMeta, event: EmitEvent) -> None:
         now = codec.format_time(datetime.now(UTC))

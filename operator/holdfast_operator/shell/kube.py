@@ -45,6 +45,11 @@ class ApiError(Exception):
         return self.status in (0, 429) or self.status >= 500
 
     @property
+    def denied(self) -> bool:
+        """By somebody's admission webhook or policy, whatever number it chose: the object need not be wrong."""
+        return "denied the request" in self.message or "denied request" in self.message
+
+    @property
     def namespace_ends(self) -> bool:
         """Nothing can be made any more, and nothing need be."""
         return self.status == 403 and "because it is being terminated" in self.message
