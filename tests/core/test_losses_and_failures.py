@@ -47,6 +47,12 @@ def test_a_pod_that_vanishes_is_lost_once_nothing_has_been_heard_for_the_set_tim
     assert w.after(4).round().status.preemptions[-1].cause == "deletion"
 
 
+def test_a_pod_that_is_removed_by_force_from_a_node_that_is_not_ready_went_with_the_node() -> None:
+    """What people and the pod garbage collector do about a machine that does not answer is no reason of its own."""
+    w = running().after(20).change_node("n1", ready=False, ready_since=running().now).without_pod(1)
+    assert w.after(6).round().status.preemptions[-1].cause == "node-lost"
+
+
 @pytest.mark.parametrize(
     ("reason", "cause"), [("Evicted", "node-pressure"), ("Terminated", "node-shutdown"), ("NodeLost", "node-lost")]
 )

@@ -104,3 +104,20 @@ def test_the_moments_of_the_evacuation_are_kept_for_later() -> None:
     entry = w.status.preemptions[-1]
     assert (entry.quiesced_at, entry.sealed_at, entry.ended_at) == (T0 + seconds(1), T0 + seconds(3), w.now)
     assert w.status.phase is Phase.RECOVERING
+
+
+def test_an_operator_that_was_away_counts_from_when_the_agents_stood_still() -> None:
+    """I9: it finds a taint whose time nobody knows, and ranks that stopped for it long ago."""
+    w = a_job().with_pods().training().tainted("n1", SPOT)
+    stages = {Stage.QUIESCED.value: T0 + seconds(1), Stage.SEALED.value: T0 + seconds(3)}
+    w.after(40).without_pod(1).reports(0, AgentPhase.SEALED, stages=stages).round()
+    entry = w.status.preemptions[-1]
+    assert (entry.cause, entry.noticed_at) == ("spot", T0 + seconds(1))
+
+
+def test_a_loss_that_is_found_late_counts_from_when_the_others_stood_still() -> None:
+    w = a_job().with_pods().training()
+    w.watching_since = T0 + seconds(30)
+    w.heard.clear()
+    w.after(40).without_pod(1).reports(0, AgentPhase.SEALED, stages={Stage.QUIESCED.value: T0 + seconds(1)}).round()
+    assert w.status.preemptions[-1].noticed_at == T0 + seconds(1)

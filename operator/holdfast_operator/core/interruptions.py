@@ -5,11 +5,12 @@ one takes a step: each has its entry, and the first step closes them all (I9: ev
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from holdfast_api.messages import AgentPhase, Cause, Exit, Stage
 from holdfast_operator.core import blame, deadlines, failures, loss, merge, unsound
 from holdfast_operator.core.membership import MemberSeen, boundary_of, exit_of, has_ended, members
+from holdfast_operator.core.notices import CLOCKS_DIFFER_SECONDS
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
 
@@ -66,7 +67,7 @@ def _from_notices(seen: Observed, status: TrainingJobStatus, whos: tuple[MemberS
             "source": merged.source,
             "workers": merged.workers,
             "nodes": merged.nodes,
-            "noticed_at": merged.noticed_at,
+            "noticed_at": _earlier(merged.noticed_at, whos),
             "deadline": merged.deadline,
         }
     )
@@ -103,10 +104,26 @@ def _from_losses(
             "source": "",
             "workers": tuple(x.worker for x in lost),
             "nodes": tuple(sorted({x.node for x in lost if x.node})),
-            "noticed_at": first.at,
+            "noticed_at": _earlier(first.at, whos),
             "ended_at": now,
         }
     )
+
+
+def _earlier(noticed_at: datetime, whos: tuple[MemberSeen, ...]) -> datetime:
+    """An agent that stands still for an evacuation was told of it before its ranks came to a stand, whenever this operator hears of it: one that was away
+    must not shorten the measured time to resume (I9)."""
+    return min((noticed_at, *(at for w in whos if (at := _stood_still_at(w)) is not None)))
+
+
+def _stood_still_at(who: MemberSeen) -> datetime | None:
+    """By our clock."""
+    if who.report is None or who.report.phase is not AgentPhase.SEALED:
+        return None
+    found = [who.report.stages[s.value] for s in (Stage.NOTICED, Stage.QUIESCED) if s.value in who.report.stages]
+    if not found:
+        return None
+    return min(found) - timedelta(seconds=who.ahead_seconds if abs(who.ahead_seconds) > CLOCKS_DIFFER_SECONDS else 0.0)
 
 
 def _from_failure(

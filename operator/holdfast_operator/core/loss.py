@@ -71,8 +71,10 @@ def _terminated(who: MemberSeen, pod: PodSeen, how: Exit | None, now: datetime) 
 def _vanished(who: MemberSeen, at: datetime) -> Loss:
     if who.node is None:
         return _as_loss(who, Cause.NODE_LOST, at, f"node {who.member.node} is gone")
-    if who.pod is None:
+    if who.pod is None and who.node.ready:
         return _as_loss(who, Cause.DELETION, at, "the pod was removed without notice")
+    if who.pod is None:  # by force: nobody could ask the machine to end it
+        return _as_loss(who, Cause.NODE_LOST, at, f"node {who.member.node} is not Ready and the pod was removed")
     return _as_loss(who, Cause.NODE_LOST, at, f"node {who.member.node} is not Ready and the agent is not heard of")
 
 
