@@ -289,6 +289,34 @@ REFUSED: dict[str, tuple[Change, str]] = {
         ),
         "spec.checkpoint.local.hostPath and spec.checkpoint.local.ephemeral exclude each other: remove one of them",
     ),
+    "no kind of capacity": (
+        lambda job: job["spec"].update(placement={"capacity": {"kinds": []}}),
+        "spec.placement.capacity.kinds in body should have at least 1 items",
+    ),
+    "two kinds of capacity of one name": (
+        lambda job: job["spec"].update(placement={"capacity": {"kinds": [{"name": "a"}, {"name": "a"}]}}),
+        "duplicate entries for key",
+    ),
+    "a kind of capacity that nobody knows": (
+        lambda job: job["spec"].update(placement={"capacity": {"kinds": [{"name": "a", "preset": "Cheap"}]}}),
+        'spec.placement.capacity.kinds[0].preset: Unsupported value: "Cheap"',
+    ),
+    "a toleration of every value of one value": (
+        lambda job: job["spec"].update(
+            placement={
+                "capacity": {
+                    "kinds": [{"name": "a", "tolerations": [{"key": "k", "operator": "Exists", "value": "v"}]}]
+                }
+            }
+        ),
+        "spec.placement.capacity.kinds[].tolerations[].value is not read with operator: Exists; remove it",
+    ),
+    "a toleration of nothing": (
+        lambda job: job["spec"].update(
+            placement={"capacity": {"kinds": [{"name": "a", "tolerations": [{"value": "v"}]}]}}
+        ),
+        "spec.placement.capacity.kinds[].tolerations[] needs a key, or operator: Exists to tolerate every taint",
+    ),
     "fresh and resumed": (
         lambda job: job["spec"].update(fresh=True, resumeFrom={"checkpoint": "1/2"}),
         "spec.fresh and spec.resumeFrom exclude each other: remove one of them",

@@ -30,6 +30,7 @@ class CreatePod:
     prefer_nodes: tuple[str, ...] = ()
     queue: QueueStatus | None = None
     avoid_zones: tuple[str, ...] = ()
+    capacity: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from holdfast_operator.core.conditions import (
     STORED,
     UNSAVED,
 )
+from holdfast_operator.core.membership import newest_plans
 from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, SuspicionState, TrainingJobStatus
 
 _QUIET_CAUSES = (Cause.PERIODIC.value,)
@@ -31,6 +32,7 @@ def between(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[EmitEv
         *_checkpoints(before, after),
         *_suspicion(before, after),
         *_interruptions(before, after),
+        *_capacity(before, after),
         *_attempt(before, after),
         *_resumed(before, after),
         *_phase(before, after),
@@ -100,6 +102,18 @@ def _how_it_ended(entry: PreemptionStatus) -> str:
     if entry.sealed_at is not None:
         return f"is sealed at step {entry.step_at_notice}"
     return "is over: its deadline passed, or its workers are gone"
+
+
+def _capacity(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    """A worker's pod is made for another kind of nodes."""
+    known = newest_plans(before)
+    for worker, plan in sorted(newest_plans(after).items()):
+        old = known.get(worker)
+        if old is None or not old.capacity or not plan.capacity or old.capacity == plan.capacity:
+            continue
+        waited = f": it has found no node of kind {old.capacity}" if old.waiting_since is not None else ""
+        message = f"worker {worker}: its next pod is for nodes of kind {plan.capacity}{waited}"
+        yield EmitEvent("CapacityChanged", message, warning=bool(waited))
 
 
 def _attempt(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:

@@ -8,9 +8,17 @@ from typing import Any
 
 from holdfast_api import codec, names
 from holdfast_api.config import AgentConfig, StorageConfig
-from holdfast_operator.core import kueue
+from holdfast_operator.core import capacity, kueue, presets
 from holdfast_operator.core.observed import JobMeta
-from holdfast_operator.crd.v1alpha1 import S3, AutoEvery, QueueStatus, S3Encryption, Storage, TrainingJobSpec
+from holdfast_operator.crd.v1alpha1 import (
+    S3,
+    AutoEvery,
+    CapacityKind,
+    QueueStatus,
+    S3Encryption,
+    Storage,
+    TrainingJobSpec,
+)
 
 Manifest = dict[str, Any]
 
@@ -56,6 +64,7 @@ def worker_pod(
     prefer_nodes: tuple[str, ...] = (),
     queue: QueueStatus | None = None,
     avoid_zones: tuple[str, ...] = (),
+    capacity_kind: str = "",
 ) -> Manifest:
     """The pod of one worker. `spec.template` holds at least one container, and the trainer has a command (the schema sees to it)."""
     template = copy.deepcopy(spec.template)
@@ -70,6 +79,7 @@ def worker_pod(
     _wrap_trainer(pod, job, spec, worker, serial, context)
     _add_volumes(pod, job, spec)
     _add_tolerations(pod)
+    _add_capacity(pod, capacity.kind_named(spec, capacity_kind))
     _add_affinity(pod, job, worker, avoid_nodes, prefer_nodes)
     _keep_from_zones(pod, avoid_zones)
     return {
@@ -85,6 +95,8 @@ def made_from(spec: TrainingJobSpec) -> str:
     parts = spec.model_dump(
         mode="json", include={"template", "checkpoint", "notices"}, exclude={"checkpoint": {"keep"}}
     )
+    if spec.placement is not None:
+        parts["placement"] = spec.placement.model_dump(mode="json")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -288,6 +300,26 @@ def _add_tolerations(pod: Manifest) -> None:
 
 def _toleration(key: str) -> Manifest:
     return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NOT_READY_SECONDS}
+
+
+def _add_capacity(pod: Manifest, kind: CapacityKind | None) -> None:
+    """The nodes must be what the template says and of this kind: every term of the one with every term of the other."""
+    if kind is None:
+        return
+    if kind.node_selector:
+        pod["nodeSelector"] = {**pod.get("nodeSelector", {}), **kind.node_selector}
+    given = [t.to_wire() for t in kind.tolerations]
+    preset = presets.tolerations(kind.preset) if kind.preset is not None else []
+    pod["tolerations"] = [*pod["tolerations"], *({k: v for k, v in t.items() if v} for t in given), *preset]
+    if kind.preset is None:
+        return
+    node = pod.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+    required = node.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
+    required["nodeSelectorTerms"] = [
+        {**copy.deepcopy(own), "matchExpressions": [*own.get("matchExpressions", []), *expressions]}
+        for expressions in presets.terms(kind.preset)
+        for own in required.get("nodeSelectorTerms") or [{}]
+    ]
 
 
 def _add_affinity(

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase, AgentReport, CheckpointInfo, ClaimInfo, Stage
-from holdfast_operator.core import quarantine
+from holdfast_operator.core import capacity, quarantine
 from holdfast_operator.core.membership import MemberSeen, members, pod_of, report_of
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import (
@@ -27,7 +27,7 @@ MAX_GATES = 16
 
 def adopt(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
     """Everything that pods and reports say, in status. Idempotent; order and repetition do not matter (I7 of the fault list)."""
-    status = _adopt_pods(seen, status)
+    status = _adopt_pods(seen, status, now)
     status = _adopt_start_order(seen, status)
     status = quarantine.lift(seen, status)
     reports = _reports(seen, status)
@@ -108,19 +108,22 @@ def _metrics(told: Mapping[str, float], best: str) -> dict[str, float]:
     return {n: told[n] for n in names[:MAX_METRICS]}
 
 
-def _adopt_pods(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
-    workers = tuple(_with_pod(seen, w) for w in status.workers)
+def _adopt_pods(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
+    workers = tuple(_with_pod(seen, w, now) for w in status.workers)
     return status if workers == status.workers else status.model_copy(update={"workers": workers})
 
 
-def _with_pod(seen: Observed, plan: WorkerStatus) -> WorkerStatus:
+def _with_pod(seen: Observed, plan: WorkerStatus, now: datetime) -> WorkerStatus:
     pod = pod_of(seen, plan.worker, plan.serial)
     if pod is None or (plan.pod_uid not in ("", pod.uid)):
         return plan
-    gates = pod.gates[:MAX_GATES] if not pod.terminal and not pod.deleting else ()
-    if (plan.pod_uid, plan.node, plan.gates) == (pod.uid, pod.node, gates):
-        return plan
-    return plan.model_copy(update={"pod_uid": pod.uid, "node": pod.node or plan.node, "gates": gates})
+    found = {
+        "pod_uid": pod.uid,
+        "node": pod.node or plan.node,
+        "gates": pod.gates[:MAX_GATES] if not pod.terminal and not pod.deleting else (),
+        "waiting_since": capacity.waiting_since(plan, pod, now),
+    }
+    return plan if all(getattr(plan, k) == v for k, v in found.items()) else plan.model_copy(update=found)
 
 
 def _reports(seen: Observed, status: TrainingJobStatus) -> tuple[AgentReport, ...]:

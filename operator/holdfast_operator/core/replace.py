@@ -6,7 +6,7 @@ still runs and its replacement.
 
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import fruitless, giving_way, queueing, renew, unfinished, zones
+from holdfast_operator.core import capacity, fruitless, giving_way, queueing, renew, unfinished, zones
 from holdfast_operator.core.membership import is_member, members, newest_plans, pod_by_uid, pod_of, report_of
 from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
 from holdfast_operator.core.pods import made_from
@@ -30,6 +30,7 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
     serial = status.serials_used + 1
     avoid, avoid_zones = avoided(seen, status), zones.avoided(seen, status)
     queue = queueing.ticket(seen, status, wanted, serial)
+    kinds = {w: capacity.choose(seen, newest.get(w), now) for w in wanted}
     new = tuple(
         WorkerStatus(
             worker=w,
@@ -40,6 +41,8 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
             since=now,
             made_from=digest,
             queue=queue,
+            capacity=kinds[w].kind,
+            capacity_since=kinds[w].since,
             renewed=newest[w].renewed + 1 if w in newest and renew.blocked_until(seen, newest[w]) is not None else 0,
             fruitless=fruitless.count(newest.get(w), now, member=w in newest and is_member(status, newest[w].pod_uid)),
         )
@@ -109,7 +112,7 @@ def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, di
     member = is_member(status, entry.pod_uid)
     if renew.is_stale(seen, entry, digest, now) and not member:
         return False
-    if queueing.is_orphaned(seen, entry):
+    if queueing.is_orphaned(seen, entry) or capacity.gives_up(seen, entry, now):
         return False
     pod = pod_of(seen, entry.worker, entry.serial)
     if pod is None and not entry.pod_uid:

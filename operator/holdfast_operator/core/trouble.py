@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast_api.messages import AgentPhase
-from holdfast_operator.core import blame, failures, interruptions
+from holdfast_operator.core import blame, capacity, failures, interruptions
 from holdfast_operator.core.membership import describe_worker, members, newest_plans, pod_of, report_of
 from holdfast_operator.core.observed import Observed, PodSeen, Refusal, RefusalKind
 from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
@@ -57,7 +57,10 @@ def _refused(refusal: Refusal) -> Trouble:
     said = refusal.message[:MAX_MESSAGE]
     match refusal.kind:
         case RefusalKind.INVALID:
-            return Trouble("TemplateInvalid", f"{refusal.what} was refused; correct spec.template: {said}")
+            return Trouble(
+                "TemplateInvalid",
+                f"{refusal.what} was refused; correct spec.template, or spec.placement if it speaks of that: {said}",
+            )
         case RefusalKind.TAKEN:
             message = f"{refusal.what} exists and belongs to another owner; Holdfast waits until it is gone: {said}"
             return Trouble("NameTaken", message)
@@ -97,13 +100,13 @@ def _of_pods(seen: Observed, status: TrainingJobStatus) -> Iterator[Trouble]:
     for worker, entry in sorted(newest_plans(status).items()):
         pod = pod_of(seen, worker, entry.serial)
         if pod is not None:
-            yield from _of_pod(seen, pod, describe_worker(worker, pod.node))
+            yield from _of_pod(seen, pod, describe_worker(worker, pod.node), capacity.in_words(seen, entry))
 
 
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 
 
-def _of_pod(seen: Observed, pod: PodSeen, name: str) -> Iterator[Trouble]:
+def _of_pod(seen: Observed, pod: PodSeen, name: str, waits_for: str) -> Iterator[Trouble]:
     said = pod.waiting_message[:MAX_MESSAGE]
     if failures.start_error(pod):
         yield Trouble("AgentMissing", f"{name}: {failures.agent_missing(pod)}")
@@ -123,7 +126,7 @@ def _of_pod(seen: Observed, pod: PodSeen, name: str) -> Iterator[Trouble]:
         yield Trouble("ContainerNotStarted", f"{name}: {pod.waiting_reason}: {said}")
     elif pod.unschedulable:
         message = (
-            f"{name}: no node has room for it. Lower resources.requests in spec.template, or add nodes. "
+            f"{name}: no node has room for it{waits_for}. Lower resources.requests in spec.template, or add nodes. "
             f"The scheduler says: {pod.unschedulable[:MAX_MESSAGE]}"
         )
         yield Trouble("Unschedulable", message, stalled=False)

@@ -359,6 +359,94 @@ class Notices(Model):
     """Seconds that a worker must be unheard of, with its node not Ready, before it counts as lost (A3)."""
 
 
+class CapacityPreset(StrEnum):
+    """Kinds of nodes that the labels of the clouds tell apart."""
+
+    SPOT = "Spot"
+    ON_DEMAND = "OnDemand"
+
+
+class TolerationOperator(StrEnum):
+    """As of a pod's toleration."""
+
+    EQUAL = "Equal"
+    EXISTS = "Exists"
+
+
+class TaintEffect(StrEnum):
+    """As of a node's taint."""
+
+    NO_SCHEDULE = "NoSchedule"
+    PREFER_NO_SCHEDULE = "PreferNoSchedule"
+    NO_EXECUTE = "NoExecute"
+
+
+class Toleration(Model):
+    """As of a pod."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            rule(
+                "!(has(self.operator) && self.operator == 'Exists') || !has(self.value) || self.value == ''",
+                "spec.placement.capacity.kinds[].tolerations[].value is not read with operator: Exists; remove it",
+            ),
+            rule(
+                "(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
+                "spec.placement.capacity.kinds[].tolerations[] needs a key, or operator: Exists to tolerate every taint",
+            ),
+        )
+    )
+    key: Annotated[str, Field(max_length=316)] = ""
+    """Of the taint."""
+    operator: TolerationOperator | None = None
+    """Equal or Exists; absent: Equal."""
+    value: Annotated[str, Field(max_length=63)] = ""
+    """Of the taint, with Equal."""
+    effect: TaintEffect | None = None
+    """NoSchedule, PreferNoSchedule or NoExecute; absent: all."""
+
+
+class CapacityKind(Model):
+    """Nodes of one kind."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    """For status and events."""
+    preset: CapacityPreset | None = None
+    """Spot: nodes with one of the labels that the clouds, Karpenter and the managed node groups give spot nodes, and their taints are tolerated. OnDemand:
+    nodes with none of them. Absent: any."""
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] = Field(
+        default_factory=dict
+    )
+    """Labels that the nodes have, beside those of the template."""
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = ()
+    """Taints that are tolerated, beside those of the template."""
+    after_seconds: Annotated[int, Field(ge=10, le=86_400 * 7)] = 600
+    """How long a pod of this kind may find no node before one of the next kind is made in its place. Of the last kind: no matter."""
+
+
+class Capacity(Model):
+    """Which kind of nodes is wanted first, and which when that is not to be had."""
+
+    kinds: Annotated[
+        tuple[CapacityKind, ...],
+        Field(
+            min_length=1,
+            max_length=8,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ]
+    """In the order of preference."""
+    minimum_stay_seconds: Annotated[int, Field(ge=0, le=86_400 * 30)] = 3600
+    """A worker that had to take another kind comes back to the first when its pod has to be made anew, but not within so many seconds."""
+
+
+class Placement(Model):
+    """On which nodes pods are made (docs/placement.md)."""
+
+    capacity: Capacity | None = None
+    """Spot nodes, say, and others after a while. Absent: whatever the template allows."""
+
+
 class OnUnsound(StrEnum):
     """What is done about a checkpoint in which something was found."""
 
@@ -454,6 +542,8 @@ class TrainingJobSpec(Model):
     """How much the job may suffer before it is given up."""
     notices: Notices = Notices()
     """How announcements and losses of a worker are read."""
+    placement: Placement | None = None
+    """On which nodes pods are made, beside what the template says."""
     validation: Validation = Validation()
     """What is done about checkpoints in which something was found: NaN, copies that differ, damage."""
     template: Annotated[
@@ -560,6 +650,12 @@ class WorkerStatus(Model):
     """Digest of the parts of the spec that it was planned from; a correction of them makes a new pod while the attempt has not claimed."""
     renewed: int = 0
     """How often in a row it was made anew because its credentials were refused."""
+    capacity: Annotated[str, Field(max_length=63)] = ""
+    """Kind of capacity (`spec.placement.capacity.kinds`) that the pod is made for."""
+    capacity_since: datetime | None = None
+    """Since when the worker is of this kind."""
+    waiting_since: datetime | None = None
+    """Since when the scheduler looks for a node in vain."""
     queue: QueueStatus | None = None
     """The pod group of Kueue's that it belongs to; absent: it is in no queue."""
     gates: Annotated[tuple[Annotated[str, Field(max_length=316)], ...], Field(max_length=16)] = ()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from holdfast_api import codec, names
-from holdfast_operator.core import children
+from holdfast_operator.core import capacity, children
 from holdfast_operator.core.actions import (
     Action,
     CheckTemplate,
@@ -150,7 +150,7 @@ class Executor:
         path = f"/api/v1/namespaces/{job.namespace}/pods"
         body = worker_pod(
             job, seen.spec, action.worker, action.serial, action.avoid_nodes, self.context,
-            action.prefer_nodes, action.queue, action.avoid_zones,
+            action.prefer_nodes, action.queue, action.avoid_zones, action.capacity,
         )  # fmt: skip
         made = await self._create(job, path, body, what, memory, beside=seen.living)
         if isinstance(made, dict):
@@ -164,8 +164,11 @@ class Executor:
         """Only what is wrong with the pod itself counts: quota and the like may be full of the job's own pods."""
         job = seen.job
         path = f"/api/v1/namespaces/{job.namespace}/pods"
+        first = next((k.name for k in capacity.kinds(seen.spec)), "")
         try:
-            await self.kube.create(path, worker_pod(job, seen.spec, 0, 0, (), self.context), dry_run=True)
+            await self.kube.create(
+                path, worker_pod(job, seen.spec, 0, 0, (), self.context, capacity_kind=first), dry_run=True
+            )
         except ApiError as e:
             if e.passing and not e.namespace_ends:
                 return 5.0
