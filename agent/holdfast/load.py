@@ -5,8 +5,6 @@ that fails has changed nothing.
 """
 
 import math
-import mmap
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -15,6 +13,7 @@ import torch
 from holdfast import filling, rng
 from holdfast.errors import CheckpointDamaged
 from holdfast.finite import must_be_finite
+from holdfast.mapped import MappedImage
 from holdfast.progress import Progress
 from holdfast.reshard import Source
 from holdfast.state import Registry, read_document
@@ -33,13 +32,14 @@ def load_image(
     progress: Progress,
     *,
     finite: bool = False,
+    image: MappedImage | None = None,
 ) -> dict[str, Any]:
     """Makes the registered objects equal to the image. Returns the random generators' state, which has been put back already. `finite`: it has been seen
-    already that what must be finite is.
+    already that what must be finite is. `image`: the file, if it has been mapped ahead.
 
     Raises CheckpointDamaged when the image is at fault, RestoreError when image and program do not fit, OSError.
     """
-    tensors = open_image(path, image_bytes, entries)
+    tensors = open_image(path, image_bytes, entries, image)
     try:
         document = read_document(tensors.pop(STATE_NAME).numpy().tobytes())
     except (KeyError, TypeError, AttributeError) as e:
@@ -103,18 +103,13 @@ def _load(
     return generators
 
 
-def open_image(path: str, image_bytes: int, entries: Sequence[TensorEntry]) -> dict[str, torch.Tensor]:
+def open_image(
+    path: str, image_bytes: int, entries: Sequence[TensorEntry], image: MappedImage | None = None
+) -> dict[str, torch.Tensor]:
     """Tensors that view the file, by name, ties included. A private mapping: whatever is done to them, the file stays."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        if size < image_bytes or image_bytes <= 0:
-            raise CheckpointDamaged(f"the image has {size} bytes; {image_bytes} were announced")
-        memory = mmap.mmap(fd, image_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-    finally:
-        os.close(fd)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    return {entry.name: view_of(whole, entry) for entry in entries}
+    if image is None or not image.is_of(path, image_bytes):
+        image = MappedImage(path, image_bytes)
+    return {entry.name: view_of(image.bytes, entry) for entry in entries}
 
 
 def check_finite(document: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from holdfast import filling, reshard, sharding
+from holdfast import ahead, filling, reshard, sharding
 from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError, UnsupportedState
 from holdfast.load import load_image, load_parts, read_sources
 from holdfast.materialise import on_meta
@@ -27,6 +27,8 @@ class Restorer:
 
     def __init__(self, link: AgentLink, registry: Registry, progress: Progress) -> None:
         self._link, self._registry, self._progress = link, registry, progress
+        self._ahead: ahead.Ahead | None = None
+        """What is prepared for the image that is being fetched."""
         self._reshaped: tuple[tuple[int, int], reshard.Reshaped] | None = None
         """Of which checkpoint, and what it becomes for this rank."""
 
@@ -37,11 +39,14 @@ class Restorer:
             empty = on_meta({name: part.module for name, part in self._registry.modules.items()})
             if not empty:  # else once there is something that could be looked at
                 self._registry.capture(self._progress, window_open=False)  # refuse now what could not be saved later
-            self._link.send(ranks.RestoreWanted(reshards=True))
+            self._link.send(ranks.RestoreWanted(reshards=True, prepares=True))
             while True:
-                answer: ranks.RestoreReady | ranks.OtherWorld | ranks.StartFresh = self._expect(
-                    ranks.RestoreReady, ranks.OtherWorld, ranks.StartFresh
+                answer: ranks.RestoreReady | ranks.RestoreBegun | ranks.OtherWorld | ranks.StartFresh = self._expect(
+                    ranks.RestoreReady, ranks.RestoreBegun, ranks.OtherWorld, ranks.StartFresh
                 )
+                if isinstance(answer, ranks.RestoreBegun):
+                    self._prepare(answer)
+                    continue
                 if isinstance(answer, ranks.OtherWorld):
                     self._say_what_is_needed(answer)
                     continue
@@ -55,6 +60,20 @@ class Restorer:
                     return welcome, generators
         except LinkLost as e:
             raise RestoreError(f"the agent was lost while restoring: {e}") from e
+        finally:
+            self._let_go()
+
+    def _prepare(self, offer: ranks.RestoreBegun) -> None:
+        """Beside the fetch. The agent says so again at each try, and of an older checkpoint after one was rejected."""
+        if self._ahead is not None and self._ahead.image.is_of(offer.path, offer.image_bytes):
+            return
+        self._let_go()
+        self._ahead = ahead.begin(offer.path, offer.image_bytes, self._registry.memory())
+
+    def _let_go(self) -> None:
+        before, self._ahead = self._ahead, None
+        if before is not None:
+            before.close()
 
     def _refuse_what_no_start_would_load(self) -> None:
         """Now, rather than after a month: a checkpoint with such a parameter is refused by every start (C4)."""
@@ -86,6 +105,7 @@ class Restorer:
         with self._told(which):
             generators = self._load_as_offered(offer)
             self._link.send(ranks.Loaded(boundary=self._progress.boundary))
+        self._let_go()
         return generators
 
     def _load_as_offered(self, offer: ranks.RestoreReady) -> dict[str, Any]:
@@ -101,8 +121,16 @@ class Restorer:
                 self._progress,
                 finite=offer.finite,
             )
+        if self._ahead is not None:
+            self._ahead.stop()
         return load_image(
-            offer.path, offer.image_bytes, offer.tensors, self._registry, self._progress, finite=offer.finite
+            offer.path,
+            offer.image_bytes,
+            offer.tensors,
+            self._registry,
+            self._progress,
+            finite=offer.finite,
+            image=self._ahead.image if self._ahead is not None else None,
         )
 
     @contextlib.contextmanager

@@ -7,12 +7,13 @@ slots or agents.
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import IterableDataset
 
-from holdfast import rng, tree
+from holdfast import rng, sharding, tree
 from holdfast.allowed import Allowed, Apart
 from holdfast.describe import Dataset
 from holdfast.errors import CheckpointDamaged, RestoreError
@@ -124,6 +125,11 @@ class Registry:
 
     def has_gradients(self) -> bool:
         return any(holder.has_gradients() for holder in self._holders().values())
+
+    def memory(self) -> list[torch.Tensor]:
+        """The modules' tensors that have memory: what a load fills."""
+        found = (t for part in self.modules.values() for t in chain(part.module.parameters(), part.module.buffers()))
+        return [sharding.local(t.detach()) for t in found if not t.is_meta]
 
     def _holders(self) -> dict[str, ModulePart | OptimizerPart]:
         """Who has parameters that no other part has."""

@@ -1,15 +1,17 @@
 """Tensors on a GPU are filled from an image on the host, at the speed of the bus (the opposite direction of download.py).
 
-The image is a file in memory that is not page-locked, and from such memory the bus gives a sixth of its speed (8.5 against 55 GB/s, H200). Locking it costs
-twice as long as copying it. So it goes through a few page-locked buffers: threads fill one while the others are on their way.
+From memory that is not page-locked the bus gives a sixth of its speed (8.5 against 55 GB/s, H200), and locking costs twice as long as copying. Where the
+image was locked while it was fetched (ahead.py), large tensors are copied straight out of it. The rest goes through a few page-locked buffers: threads fill one
+while the others are on their way.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from holdfast import copying, device
+from holdfast import copying, device, mapped
 from holdfast.device_gather import memory_of
 
 BUFFER_BYTES = 32 << 20
@@ -27,21 +29,42 @@ def upload(pairs: Iterable[Pair]) -> list[Pair]:
     """Fills the targets that lie on a GPU from sources on the host, and returns the other pairs. What the current stream is given afterwards sees every
     byte; the sources may go away. Raises RuntimeError."""
     left: list[Pair] = []
-    by_device: dict[torch.device, list[Part]] = {}
+    by_device: dict[torch.device, _Work] = defaultdict(_Work)
     seen: set[int] = set()
     for target, source in pairs:
         if not _goes(target, source):
             left.append((target, source))
         elif target.data_ptr() not in seen:  # tied ones have one source
             seen.add(target.data_ptr())
-            memory = memory_of(target)
-            by_device.setdefault(target.device, []).extend(
+            by_device[target.device].add(memory_of(target), source)
+    for place, work in by_device.items():
+        _fill(place, work)
+    return left
+
+
+class _Work:
+    """Of one device."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.targets: list[torch.Tensor] = []
+        """Filled straight from `sources`, which are page-locked."""
+        self.sources: list[torch.Tensor] = []
+
+    def add(self, memory: torch.Tensor, source: torch.Tensor) -> None:
+        """`memory`: the target's bytes."""
+        locked = mapped.locked_pieces(source) if memory.numel() > SMALL_BYTES else None
+        if locked is not None:
+            self.sources += locked
+            self.targets += memory.split([p.numel() for p in locked])
+        else:
+            self.parts += (
                 (memory[at : at + BUFFER_BYTES], source.data_ptr() + at)
                 for at in range(0, memory.numel(), BUFFER_BYTES)
             )
-    for place, parts in by_device.items():
-        _fill(place, parts)
-    return left
+
+    def send_locked(self) -> None:
+        torch._foreach_copy_(self.targets, self.sources, non_blocking=True)
 
 
 def _goes(target: torch.Tensor, source: torch.Tensor) -> bool:
@@ -57,12 +80,14 @@ def _goes(target: torch.Tensor, source: torch.Tensor) -> bool:
     )
 
 
-def _fill(place: torch.device, parts: Sequence[Part]) -> None:
-    streams = device.streams_of(place)
-    count = min(BUFFERS, 1 + sum(p[0].numel() for p in parts) // BUFFER_BYTES)
+def _fill(place: torch.device, work: _Work) -> None:
+    streams, parts = device.streams_of(place), work.parts
+    count = min(BUFFERS, 1 + sum(p[0].numel() for p in parts) // BUFFER_BYTES) if parts else 0
     buffers = [device.pinned(BUFFER_BYTES) for _ in range(count)]
     behind: list[object] = [None] * count
     streams.follow(streams.mark())  # the targets may have been written to just now
+    if work.targets:
+        streams.give(work.send_locked)
     with copying.copy_pool() as pool:
         for number, batch in enumerate(_batches(parts)):
             at = number % count

@@ -54,6 +54,8 @@ class Rank:
     wants_restore: bool = False
     reshards: bool = False
     """It can load a checkpoint of another number of ranks."""
+    prepares: bool = False
+    """It wants to hear where its image is being brought."""
     handed: bool = False
     """RestoreReady has been sent and not yet answered."""
     loaded: bool = False

@@ -203,11 +203,13 @@ async def fetch(
     ahead: bool = False,
     members: Source | None = None,
     giving: Giving | None = None,
+    begun: Callable[[RankManifest, Path], None] = lambda manifest, path: None,
 ) -> dict[int, Image]:
     """`store` is that of the record's own job uid. Raises CheckpointBad, MemoryTooSmall, or a StoreError that is not the checkpoint's fault.
 
     `stop` is of this try; `tally` of the restore, so that the next try looks into the slots first. `ahead`: before the claim, so that nothing that may be
-    worth more is overwritten; NoRoom if there is no other place. `members`: what other workers hold; `giving` hears what they may ask for in return.
+    worth more is overwritten; NoRoom if there is no other place. `members`: what other workers hold; `giving` hears what they may ask for in return. `begun` is
+    called for each rank once the file exists that its image will lie in.
     """
     store = store.until(0.0)  # without retries of its own, which would go on after `stop`
     manifests = await manifests_of(record, ranks, store, threads, stop)
@@ -226,6 +228,8 @@ async def fetch(
                 giving.holds(manifests[rank], arena.path(rank, slots[rank]))
         giving.known()
     await threads.call(arena.ensure, {(r, slots[r]): manifests[r].image_bytes for r in ranks})
+    for rank in ranks:
+        begun(manifests[rank], arena.path(rank, slots[rank]))
     with _mapped(manifests, slots, believed, arena, threads.slots) as opened:
         sources: list[Source] = [OnNode(node)] if node is not None else []
         if members is not None:

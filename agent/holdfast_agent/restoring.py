@@ -12,6 +12,7 @@ import functools
 import logging
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from holdfast_agent import asking, restore, storage
 from holdfast_agent.clock import Deadline, now
@@ -27,7 +28,7 @@ from holdfast_agent.unexpected import unexpected
 from holdfast_api import codec, peers
 from holdfast_api import ranks as wire
 from holdfast_api.errors import ContractError
-from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord, ParentRef
+from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord, ParentRef, RankManifest
 from holdfast_api.messages import Blocked, BlockedReason, Rejection, Stage
 from holdfast_store.errors import StoreError
 
@@ -71,6 +72,8 @@ class Restoring:
         """What this restore has blocked the agent with, for a reason of the store."""
         self._handed_at: float | None = None
         """When the last rank was told where its image lies."""
+        self._begun: dict[int, wire.RestoreBegun] = {}
+        """By rank, what is being fetched and where it will lie."""
         self._images: dict[int, restore.Image] = {}
         self._record: CommitRecord | None = None
         self._reshaping: Reshaping | None = None
@@ -125,9 +128,10 @@ class Restoring:
 
     def wanted(self, rank: Rank, message: wire.RestoreWanted) -> None:
         """The rank asks for its state."""
-        rank.wants_restore, rank.reshards = True, message.reshards
+        rank.wants_restore, rank.reshards, rank.prepares = True, message.reshards, message.prepares
         if self._shared.crew.all(lambda r: r.wants_restore):
             self._shared.record.stage(Stage.LIBRARY_READY)
+        self._tell_begun(rank)
         self._deliver()
 
     def parts_wanted(self, rank: Rank, message: wire.PartsWanted) -> None:
@@ -175,7 +179,7 @@ class Restoring:
             raise PeerRefused("the attempt is over")
         s = self._shared
         self._forget_states()
-        self._resolved, self._may_load, self._images, self._stop = message, False, {}, Stop()
+        self._resolved, self._may_load, self._images, self._begun, self._stop = message, False, {}, {}, Stop()
         s.record.resolved = True
         s.incarnation = message.incarnation
         s.record.changed()
@@ -282,9 +286,22 @@ class Restoring:
                 ahead=ahead,
                 members=_from_members(s, stop, ahead=ahead),
                 giving=s.giving,
+                begun=self._note_begun,
             )
         finally:
             s.distrusted |= tally.distrusted
+
+    def _note_begun(self, manifest: RankManifest, path: Path) -> None:
+        self._begun[manifest.rank] = wire.RestoreBegun(str(path), manifest.image_bytes)
+        for rank in self._shared.crew:
+            if rank.number == manifest.rank:
+                self._tell_begun(rank)
+
+    def _tell_begun(self, rank: Rank) -> None:
+        """So that it prepares its load meanwhile. Nothing depends on it."""
+        waits = rank.wants_restore and not self._may_load and not rank.handed and not rank.loaded
+        if rank.prepares and waits and (begun := self._begun.get(rank.number)) is not None:
+            rank.send(begun)
 
     async def _reshape(self, record: CommitRecord, tally: restore.Tally, stop: Stop) -> dict[int, restore.Image]:
         s, reshaping = self._shared, self._reshaping

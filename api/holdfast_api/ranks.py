@@ -6,6 +6,7 @@ Each line is `{"type": <class name>, ...fields}`. Bulk data never passes here: i
     Hello                            ->
                                      <-    Welcome
     RestoreWanted                    ->                         blocks until the attempt is claimed and the bytes are verified
+                                     <-    RestoreBegun         to ranks that prepare: now and again until one of these:
                                      <-    RestoreReady | StartFresh | Refused | OtherWorld
     PartsWanted                      ->                         answers OtherWorld; RestoreReady follows
     Loaded | LoadFailed              ->                         LoadFailed of the checkpoint: an older one follows, as another RestoreReady
@@ -59,6 +60,8 @@ class Welcome:
 class RestoreWanted:
     reshards: bool = False
     """It can answer OtherWorld."""
+    prepares: bool = False
+    """It can use RestoreBegun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,15 @@ class PartsWanted:
     attempt: int
     save: int
     regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreBegun:
+    """The image of a checkpoint is being brought into `path`, a file that is as long already. Its bytes mean nothing yet: not one may reach a tensor (C3). But
+    it may be mapped, page-locked and the like. What is loaded in the end is said by RestoreReady alone, and may be another file."""
+
+    path: str
+    image_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +270,7 @@ FromRank: TypeAlias = (
 FromAgent: TypeAlias = (
     Welcome
     | OtherWorld
+    | RestoreBegun
     | RestoreReady
     | StartFresh
     | Refused
@@ -272,7 +285,7 @@ FromAgent: TypeAlias = (
 _TYPES: dict[str, type[Any]] = {
     c.__name__: c
     for c in (
-        Hello, Welcome, RestoreWanted, OtherWorld, PartsWanted, RestoreReady, StartFresh, Refused, Loaded, LoadFailed, Plan, Slots, Passed,
+        Hello, Welcome, RestoreWanted, OtherWorld, PartsWanted, RestoreBegun, RestoreReady, StartFresh, Refused, Loaded, LoadFailed, Plan, Slots, Passed,
         CapturedSlot, SlotFree, CloseGate, Vote, ReleaseGate, OpenGate, Done, FinishAllowed,
     )
 }  # fmt: skip
