@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import threading
+import warnings
 
 import torch
 
@@ -52,15 +53,14 @@ class Twin:
 
     def __init__(self, path: str, image_bytes: int, device: int) -> None:
         """Raises OSError, ValueError."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            memory = mmap.mmap(fd, image_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        finally:
-            os.close(fd)
-        if hasattr(mmap, "MADV_DONTFORK"):
-            memory.madvise(mmap.MADV_DONTFORK)
-        self.bytes = torch.frombuffer(memory, dtype=torch.uint8)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._device = device
+        try:
+            self.bytes = _shared(self._fd, image_bytes, writable=False)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._flags = pinning.PORTABLE | pinning.READ_ONLY
         self._locked: list[int] = []
         """Addresses of the ranges."""
         self.trouble = ""
@@ -69,7 +69,7 @@ class Twin:
     @property
     def locked_bytes(self) -> int:
         """From the start of the image."""
-        return min(len(self._locked) * RANGE_BYTES, self.bytes.numel())
+        return min(len(self._locked) * RANGE_BYTES, len(self.bytes))
 
     def lock_next(self) -> bool:
         """False when there is nothing left to lock, or it cannot be."""
@@ -77,11 +77,21 @@ class Twin:
         length = min(RANGE_BYTES, self.bytes.numel() - start)
         if not length or self.trouble:
             return False
-        address = self.bytes.data_ptr() + start
-        self.trouble = pinning.pin(address, length, self._device)
-        if not self.trouble:
-            self._locked.append(address)
+        self.trouble = self._lock(start, length)
+        if self.trouble and not start and self._flags & pinning.READ_ONLY:
+            self.bytes = _shared(
+                self._fd, self.bytes.numel(), writable=True
+            )  # CUDA refuses the other one without the flag
+            self._flags = pinning.PORTABLE
+            self.trouble = self._lock(start, length)
         return not self.trouble
+
+    def _lock(self, start: int, length: int) -> str:
+        address = self.bytes.data_ptr() + start
+        trouble = pinning.pin(address, length, self._device, self._flags)
+        if not trouble:
+            self._locked.append(address)
+        return trouble
 
     def pieces(self, start: int, length: int) -> list[torch.Tensor] | None:
         """These bytes, cut where one locked range ends: no copy may reach from one into the next. None if they are not all locked."""
@@ -96,6 +106,15 @@ class Twin:
         for address in self._locked:
             pinning.unpin(address)
         self._locked.clear()
+        os.close(self._fd)
+
+
+def _shared(fd: int, length: int, *, writable: bool) -> torch.Tensor:
+    memory = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+    if hasattr(mmap, "MADV_DONTFORK"):
+        memory.madvise(mmap.MADV_DONTFORK)
+    with warnings.catch_warnings(action="ignore"):  # that it must not be written to
+        return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 _twins: dict[int, Twin] = {}

@@ -18,6 +18,7 @@ from benchmarks.nvme_flush.peers import version_of
 from benchmarks.restore_speed.sources import Sources, forget
 from holdfast_agent.arena import Arena
 from holdfast_api import __version__
+from holdfast_api.manifest import RankManifest
 
 CHUNK_BYTES = 16 << 20
 FAST, RUNAI, S3TORCH = "fastsafetensors", "Run:ai streamer", "s3torchconnector DCP reader"
@@ -41,6 +42,7 @@ def holdfast(sources: Sources, shared: Arena, *, store: bool, load: bool) -> Con
         import blake3
 
         from benchmarks.harness.ours import Model
+        from holdfast import ahead
         from holdfast.load import load_image
         from holdfast.progress import Progress
         from holdfast.state import Registry
@@ -73,19 +75,30 @@ def holdfast(sources: Sources, shared: Arena, *, store: bool, load: bool) -> Con
         registry = Registry({"model": live})
         registry.capture(Progress(), window_open=False)
 
+        prepared: list[ahead.Ahead | None] = []
+
+        def begun(manifest: RankManifest, path: Path) -> None:
+            if load:
+                prepared.append(ahead.begin(str(path), manifest.image_bytes, registry.memory()))
+
         def one(work: Metered) -> None:
             hashed[0] = 0
             (folder / "slots.json").unlink(missing_ok=True)
             arena, tally = Arena(folder), restore.Tally(lambda source, count: None)
             images = asyncio.run(
                 restore.fetch(
-                    record, range(1), store=job, node=node, arena=arena, threads=threads, tally=tally, stop=Stop()
+                    record, range(1), store=job, node=node, arena=arena, threads=threads, tally=tally, stop=Stop(), begun=begun
                 )
-            )
+            )  # fmt: skip
             if load:
-                image = images[0]
+                image, beside = images[0], prepared.pop()
+                assert beside is not None
+                beside.stop()
                 m = image.manifest
-                load_image(str(image.path), m.image_bytes, m.tensors, registry, Progress(), finite=True)
+                load_image(
+                    str(image.path), m.image_bytes, m.tensors, registry, Progress(), finite=True, image=beside.image
+                )
+                beside.close()
             work.extra["hashed / image"] = hashed[0] / sources.image_bytes
 
         yield None

@@ -10,8 +10,7 @@ import pytest
 
 from holdfast_agent import restoring
 from holdfast_agent.peers import LATER
-from holdfast_api.messages import Rejection
-from holdfast_api.ranks import Hello, LoadFailed, RestoreBegun, RestoreReady, RestoreWanted, StartFresh
+from holdfast_api.ranks import Hello, RestoreBegun, RestoreReady, RestoreWanted, StartFresh
 from tests.agent.members import IMAGE, Member, until
 
 OLDER = b"eeeeffffgggghhhhiiii"
@@ -37,9 +36,6 @@ class Waiting:
 
     def send(self, message: Any) -> None:
         self.heard.append(message)
-
-    def refuses(self) -> Rejection | None:
-        return self.member.restoring.failed(self._rank, LoadFailed("holds NaN", of_checkpoint=True))
 
 
 def held(member: Member) -> tuple[threading.Event, asyncio.Future[Any]]:

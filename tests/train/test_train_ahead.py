@@ -20,7 +20,7 @@ from fake_gpu import FakeStreams
 from torch import nn
 
 import holdfast
-from holdfast import ahead, device, filling, mapped, pinning, upload
+from holdfast import ahead, device, filling, mapped, pinning, restorer, upload
 from holdfast.errors import RestoreError
 from holdfast.mapped import MappedImage, Twin
 from holdfast_api import ranks
@@ -148,7 +148,9 @@ def test_nothing_reaches_a_tensor_before_all_is_verified_and_then_it_is_what_was
     assert not made[0]._thread.is_alive()
 
 
-@pytest.mark.parametrize("where", ["another slot", "the same slot", "the same name, made anew", "not said before"])
+@pytest.mark.parametrize(
+    "where", ["another slot", "the same slot", "the same name, made anew", "made anew and not said", "not said"]
+)
 def test_after_a_rejection_the_older_checkpoint_is_loaded_wherever_it_lies(
     agent: BeginsFirst, made: list[ahead.Ahead], tmp_path: Path, where: str
 ) -> None:
@@ -162,10 +164,10 @@ def test_after_a_rejection_the_older_checkpoint_is_loaded_wherever_it_lies(
         until_prepared(made, 1)
         fetch(refused, path)
         there = path if where != "another slot" else slot(tmp_path, older, "other")
-        if where == "the same name, made anew":
+        if "made anew" in where:
             path.rename(tmp_path / "gone")
             slot(tmp_path, older)
-        if where != "not said before":
+        if "not said" not in where:
             connection.send(begun(there))
         fetch(older, there)
         return ready(there, older)
@@ -330,6 +332,42 @@ def test_a_load_does_not_wait_for_all_that_could_be_prepared(tmp_path: Path, mon
     assert not enough.is_set(), "it went on to the end"
 
 
+def test_what_prepares_has_ended_before_the_load_begins(
+    agent: BeginsFirst, made: list[ahead.Ahead], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lists are the load's from then on."""
+    state, image = saved(agent, 8)
+    path, model, begun_it, ended, real = (
+        slot(tmp_path, image),
+        nn.Linear(512, 512),
+        threading.Event(),
+        [],
+        restorer.load_image,
+    )
+
+    def steps(self: ahead.Ahead) -> Iterator[Callable[[], object]]:
+        while not self._begins.is_set():
+            yield begun_it.set
+
+    def load(*arguments: Any, **named: Any) -> Any:
+        ended.append(not made[0]._thread.is_alive())
+        return real(*arguments, **named)
+
+    def first(connection: Any) -> ranks.FromAgent:
+        connection.send(begun(path))
+        assert begun_it.wait(WAIT)
+        fetch(image, path)
+        return ready(path, image)
+
+    monkeypatch.setattr(ahead.Ahead, "_steps", steps)
+    monkeypatch.setattr(restorer, "load_image", load)
+    agent.first = first
+    holdfast.Checkpointer(model=model).restore()
+    assert ended == [True]
+    assert equal(model, state)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("wrong", ["no file", "a short file", "no step"])
 def test_what_cannot_be_prepared_is_loaded_as_ever(
     agent: BeginsFirst, tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
@@ -370,8 +408,11 @@ class FakeDriver:
         self.locked: dict[int, int] = {}
         self.was_locked: list[int] = []
         self.most = 1 << 30
+        self.read_only = True
 
-    def pin(self, address: int, length: int, _device: int) -> str:
+    def pin(self, address: int, length: int, _device: int, flags: int = pinning.PORTABLE) -> str:
+        if flags & pinning.READ_ONLY and not self.read_only:
+            return "not supported"
         if len(self.locked) >= self.most:
             return "no more"
         self.locked[address] = length
@@ -464,6 +505,21 @@ def test_what_is_locked_goes_to_the_gpu_straight_and_the_rest_through_buffers(
     assert path.read_bytes() == image.path.read_bytes()
 
 
+def test_a_device_that_cannot_read_only_gets_a_mapping_that_it_could_write_to(tmp_path: Path, gpu: FakeDriver) -> None:
+    path, gpu.read_only = tmp_path / "slot", False
+    path.write_bytes(os.urandom(200 << 10))
+    twin = Twin(str(path), 200 << 10, 0)
+    while twin.lock_next():
+        pass
+    assert not twin.trouble
+    assert min(gpu.locked) == twin.bytes.data_ptr(), "the one that is locked is the one that is copied from"
+    pieces = twin.pieces(0, 200 << 10)
+    assert pieces is not None
+    assert b"".join(p.numpy().tobytes() for p in pieces) == path.read_bytes()
+    twin.close()
+    assert not gpu.locked
+
+
 def test_what_a_gpu_reads_is_the_file_and_what_the_rank_writes_into_its_view_is_not(
     tmp_path: Path, gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,10 +544,14 @@ def test_what_a_gpu_reads_is_the_file_and_what_the_rank_writes_into_its_view_is_
     assert not target.any(), "no longer"
 
 
-def test_nothing_is_locked_where_the_side_stream_is_switched_off(
-    tmp_path: Path, gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("why", ["switched off", "it could spoil a capture"])
+def test_nothing_is_locked_where_it_must_not_be(
+    tmp_path: Path, gpu: FakeDriver, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOLDFAST_SIDE_STREAM", "off")
+    if why == "switched off":
+        monkeypatch.setenv("HOLDFAST_SIDE_STREAM", "off")
+    else:
+        monkeypatch.setattr(ahead.capture_mode, "relax", lambda: False)
     path = tmp_path / "slot"
     path.write_bytes(bytes(1 << 20))
     one = ahead.begin(str(path), 1 << 20, [])
