@@ -1,7 +1,7 @@
 """What a load needs beside the bytes, done while they are still being fetched: pages of the tensors and of the image mapped, the image page-locked for the GPU.
 
 Nothing here reads what is in the image or changes what is in a tensor (C3): not a bit is different if no load follows, or one of another checkpoint. Whatever
-goes wrong costs speed and nothing else. docs/decisions/NNNN says why the copies themselves are not made ahead.
+goes wrong costs speed and nothing else. docs/decisions/0037 says why the copies themselves are not made ahead.
 """
 
 import ctypes
