@@ -289,6 +289,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         ),
         "spec.checkpoint.local.hostPath and spec.checkpoint.local.ephemeral exclude each other: remove one of them",
     ),
+    "a zone that one node is enough for": (
+        lambda job: job["spec"].update(placement={"quarantine": {"zoneAfterNodes": 1}}),
+        "spec.placement.quarantine.zoneAfterNodes in body should be greater than or equal to 2",
+    ),
     "no kind of capacity": (
         lambda job: job["spec"].update(placement={"capacity": {"kinds": []}}),
         "spec.placement.capacity.kinds in body should have at least 1 items",

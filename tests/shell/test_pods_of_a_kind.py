@@ -7,7 +7,7 @@ from typing import Any
 from test_pod_manifest import CONTEXT, JOB
 
 from holdfast_operator.core.pods import made_from, worker_pod
-from holdfast_operator.crd.v1alpha1 import TrainingJobSpec
+from holdfast_operator.crd.v1alpha1 import ShunStatus, TrainingJobSpec
 
 CONTAINER = {"name": "trainer", "image": "i", "command": ["python", "train.py"]}
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -89,3 +89,35 @@ def test_the_digest_of_a_job_that_says_nothing_of_placement_is_what_it_was() -> 
     )
     assert made_from(spec()) == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     assert made_from(spec(SPOT)) != made_from(spec()) != made_from(spec(ON_DEMAND))
+
+
+def keeping_away(shun: ShunStatus, **fields: Any) -> dict[str, Any]:
+    made = worker_pod(JOB, spec(**fields), 0, 1, (), CONTEXT, shun=shun)["spec"]
+    return dict(made["affinity"].get("nodeAffinity", {}))
+
+
+AWAY = [{"key": "metadata.name", "operator": "NotIn", "values": [n]} for n in ("n1", "n2")]
+ELSEWHERE = [{"key": "topology.kubernetes.io/zone", "operator": "NotIn", "values": ["a", "b"]}]
+
+
+def test_a_pod_that_had_better_keep_away_prefers_every_other_place() -> None:
+    (preferred,) = keeping_away(ShunStatus(nodes=("n1", "n2"), zones=("a", "b"))).values()
+    assert preferred == [
+        {"weight": 100, "preference": {"matchFields": AWAY}},
+        {"weight": 100, "preference": {"matchExpressions": ELSEWHERE}},
+    ]
+
+
+def test_a_pod_that_must_keep_away_does_so_in_every_alternative_that_the_template_allows() -> None:
+    pools = [{"matchExpressions": [{"key": "pool", "operator": "In", "values": [p]}]} for p in ("x", "y")]
+    affinity = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": pools}}}
+    shun = ShunStatus(nodes=("n1", "n2"), zones=("a", "b"), required=True)
+    for given, own in ((affinity, pools), ({}, [{}])):
+        (required,) = keeping_away(shun, affinity=given).values()
+        assert required["nodeSelectorTerms"] == [
+            {"matchFields": AWAY, "matchExpressions": [*t.get("matchExpressions", []), *ELSEWHERE]} for t in own
+        ]
+
+
+def test_a_pod_that_keeps_away_from_nothing_says_nothing() -> None:
+    assert keeping_away(ShunStatus()) == {}

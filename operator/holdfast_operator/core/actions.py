@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from holdfast_api.messages import AttemptOrder, CheckpointOrder, CollectOrder, NoticeOrder
-from holdfast_operator.crd.v1alpha1 import QueueStatus, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import QueueStatus, ShunStatus, TrainingJobStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class CreatePod:
     queue: QueueStatus | None = None
     avoid_zones: tuple[str, ...] = ()
     capacity: str = ""
+    shun: ShunStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

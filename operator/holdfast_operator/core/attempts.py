@@ -16,7 +16,7 @@ def create_pods(seen: Observed, status: TrainingJobStatus) -> tuple[Action, ...]
     """Pods that are planned in the status that was read, and still are (A2: serial first, pod second)."""
     planned = {(w.worker, w.serial) for w in status.workers}
     found: list[Action] = [
-        CreatePod(w.worker, w.serial, w.avoid_nodes, w.prefer_nodes, w.queue, w.avoid_zones, w.capacity)
+        CreatePod(w.worker, w.serial, w.avoid_nodes, w.prefer_nodes, w.queue, w.avoid_zones, w.capacity, w.shun)
         for w in seen.status.workers
         if not w.pod_uid and (w.worker, w.serial) in planned and pod_of(seen, w.worker, w.serial) is None
         if not queueing.must_wait(seen, status, w)

@@ -33,6 +33,7 @@ def between(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[EmitEv
         *_suspicion(before, after),
         *_interruptions(before, after),
         *_capacity(before, after),
+        *_avoiding(before, after),
         *_attempt(before, after),
         *_resumed(before, after),
         *_phase(before, after),
@@ -114,6 +115,16 @@ def _capacity(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[E
         waited = f": it has found no node of kind {old.capacity}" if old.waiting_since is not None else ""
         message = f"worker {worker}: its next pod is for nodes of kind {plan.capacity}{waited}"
         yield EmitEvent("CapacityChanged", message, warning=bool(waited))
+
+
+def _avoiding(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    known = {(a.kind, a.name) for a in before.avoiding}
+    for a in after.avoiding:
+        if (a.kind, a.name) not in known:
+            message = (
+                f"new pods keep away from {a.kind.value.lower()} {a.name} until {a.until:%H:%M:%S} UTC: {a.reason}"
+            )
+            yield EmitEvent("PlaceQuarantined", message, warning=True)
 
 
 def _attempt(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:

@@ -16,6 +16,7 @@ from holdfast_operator.crd.v1alpha1 import (
     CapacityKind,
     QueueStatus,
     S3Encryption,
+    ShunStatus,
     Storage,
     TrainingJobSpec,
 )
@@ -33,6 +34,7 @@ LOCAL_DIR = "/var/lib/holdfast"
 ZONE = "topology.kubernetes.io/zone"
 ZONE_WEIGHT = 50
 """Against 100 for the node where state lies and for being alone on a node."""
+SHUN_WEIGHT = 100
 _VOLUME = "holdfast-"
 
 # Sidecar proxies cut the upload at SIGTERM, because they end first; the docs say how to opt in (G3).
@@ -65,6 +67,7 @@ def worker_pod(
     queue: QueueStatus | None = None,
     avoid_zones: tuple[str, ...] = (),
     capacity_kind: str = "",
+    shun: ShunStatus | None = None,
 ) -> Manifest:
     """The pod of one worker. `spec.template` holds at least one container, and the trainer has a command (the schema sees to it)."""
     template = copy.deepcopy(spec.template)
@@ -82,6 +85,7 @@ def worker_pod(
     _add_capacity(pod, capacity.kind_named(spec, capacity_kind))
     _add_affinity(pod, job, worker, avoid_nodes, prefer_nodes)
     _keep_from_zones(pod, avoid_zones)
+    _shun(pod, shun or ShunStatus())
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -95,8 +99,8 @@ def made_from(spec: TrainingJobSpec) -> str:
     parts = spec.model_dump(
         mode="json", include={"template", "checkpoint", "notices"}, exclude={"checkpoint": {"keep"}}
     )
-    if spec.placement is not None:
-        parts["placement"] = spec.placement.model_dump(mode="json")
+    if spec.placement is not None and spec.placement.capacity is not None:
+        parts["capacity"] = spec.placement.capacity.model_dump(mode="json")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -366,3 +370,24 @@ def _keep_from_zones(pod: Manifest, zones: tuple[str, ...]) -> None:
     term = {"weight": ZONE_WEIGHT, "preference": {"matchExpressions": [elsewhere]}}
     preferred = "preferredDuringSchedulingIgnoredDuringExecution"
     node[preferred] = [*node.get(preferred, []), term]
+
+
+def _shun(pod: Manifest, shun: ShunStatus) -> None:
+    """Away from where workers were lost: in every term that must hold, or by a preference that is worth as much as the node where state lies."""
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [n]} for n in shun.nodes]
+    expressions = [{"key": ZONE, "operator": "NotIn", "values": list(shun.zones)}] if shun.zones else []
+    if not fields and not expressions:
+        return
+    node = pod["affinity"].setdefault("nodeAffinity", {})
+    if shun.required:
+        required = node.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
+        required["nodeSelectorTerms"] = required.get("nodeSelectorTerms") or [{}]
+        for term in required["nodeSelectorTerms"]:
+            for key, wanted in (("matchFields", fields), ("matchExpressions", expressions)):
+                if wanted:
+                    term[key] = [*term.get(key, []), *wanted]
+        return
+    preferences: list[Manifest] = [{"matchFields": fields}] if fields else []
+    preferences += [{"matchExpressions": expressions}] if expressions else []
+    preferred = "preferredDuringSchedulingIgnoredDuringExecution"
+    node[preferred] = [*node.get(preferred, []), *({"weight": SHUN_WEIGHT, "preference": p} for p in preferences)]

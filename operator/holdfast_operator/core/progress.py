@@ -5,13 +5,14 @@ from datetime import datetime
 
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AgentPhase, AgentReport, CheckpointInfo, ClaimInfo, Stage
-from holdfast_operator.core import capacity, quarantine
+from holdfast_operator.core import capacity, quarantine, zones
 from holdfast_operator.core.membership import MemberSeen, members, pod_of, report_of
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import (
     AttemptStatus,
     CheckpointStatus,
     IntervalStatus,
+    MemberStatus,
     PreemptionStatus,
     TrainingJobStatus,
     WorkerStatus,
@@ -204,13 +205,17 @@ def _adopt_attempt(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
 
 
 def _with_nodes(attempt: AttemptStatus, whos: tuple[MemberSeen, ...]) -> AttemptStatus:
-    new = tuple(
-        w.member.model_copy(update={"node": w.pod.node})
-        if w.pod is not None and w.pod.node and w.pod.node != w.member.node
-        else w.member
-        for w in whos
-    )
+    new = tuple(_with_node(w) for w in whos)
     return attempt if new == attempt.members else attempt.model_copy(update={"members": new})
+
+
+def _with_node(who: MemberSeen) -> MemberStatus:
+    """Where it runs; what was known is kept when pod and node are gone."""
+    node = (who.pod.node if who.pod is not None else "") or who.member.node
+    zone = zones.zone_of(who.node) or who.member.zone
+    if (node, zone) == (who.member.node, who.member.zone):
+        return who.member
+    return who.member.model_copy(update={"node": node, "zone": zone})
 
 
 def _with_claim(

@@ -6,12 +6,12 @@ still runs and its replacement.
 
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import capacity, fruitless, giving_way, queueing, renew, unfinished, zones
+from holdfast_operator.core import capacity, fruitless, giving_way, incidents, queueing, renew, unfinished, zones
 from holdfast_operator.core.membership import is_member, members, newest_plans, pod_by_uid, pod_of, report_of
 from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
 from holdfast_operator.core.pods import made_from
 from holdfast_operator.core.signals import is_doomed, node_signals
-from holdfast_operator.crd.v1alpha1 import TrainingJobStatus, WorkerStatus
+from holdfast_operator.crd.v1alpha1 import ShunStatus, TrainingJobStatus, WorkerStatus
 
 MAX_AVOID = 64
 STALE_AVOIDANCE = timedelta(seconds=5)
@@ -31,13 +31,15 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
     avoid, avoid_zones = avoided(seen, status), zones.avoided(seen, status)
     queue = queueing.ticket(seen, status, wanted, serial)
     kinds = {w: capacity.choose(seen, newest.get(w), now) for w in wanted}
+    shuns = {w: incidents.shunned(seen, status, w, newest.get(w), now) for w in wanted}
     new = tuple(
         WorkerStatus(
             worker=w,
             serial=serial,
             avoid_nodes=avoid,
             avoid_zones=avoid_zones,
-            prefer_nodes=unfinished.preferred(seen, status, w, avoid),
+            shun=shuns[w],
+            prefer_nodes=unfinished.preferred(seen, status, w, _without(avoid, shuns[w])),
             since=now,
             made_from=digest,
             queue=queue,
@@ -53,6 +55,11 @@ def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJo
     )  # a replacement that is itself lost is dropped; its pod is then nobody's and is deleted
     workers = tuple(sorted((*kept, *new), key=lambda w: (w.worker, w.serial)))
     return status.model_copy(update={"workers": workers, "serials_used": serial})
+
+
+def _without(avoid: tuple[str, ...], shun: ShunStatus | None) -> tuple[str, ...]:
+    """What is not preferred: nodes to avoid, and those that the worker's pod keeps away from."""
+    return (*avoid, *(shun.nodes if shun is not None else ()))
 
 
 def take_back(status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
@@ -113,6 +120,8 @@ def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, di
     if renew.is_stale(seen, entry, digest, now) and not member:
         return False
     if queueing.is_orphaned(seen, entry) or capacity.gives_up(seen, entry, now):
+        return False
+    if incidents.must_relax(entry, now) or (member and incidents.must_move(status, entry)):
         return False
     pod = pod_of(seen, entry.worker, entry.serial)
     if pod is None and not entry.pod_uid:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import blame, capacity, evacuate, failures, fruitless, interruptions, renew
+from holdfast_operator.core import blame, capacity, evacuate, failures, fruitless, incidents, interruptions, renew
 from holdfast_operator.core.membership import members, silent_from
 from holdfast_operator.core.observed import Observed, Refusal
 from holdfast_operator.core.replace import STALE_AVOIDANCE
@@ -47,5 +47,8 @@ def _moments(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterat
         yield plan.since + STALE_AVOIDANCE
         yield renew.blocked_until(seen, plan)
         yield capacity.wait_ends(seen, plan)
+        yield incidents.relaxes_at(plan)
+    for place in status.avoiding:
+        yield place.until
     for refusal in seen.refusals:
         yield refused_until(refusal, seen.living)

@@ -34,10 +34,15 @@ def avoided(seen: Observed, status: TrainingJobStatus) -> tuple[str, ...]:
     """In order of name."""
     whos = members(seen, status.attempt)
     short = {zone_of(w.node) for w in whos if w.node is not None and _is_short(seen, w.node)}
-    staying = {zone_of(w.node) for w in whos if w.node is not None and not _goes(seen, w.node)}
-    if len(staying) == 1:
-        short -= staying
+    if len(together := staying(seen, status)) == 1:
+        short -= together
     return tuple(sorted((short | _failed(seen)) - {""}))[:MAX_ZONES]
+
+
+def staying(seen: Observed, status: TrainingJobStatus) -> set[str]:
+    """Where the workers are that stay; "" for a node that does not say."""
+    whos = members(seen, status.attempt)
+    return {zone_of(w.node) for w in whos if w.node is not None and not _goes(seen, w.node)}
 
 
 def _is_short(seen: Observed, node: NodeSeen) -> bool:

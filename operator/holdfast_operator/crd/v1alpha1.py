@@ -440,8 +440,29 @@ class Capacity(Model):
     """A worker that had to take another kind comes back to the first when its pod has to be made anew, but not within so many seconds."""
 
 
+class PlaceMode(StrEnum):
+    """How much a pod keeps away."""
+
+    PREFER = "Prefer"
+    REQUIRE = "Require"
+
+
+class PlaceQuarantine(Model):
+    """Nodes and zones that pods keep away from for a while, because workers were lost there."""
+
+    seconds: Annotated[int, Field(ge=0, le=86_400 * 7)] = 1800
+    """How long an incident counts. 0: new pods keep away only from what is announced to go or not Ready."""
+    zone_after_nodes: Annotated[int, Field(ge=2, le=1000)] = 2
+    """A zone is kept away from when so many different nodes of it were lost or taken back within `seconds`."""
+    mode: PlaceMode = PlaceMode.PREFER
+    """Prefer: a pod goes there where there is no other room. Require: it waits for other room, for a minute."""
+
+
 class Placement(Model):
     """On which nodes pods are made (docs/placement.md)."""
+
+    quarantine: PlaceQuarantine = PlaceQuarantine()
+    """Nodes and zones that pods keep away from for a while, because workers were lost there."""
 
     capacity: Capacity | None = None
     """Spot nodes, say, and others after a while. Absent: whatever the template allows."""
@@ -616,6 +637,17 @@ class CheckpointStatus(Model):
     """Set while a scrub's finding stands that bytes of it in the store are not what they were."""
 
 
+class ShunStatus(Model):
+    """Where workers were lost lately."""
+
+    nodes: Annotated[tuple[Name, ...], Field(max_length=32)] = ()
+    """Nodes that the pod keeps away from."""
+    zones: Annotated[tuple[Name, ...], Field(max_length=32)] = ()
+    """Zones that the pod keeps away from."""
+    required: bool = False
+    """False: it may go there where there is no other room."""
+
+
 class QueueStatus(Model):
     """The pod group of Kueue's that a pod belongs to."""
 
@@ -650,6 +682,8 @@ class WorkerStatus(Model):
     """Digest of the parts of the spec that it was planned from; a correction of them makes a new pod while the attempt has not claimed."""
     renewed: int = 0
     """How often in a row it was made anew because its credentials were refused."""
+    shun: ShunStatus | None = None
+    """Places that the pod keeps away from because workers were lost there; absent: none."""
     capacity: Annotated[str, Field(max_length=63)] = ""
     """Kind of capacity (`spec.placement.capacity.kinds`) that the pod is made for."""
     capacity_since: datetime | None = None
@@ -679,6 +713,8 @@ class MemberStatus(Model):
     """Serial of the pod."""
     node: Name = ""
     """Where the pod runs."""
+    zone: Name = ""
+    """Where the node is, kept after it is gone."""
 
 
 class AttemptStatus(Model):
@@ -789,6 +825,41 @@ class PreemptionStatus(Model):
     """What the time was spent on, in order."""
     total_milliseconds: int = 0
     """Notice (or loss) to the first new step. The phases add up to it."""
+
+
+class IncidentStatus(Model):
+    """A worker that was lost, or crashed."""
+
+    node: Name
+    """Where it ran."""
+    zone: Name = ""
+    """Where the node is."""
+    cause: Annotated[str, Field(max_length=32)]
+    """Why."""
+    attempt: int
+    """The attempt that it ended."""
+    at: datetime
+    """When it was over."""
+
+
+class Place(StrEnum):
+    """What a pod can keep away from."""
+
+    NODE = "Node"
+    ZONE = "Zone"
+
+
+class AvoidedStatus(Model):
+    """A place that new pods keep away from."""
+
+    kind: Place
+    """Node or Zone."""
+    name: Name
+    """Of the node or zone."""
+    until: datetime
+    """It ends by itself."""
+    reason: Annotated[str, Field(max_length=1024)]
+    """What happened there."""
 
 
 class PartStatus(Model):
@@ -1000,6 +1071,10 @@ class TrainingJobStatus(Model):
     """Notices about the current workers (F1)."""
     preemptions: Annotated[tuple[PreemptionStatus, ...], Field(max_length=10)] = ()
     """The last ten, newest last."""
+    incidents: Annotated[tuple[IncidentStatus, ...], Field(max_length=64)] = ()
+    """Where workers were lost lately; each counts for `spec.placement.quarantine.seconds`."""
+    avoiding: Annotated[tuple[AvoidedStatus, ...], Field(max_length=32)] = ()
+    """What follows from them: nodes and zones that new pods keep away from."""
     last_resume_milliseconds: int | None = None
     """Time to resume of the last preemption: notice (or loss) to the first new step."""
 

@@ -150,7 +150,7 @@ class Executor:
         path = f"/api/v1/namespaces/{job.namespace}/pods"
         body = worker_pod(
             job, seen.spec, action.worker, action.serial, action.avoid_nodes, self.context,
-            action.prefer_nodes, action.queue, action.avoid_zones, action.capacity,
+            action.prefer_nodes, action.queue, action.avoid_zones, action.capacity, action.shun,
         )  # fmt: skip
         made = await self._create(job, path, body, what, memory, beside=seen.living)
         if isinstance(made, dict):
