@@ -9,7 +9,7 @@ from typing import Any
 import job_worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from job_worlds import JobWorld, a_job, condition, of_type
+from job_worlds import JobWorld, a_job, checkpoint, condition, of_type
 from simulated_cluster import SimulatedCluster
 
 from holdfast_api import names
@@ -166,6 +166,16 @@ def test_code_that_crashes_again_and_again_on_one_node_is_started_elsewhere() ->
     assert {(a.worker, a.shun) for a in of_type(decision, CreatePod)} == {(1, ShunStatus(nodes=("n1",)))}
     assert not [a for a in of_type(decision, DeletePod) if a.uid == "uid-0-1"], "the other keeps its pod and arena"
     assert "crashed there 2 times" in w.status.avoiding[0].reason
+
+
+def test_code_that_makes_progress_before_it_crashes_stays_where_it_is_however_often() -> None:
+    w = running()
+    for number in (1, 2, 3):
+        w.training(number=number)
+        w.reports(0, AgentPhase.TRAINING, checkpoints=(checkpoint(f"{number}/1", 50 * number),))
+        w.reports(1, AgentPhase.FAILED, exit_detail="ValueError").after(1).reports(0, AgentPhase.TRAINING)
+        assert not of_type(w.settled(), CreatePod)
+    assert not w.status.incidents
 
 
 def test_it_is_not_moved_from_where_its_newest_state_lies_and_nowhere_else() -> None:

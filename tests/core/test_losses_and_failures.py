@@ -79,6 +79,8 @@ def test_a_crashed_script_is_a_failure_with_back_off_that_doubles_and_the_words_
         waits.append((w.status.retry_at - w.now).total_seconds())
         assert "no such column" in condition(w.status, "Reconciling").message
         w.after(waits[-1]).settled()
+        if number == 2:  # elsewhere: it may be the machine (incidents.py)
+            w.with_pod(1, 2, "n2").settled()
         assert w.status.attempt is not None
         assert w.status.attempt.number == number + 1
         w.training(number=number + 1, step=40)

@@ -71,8 +71,8 @@ def decide(seen: Observed, now: datetime) -> Decision:
     status = interruptions.update(seen, status, now)
     status = unfinished.update(seen, status, now)
     status = suspicion.update(seen, seen.status, status)
-    status = incidents.update(seen, seen.status, status, now)
     status, verdict = finish.count_end(seen, seen.status, status, now)
+    status = incidents.update(seen, seen.status, status, now)
     if verdict is None:
         status, verdict = finish.count_start_failure(seen, status, now)
     if verdict is not None:

@@ -36,8 +36,8 @@ _DIED = (Cause.NODE_LOST.value, Cause.NODE_PRESSURE.value, Cause.NODE_SHUTDOWN.v
 """The node may come back, and is not to be trusted at once."""
 _TAKEN = (Cause.SPOT.value, Cause.REBALANCE.value, Cause.MAINTENANCE.value)
 """The node is gone for good, and its neighbours may follow."""
-_OF_CODE = ("TrainerFailed", "WorkerFailed", "AgentRestarted")
-"""Failures that a machine can cause; no memory, a wrong configuration and a missing program it cannot."""
+_OF_CODE = ("TrainerFailed", "WorkerFailed")
+"""Failures that a machine can cause; no memory, a wrong configuration and a missing program it cannot, and who kills an agent is somebody."""
 
 
 def update(seen: Observed, before: TrainingJobStatus, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
@@ -109,7 +109,9 @@ def _new(
     entry, was = interruptions.current(status), interruptions.current(before)
     if entry is None or entry.ended_at is None or (was is not None and was.ended_at is not None):
         return
-    if not (entry.cause in _DIED + _TAKEN or (entry.cause == Cause.FAILURE.value and entry.source in _OF_CODE)):
+    # What makes progress on a node before it crashes is no reason to leave it, with all that lies there; finish.count_end has just counted.
+    crashed = entry.cause == Cause.FAILURE.value and entry.source in _OF_CODE and status.counts.fruitless_in_a_row > 0
+    if not crashed and entry.cause not in _DIED + _TAKEN:
         return
     for who in members(seen, status.attempt):
         if who.member.worker in entry.workers and who.member.node:
