@@ -511,12 +511,15 @@ from fake_agent import FakeAgent
 import test_train_gpu as t
 with FakeAgent(Path({folder!r})) as agent, agent.as_environment():
     loop = t.GpuLoop().ready(agent)
+    # Device-side assertions may be compiled out: this writes to where there is no memory, volatile so that no compiler leaves it out.
+    broken = torch.cuda.jiterator._create_jit_fn("template <typename T> T broken(T x) {{ if (x > 0) *reinterpret_cast<volatile T*>(8) = x; return x; }}")
+    broken(torch.zeros(3, device="cuda"))  # compiled before the copy begins, which it must not outlast
+    ones = torch.ones(3, device="cuda")
+    torch.cuda.synchronize()
     try:
         loop.hold_side()
         loop.iterate()
-        # Device-side assertions may be compiled out: this writes to where there is no memory, volatile so that no compiler leaves it out.
-        broken = torch.cuda.jiterator._create_jit_fn("template <typename T> T broken(T x) {{ *reinterpret_cast<volatile T*>(8) = x; return x; }}")
-        broken(torch.zeros(3, device="cuda"))
+        broken(ones)
         loop.ckpt._saver.beside.settle()
     except RuntimeError as e:
         print("raised", type(e).__name__)
