@@ -1,6 +1,6 @@
 # One line per verb; what a verb does stands in scripts/ or hack/. `make` without a verb lists them.
 PY ?= python3
-.PHONY: help demo test test-fast test-train lint format generate lock cluster-up cluster-down cluster-status bench bench-gpu images clean
+.PHONY: help demo test test-fast test-train lint format generate lock cluster-up cluster-down cluster-status bench bench-resume bench-gpu images clean
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 demo: ## the main job from nothing: cluster, training, preemption, bit-exact resume (KEEP=1 keeps the cluster; DAMAGE=1 damages the emergency checkpoint)
@@ -27,5 +27,7 @@ cluster-status: ## what runs
 	@hack/cluster/status
 bench: ## benchmarks of this machine, into benchmarks/*/results (QUICK=1: the engine's alone, under ten minutes)
 	@$(PY) scripts/run -m benchmarks
+bench-resume: ## how long a preempted job stands still, 50 times each way, beside plain Kubernetes (hours; ROUNDS=n EACH=n ADD=1: in pieces)
+	@ROUNDS=$(or $(ROUNDS),50) $(PY) scripts/run -m benchmarks time_to_resume
 bench-gpu: ## the benchmarks that need a GPU; where there is none they say so
 	@$(PY) scripts/run -m benchmarks --gpu

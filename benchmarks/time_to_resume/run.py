@@ -23,7 +23,7 @@ from hack.demo.kube import wait_for
 
 HERE = Path(__file__).resolve().parent
 LATEST = HERE / "results/latest.json"
-ROUNDS, EACH = int(os.environ.get("ROUNDS") or 4), int(os.environ.get("EACH") or 2)
+ROUNDS, EACH = int(os.environ.get("ROUNDS") or 2), int(os.environ.get("EACH") or 2)
 WANTED = tuple(filter(None, os.environ.get("WAYS", "").split(",")))
 """Names of ways and peers; empty: all."""
 TAINT = "aws-node-termination-handler/spot-itn"
