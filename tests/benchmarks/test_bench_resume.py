@@ -30,7 +30,7 @@ def test_a_restart_ends_with_the_first_new_step_and_says_what_was_done_again() -
 
 
 def test_steps_of_the_old_ranks_are_none_of_the_restart() -> None:
-    assert [m["at"] for m in after(START) if m["mark"] == "step"][0] == 111.0
+    assert next(m["at"] for m in after(START) if m["mark"] == "step") == 111.0
     assert after(START[:1]) == []
 
 

@@ -7,11 +7,13 @@ import pytest
 from job_worlds import JobWorld, a_job, condition
 
 from holdfast_api import names
-from holdfast_api.messages import AgentPhase, FlushEstimate
+from holdfast_api.messages import AgentPhase, Exit, FlushEstimate
 from holdfast_operator.core import feasibility
+from holdfast_operator.core.decide import decide
 from holdfast_operator.core.feasibility import grade
 from holdfast_operator.core.signal_table import SignalRules
-from holdfast_operator.crd.v1alpha1 import Condition, FlushGrade
+from holdfast_operator.crd.v1alpha1 import Condition, FlushGrade, Phase
+from holdfast_operator.shell import translate
 
 FITS, TIGHT, TOO_SLOW = FlushGrade.FITS, FlushGrade.TIGHT, FlushGrade.TOO_SLOW
 QUICK = FlushEstimate(
@@ -85,8 +87,9 @@ def test_a_copy_on_nodes_is_advised_where_there_is_none_yet() -> None:
         ({names.LABEL_NODE_SHUTDOWN: "9"}, SignalRules(node_shutdown_seconds=45), 9, "leaves a pod 9 s"),
         ({names.LABEL_NODE_SHUTDOWN: "60"}, SignalRules(node_shutdown_seconds=8), 60, "leaves a pod 60 s"),
         ({names.LABEL_NODE_SHUTDOWN: "soon"}, SignalRules(node_shutdown_seconds=8), 8, "leaves a pod 8 s"),
-        ({names.LABEL_NODE_SHUTDOWN: "0"}, SignalRules(), 120, "terminationGracePeriodSeconds is 120"),
-        ({names.LABEL_NODE_SHUTDOWN: "9" * 500}, SignalRules(), 120, "terminationGracePeriodSeconds is 120"),
+        ({names.LABEL_NODE_SHUTDOWN: "0"}, SignalRules(node_shutdown_seconds=8), 8, "leaves a pod 8 s"),
+        ({names.LABEL_NODE_SHUTDOWN: "86401"}, SignalRules(node_shutdown_seconds=8), 8, "leaves a pod 8 s"),
+        ({names.LABEL_NODE_SHUTDOWN: "9" * 5000}, SignalRules(node_shutdown_seconds=8), 8, "leaves a pod 8 s"),
         ({"cloud.google.com/gke-nodepool": "a"}, SignalRules(), 15, "leaves a pod 15 s"),
         ({"cloud.google.com/gke-spot": "true"}, SignalRules(), 30, "Google gives a spot machine 30 s"),
         ({"kubernetes.azure.com/scalesetpriority": "spot"}, SignalRules(), 30, "Azure gives a spot machine 30 s"),
@@ -130,7 +133,10 @@ def test_the_slowest_worker_counts() -> None:
 def test_at_admission_the_size_of_the_slots_or_of_the_newest_checkpoint_gives_an_estimate() -> None:
     assert after_a_round(a_job(template=template(120))).reason == "NotMeasured"
     small = {"storage": {"uri": "s3://b/p"}, "memoryMiB": 1000}
-    assert after_a_round(a_job(template=template(120), checkpoint=small)).reason == "Estimated"
+    w = a_job(template=template(120), checkpoint=small)
+    assert after_a_round(w).reason == "Estimated"
+    assert w.status.flush is not None
+    assert w.status.flush.bytes == 500 << 20  # one of two slots
     large = a_job(template=template(30), checkpoint={**small, "memoryMiB": 100_000})
     found = after_a_round(large)
     assert (found.status, found.reason) == ("Unknown", "Estimated")  # nobody is told that it does not fit by a guess
@@ -149,6 +155,8 @@ def test_a_script_that_answers_too_late_is_told_at_admission() -> None:
     assert (found.status, found.reason) == ("False", "AnswerTooSlow")
     assert "answerSeconds" in found.message
     assert "terminationGracePeriodSeconds to 52" in found.message
+    untold = {**own, "directory": {"path": "/out", "answerSeconds": 40}}  # nobody asks it
+    assert after_a_round(a_job(workers=1, template=template(30), checkpoint=untold)).reason == "NotMeasured"
 
 
 # ---- it does not flutter
@@ -204,3 +212,28 @@ def test_what_was_measured_stands_until_the_next_attempt_says_more() -> None:
     first = after_a_round(w)
     w.all_report(AgentPhase.STARTING, flush=None)
     assert after_a_round(w) == first
+    w.with_spec(template=template(50))
+    assert after_a_round(w).reason == "TooSlow"  # by what is known, of the time that there is now
+
+
+def test_one_worker_that_has_measured_nothing_makes_it_an_estimate() -> None:
+    w = a_world().reports(1, AgentPhase.TRAINING, flush=replace(QUICK, measured=False))
+    assert after_a_round(w).reason == "Estimated"
+
+
+def test_a_spec_that_cannot_be_read_says_nothing_of_it() -> None:
+    w = a_world()
+    w.round()
+    seen = replace(w.seen(), spec=translate.unreadable_spec(), spec_error="spec.workers: not a number")
+    kinds = {c.type for c in decide(seen, w.now).status.conditions}
+    assert "Stalled" in kinds
+    assert "FlushFits" not in kinds
+
+
+def test_what_a_finished_job_was_told_stays() -> None:
+    w = a_world()
+    w.round()
+    w.all_report(AgentPhase.FINISHED, exit=Exit.FINISHED, flush=slow(100, 200)).settled()
+    assert w.status.phase is Phase.SUCCEEDED
+    assert w.status.flush is not None
+    assert w.status.flush.sure_seconds < 20

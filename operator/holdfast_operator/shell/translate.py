@@ -11,7 +11,7 @@ from holdfast_api.messages import AgentReport
 from holdfast_operator.core import kueue
 from holdfast_operator.core.observed import JobMeta, NodeCondition, NodeSeen, PodSeen, Taint
 from holdfast_operator.core.pods import trainer_of
-from holdfast_operator.crd.v1alpha1 import TrainingJobSpec, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import Checkpoint, Storage, TrainingJobSpec, TrainingJobStatus
 
 Object = dict[str, Any]
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -36,8 +36,9 @@ def _read(model: type[M], item: Object, part: str) -> tuple[M | None, str]:
 
 
 def unreadable_spec() -> TrainingJobSpec:
-    """Stands in for a spec that cannot be read. Nothing is done for such a job (`Observed.spec_error`), so no field of it is used."""
-    return TrainingJobSpec.model_construct(template={}, workers=1)
+    """Stands in for a spec that cannot be read. Nothing is done for such a job (`Observed.spec_error`); its conditions are still told, by these defaults."""
+    checkpoint = Checkpoint.model_construct(storage=Storage.model_construct(uri=""))
+    return TrainingJobSpec.model_construct(template={}, workers=1, checkpoint=checkpoint)
 
 
 def pod(item: Object) -> PodSeen | None:
