@@ -17,7 +17,7 @@ from hack.demo.kube import wait_for
 
 Object = dict[str, Any]
 PORT = 29400
-KEEP_ALIVE = "keep_alive_interval=1,keep_alive_max_attempt=2"
+KEEP_ALIVE = "keep_alive_interval=1,keep_alive_max_attempt=3"
 SETTLED_STEPS = 14
 """Past the first checkpoint, so that there is one to restart from."""
 
