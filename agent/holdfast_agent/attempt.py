@@ -78,6 +78,7 @@ class Attempt:
         self._launch()
         self._tasks = [
             asyncio.ensure_future(self._watch_ranks()),
+            asyncio.ensure_future(self._prepare_next()),
             asyncio.ensure_future(clocks.watch_use(s)),
             asyncio.ensure_future(clocks.free_forgotten_slots(s, self.writing)),
         ]
@@ -110,6 +111,16 @@ class Attempt:
         if order != self.shared.order:
             self.shared.order = order
             self.shared.changes.bump()
+
+    async def _prepare_next(self) -> None:
+        """Not before the ranks train: until then they need the machine themselves. Nor for a worker that is about to go."""
+        s = self.shared
+        if not s.settings.config.warm_start:
+            return
+        trains = lambda: Stage.FIRST_STEP.value in s.record.stages and not s.record.evacuating  # noqa: E731
+        while not await s.changes.until(trains, Deadline.after(3600)):
+            pass
+        self._launcher.prepare(range(len(s.settings.ranks)), s.settings.command)
 
     def _launch(self) -> None:
         s = self.shared

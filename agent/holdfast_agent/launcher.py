@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from holdfast_agent import standby
 from holdfast_agent.spawning import RankSpec, Spawned, spawn
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Launcher:
         """`begun`: processes that run already, or have run (headstart.py); whoever starts one of them gets it."""
         self._loop = loop
         self._processes: dict[int, Process] = {}
+        self._standby: dict[int, Process] = {}
+        """Local rank -> a process that waits to become it (standby.py)."""
         # All of them before the first is reaped: a child that nobody knows is taken for an orphan.
         self._begun = {s.spec: self._watch(s) for s in begun}
         loop.add_signal_handler(signal.SIGCHLD, self.reap)
@@ -53,7 +56,7 @@ class Launcher:
 
     def start(self, spec: RankSpec, command: tuple[str, ...]) -> Process:
         """As `spawn`."""
-        process = self._begun.pop(spec, None) or self._watch(spawn(spec, command))
+        process = self._begun.pop(spec, None) or self._from_standby(spec, command) or self._watch(spawn(spec, command))
         self.reap()  # it may have ended before it was registered
         return process
 
@@ -61,6 +64,29 @@ class Launcher:
         process = Process(spawned.spec.rank, spawned.popen, self._loop.create_future())
         self._processes[spawned.popen.pid] = process
         self._pass_on(process, spawned.stderr)
+        return process
+
+    def prepare(self, local_ranks: Iterable[int], command: tuple[str, ...]) -> None:
+        """A process in waiting for each of these, where there is none. One that cannot be had is none: the rank is started as ever."""
+        for local_rank in local_ranks:
+            before = self._standby.get(local_rank)
+            if before is not None and not before.ended.done():
+                continue
+            try:
+                spawned = standby.spawn(command, local_rank)
+            except OSError as e:
+                log.warning("no training process is prepared: %s", e.strerror)
+                return
+            if spawned is not None:
+                self._standby[local_rank] = self._watch(spawned)
+        self.reap()
+
+    def _from_standby(self, spec: RankSpec, command: tuple[str, ...]) -> Process | None:
+        self.reap()
+        process = self._standby.pop(spec.local_rank, None)
+        if process is None or process.ended.done() or not standby.become(process.popen, spec, command):
+            return None
+        process.rank = spec.rank
         return process
 
     def kill(self, processes: list[Process]) -> None:

@@ -121,6 +121,8 @@ class Agent:
             signals.install(loop, on_term=self._sigterm, laptop=self._settings.laptop)
             self._later(self._open_store())
             self._later(self._reporter.run())
+            if self._settings.config.warm_start:
+                self._launcher.prepare(range(self._settings.config.processes_per_worker), self._settings.command)
             if self._begun is not None:
                 await self.order(self._begun.order)
             await self._ended.wait()

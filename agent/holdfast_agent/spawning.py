@@ -80,12 +80,17 @@ def spawn(spec: RankSpec, command: tuple[str, ...]) -> Spawned:
     """Returns at once; a command that cannot be run shows as exit status 126 or 127. On the main thread: the process dies with the thread that started it
     (holdfast_rank.shield). Raises OSError."""
     base = tunables.with_large_copies(environment_of_ranks(process_environment()))
+    return started(spec, command, spec.environment(base), stdin=subprocess.DEVNULL)
+
+
+def started(spec: RankSpec, command: tuple[str, ...], environment: Mapping[str, str], *, stdin: int) -> Spawned:
+    """The same with all of what the process is given."""
     read, write = os.pipe()
     try:
         popen = subprocess.Popen(
             [sys.executable, "-I", "-S", SHIELD, str(os.getpid()), *command],
-            env=spec.environment(base),
-            stdin=subprocess.DEVNULL,
+            env=environment,
+            stdin=stdin,
             stderr=write,
             start_new_session=True,
         )

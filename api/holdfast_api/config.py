@@ -66,4 +66,6 @@ class AgentConfig:
     """At which the lead re-reads what is stored, beside training; 0: it does not."""
     scrub_every_seconds: int = 7 * 86_400
     """From the end of one round to the begin of the next."""
+    warm_start: bool = False
+    """Training processes are started, and import torch, before their attempt is known (agent/standby.py)."""
     schema: int = 1

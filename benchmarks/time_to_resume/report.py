@@ -13,12 +13,17 @@ from hack.demo import show
 HERE = Path(__file__).resolve().parent
 GOAL_AGENT_MS, GOAL_RATIO, GOAL_WHOLE = 250, 0.35, 1.15
 TITLES = {
-    **{w.name: w.title for w in WAYS},
+    **{
+        f"{w.name}{more}": f"{w.title}{words}"
+        for w in WAYS
+        for more, words in (("", ""), ("-warm", ", with `spec.warmStart: On`"))
+    },
     "spot": "spot notice on the node: the worker leaves for another one",
     "job": f"peer (a): {peers.PlainJob.TITLE}",
     "gang": f"peer (b): {peers.Gang.TITLE}",
 }
-NOTICE = ("spot", *(w.name for w in WAYS if w.notice))
+NOTICE = ("spot", *(f"{w.name}{more}" for w in WAYS if w.notice for more in ("", "-warm")))
+WITHOUT = tuple(f"{w.name}{more}" for w in WAYS if not w.notice for more in ("", "-warm"))
 PEERS = ("job", "gang")
 OURS_COLOUR, PEER_COLOUR = "#1f77b4", "#b0b0b0"
 Round = dict[str, Any]
@@ -96,7 +101,7 @@ def measures(groups: Groups, *, every: int) -> list[dict[str, Any]]:
             continue
         s = results.spread(totals(r))
         ratio = s["median"] / results.quantile(totals(base), 0.5) if base and workers == 2 else None
-        goal = GOAL_RATIO if kind == "handover" and workers == 2 else None
+        goal = GOAL_RATIO if kind in ("handover", "handover-warm") and workers == 2 else None
         found.append({
             "id": f"time_to_resume.{kind}" + (f".{workers}" if workers != 2 else ""),
             "what": f"{TITLES[kind]}, {workers} workers → first new step, median of {len(r)}",
@@ -114,7 +119,7 @@ def measures(groups: Groups, *, every: int) -> list[dict[str, Any]]:
         })  # fmt: skip
     for name, words, goal, kinds in (
         ("lost_with_notice", "steps lost with a notice of 15 s or more, the most", 0, NOTICE),
-        ("lost_without", f"steps lost without notice, the most (one interval is {every})", every, tuple(w.name for w in WAYS if not w.notice)),
+        ("lost_without", f"steps lost without notice, the most (one interval is {every})", every, WITHOUT),
     ):  # fmt: skip
         lost = [x["steps_lost"] for k, r in groups.items() if k[0] in kinds for x in r]
         if lost:

@@ -32,6 +32,10 @@ SIZE = ("--batch", "4", "--context", "64")
 """As in `make demo`: what two shared cores can do in half a second per step."""
 TWO = peers.Shape(workers=2, ranks=2, every=EVERY, batch=4, context=64)
 THREE = peers.Shape(workers=3, ranks=1, every=EVERY, batch=4, context=64)
+JOBS = (("plain", TWO, "Off"), ("warm", TWO, "On"), ("three", THREE, "Off"))
+"""Name, shape and `spec.warmStart` of each job of ours in a cycle."""
+NOT_PLAIN = ("handover", "in-place")
+"""Ways that are also measured with what is not plain."""
 PEERS = {"job": peers.PlainJob, "gang": peers.Gang}
 TORN = {"budgets": {"failures": {"max": 1000, "backoffSeconds": 0}}}
 """One job is broken many times over here; back-off is not what is measured."""
@@ -59,16 +63,17 @@ def one_cycle(ground: Ground, pods: Pods, cycle: int, each: int) -> Any:
     """Rounds, as they are done."""
     if wanted("spot"):
         yield notice_to_agent(ground, f"spot-{cycle}")
-    for shape in (TWO, THREE):
-        ways = [w for w in WAYS if wanted(w.name) and (shape is TWO or w.name == "handover")]
-        if ways and (shape is TWO or wanted("three")):
-            job = f"ours-{shape.workers}-{cycle}"
-            spec = {"workers": shape.workers, "processesPerWorker": shape.ranks, **TORN}
+    for name, shape, start in JOBS:
+        ways = [w for w in WAYS if wanted(w.name) and (name == "plain" or w.name in NOT_PLAIN)]
+        if ways and (name == "plain" or wanted(name)):
+            job = f"ours-{name}-{cycle}"
+            spec = {"workers": shape.workers, "processesPerWorker": shape.ranks, "warmStart": start, **TORN}
             ground.start(job, arguments=("--steps", "1000000", *SIZE), spec=spec, every={"steps": EVERY})
             taker = Taker(ground, pods, job, EVERY)
             for _ in range(each):
                 for way in ways:
-                    yield {"kind": way.name, "workers": shape.workers, **taker.one(way)}
+                    kind = way.name if start == "Off" else f"{way.name}-warm"
+                    yield {"kind": kind, "workers": shape.workers, **taker.one(way)}
             ground.stop(job)
     for kind, peer in PEERS.items():
         for n in range(each if wanted(kind) else 0):

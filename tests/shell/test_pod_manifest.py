@@ -10,8 +10,8 @@ from holdfast_api import codec, names
 from holdfast_api.config import AgentConfig
 from holdfast_operator.core import children
 from holdfast_operator.core.observed import JobMeta
-from holdfast_operator.core.pods import PodContext, worker_pod
-from holdfast_operator.crd.v1alpha1 import TrainingJobSpec
+from holdfast_operator.core.pods import PodContext, made_from, worker_pod
+from holdfast_operator.crd.v1alpha1 import TrainingJobSpec, WarmStart
 
 GOLDEN = Path(__file__).parent / "golden" / "worker-pod.json"
 JOB = JobMeta("bytes-gpt", "team", "0a1b2c3d-0000-4000-8000-000000000001")
@@ -43,6 +43,16 @@ def test_the_agent_runs_the_command_and_keeps_the_arguments() -> None:
     (container,) = pod()["spec"]["containers"]
     assert container["command"] == ["holdfast-agent", "run", "--", "python", "train.py"]
     assert container["args"] == ["--fast"]
+
+
+def test_the_agent_is_told_to_keep_ranks_ready_and_a_pod_made_before_is_another() -> None:
+    def config(job_spec: TrainingJobSpec) -> AgentConfig:
+        (container,) = pod(job_spec)["spec"]["containers"]
+        return codec.from_json(AgentConfig, next(e["value"] for e in container["env"] if e["name"] == names.ENV_CONFIG).encode())  # fmt: skip
+
+    on = spec().model_copy(update={"warm_start": WarmStart.ON})
+    assert (config(spec()).warm_start, config(on).warm_start) == (False, True)
+    assert made_from(on) != made_from(spec())
 
 
 def test_a_script_that_writes_its_own_checkpoints_runs_in_directory_mode() -> None:

@@ -19,6 +19,7 @@ from holdfast_operator.crd.v1alpha1 import (
     ShunStatus,
     Storage,
     TrainingJobSpec,
+    WarmStart,
 )
 
 Manifest = dict[str, Any]
@@ -101,6 +102,8 @@ def made_from(spec: TrainingJobSpec) -> str:
     )
     if spec.placement is not None and spec.placement.capacity is not None:
         parts["capacity"] = spec.placement.capacity.model_dump(mode="json")
+    if spec.warm_start is WarmStart.ON:
+        parts["warmStart"] = spec.warm_start.value
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -221,6 +224,7 @@ def _config(
         memory_dir=ARENA_DIR,
         local_dir=LOCAL_DIR,
         local_volume="node" if checkpoint.local.host_path else "pod",
+        warm_start=spec.warm_start is WarmStart.ON,
         image=str(trainer_of(pod).get("image", "")),
     )
 

@@ -529,6 +529,13 @@ _IN_A_NEW_JOB = (
 """Checkpoints are loaded by any number of ranks; what an attempt's members are is settled when the job is made."""
 
 
+class WarmStart(StrEnum):
+    """Whether training processes wait ready for the next start."""
+
+    OFF = "Off"
+    ON = "On"
+
+
 class TrainingJobSpec(Model):
     """What a person asks for."""
 
@@ -567,6 +574,10 @@ class TrainingJobSpec(Model):
     """On which nodes pods are made, beside what the template says."""
     validation: Validation = Validation()
     """What is done about checkpoints in which something was found: NaN, copies that differ, damage."""
+    warm_start: WarmStart = WarmStart.OFF
+    """On: Python and torch are imported before an attempt needs them, in a pod that waits for its attempt and beside ranks that train, for the next start in
+    place. Costs the memory of one idle process with torch imported for each rank. Only for commands of the form `python SCRIPT.py …`, and for scripts that set
+    no environment variable that torch reads when it is imported. A change applies to pods that are made afterwards."""
     template: Annotated[
         dict[str, Any],
         Field(json_schema_extra={"x-holdfast-template": True}),
