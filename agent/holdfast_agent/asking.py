@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from holdfast_agent import address, replicas, shares
 from holdfast_agent.threads import Stop
@@ -40,11 +39,38 @@ Sign = Callable[[Member, str], Mapping[str, str]]
 """Headers of a GET of that path at that member."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Other:
-    member: Member
-    host: str
-    get: PlainGet
+class Chunks:
+    """What one other worker has in memory, by digest. Any thread."""
+
+    def __init__(self, member: Member, sign: Sign, stop: Stop) -> None:
+        """Raises ValueError for a member that has no address yet."""
+        host, port = address.split(member.address)
+        self.member = member
+        self.stop = stop
+        self._sign = sign
+        self._host = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._get = PlainGet(host, port, connect_seconds=CONNECT_SECONDS)
+        self.status = 0
+        """Of the last refusal."""
+
+    def fill(self, name: str, view: memoryview) -> str:
+        """Why `view` does not hold it now; empty if it does."""
+        path = PATH + name
+        whole = min(SILENT_SECONDS + len(view) / LEAST_SPEED, max(self.stop.left, 0.05))
+        limits = Limits(min(SILENT_SECONDS, whole), whole)
+        try:
+            refused = self._get.fill(path, {"Host": self._host, **self._sign(self.member, path)}, view, limits)
+        except (Unusual, Stalled, Broken) as e:
+            self.status = 0
+            return str(e)
+        if refused is not None:
+            self.status = refused.status
+            return f"status {refused.status}"
+        if digest(view) == name:
+            return ""
+        self.status = 0
+        self._get.forget()
+        return "what it gave is not what was asked for"
 
 
 class FromMembers:
@@ -64,7 +90,6 @@ class FromMembers:
     ) -> None:
         """`own`: this worker. `ahead`: before the claim."""
         self._ranks_per_worker = ranks_per_worker
-        self._sign = sign
         self._stop = stop
         began = time.monotonic()
         self._wait_until = {
@@ -72,7 +97,7 @@ class FromMembers:
             409: began + (JOIN_AHEAD_SECONDS if ahead else WAIT_SECONDS),
         }
         self._lock = threading.Lock()
-        self._others = {m.worker: o for m in members if m.worker != own and (o := _other(m)) is not None}
+        self._others = {m.worker: Chunks(m, sign, stop) for m in members if m.worker != own and m.address}
         workers = sorted(self._others)
         first = sum(w < own for w in workers)
         self._order = [*workers[first:], *workers[:first]]
@@ -89,7 +114,7 @@ class FromMembers:
                 return
         raise Absent("the restore was given up")
 
-    def _next(self, manifest: RankManifest, index: int) -> _Other | None:
+    def _next(self, manifest: RankManifest, index: int) -> Chunks | None:
         """Whose turn it is."""
         with self._lock:
             sharing = self._sharing.get(manifest.rank)
@@ -101,39 +126,18 @@ class FromMembers:
             left = [w for w in asked if w in self._others]
             return self._others[left[index % len(left)]] if left else None
 
-    def _ask(self, other: _Other, name: str, view: memoryview) -> bool:
+    def _ask(self, other: Chunks, name: str, view: memoryview) -> bool:
         """Whether `view` holds it now; if not, the same one is asked again only where it does not know yet."""
-        path = PATH + name
-        limits = Limits(SILENT_SECONDS, SILENT_SECONDS + len(view) / LEAST_SPEED)
-        try:
-            refused = other.get.fill(path, {"Host": other.host, **self._sign(other.member, path)}, view, limits)
-        except (Unusual, Stalled, Broken) as e:
-            return self._not_again(other, str(e))
-        if refused is None:
-            if digest(view) == name:
-                return True
-            other.get.forget()
-            return self._not_again(other, "what it gave is not what was asked for")
-        if time.monotonic() < self._wait_until.get(refused.status, 0.0):
+        why = other.fill(name, view)
+        if not why:
+            return True
+        if time.monotonic() < self._wait_until.get(other.status, 0.0):
             self._stop.pause(PAUSE_SECONDS)
             return False
-        return self._not_again(other, f"status {refused.status}")
+        return self._not_again(other, why)
 
-    def _not_again(self, other: _Other, why: str) -> bool:
+    def _not_again(self, other: Chunks, why: str) -> bool:
         with self._lock:
             if self._others.pop(other.member.worker, None) is not None:
                 log.info("worker %d gives nothing from its memory: %s", other.member.worker, why)
         return False
-
-
-def _other(member: Member) -> _Other | None:
-    """None for one that has no address yet."""
-    try:
-        host, port = address.split(member.address)
-    except ValueError:
-        return None
-    return _Other(
-        member,
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        PlainGet(host, port, connect_seconds=CONNECT_SECONDS),
-    )

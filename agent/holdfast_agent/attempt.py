@@ -19,6 +19,8 @@ from holdfast_agent.gates import Gates
 from holdfast_agent.launcher import Launcher, Process
 from holdfast_agent.periodic import Periodic
 from holdfast_agent.ranks import RankLink
+from holdfast_agent.refuge import Refuge
+from holdfast_agent.rescue import Rescue
 from holdfast_agent.restoring import Restoring
 from holdfast_agent.rounds import Rounds
 from holdfast_agent.saves import Saves
@@ -43,7 +45,7 @@ NEVER_USED = "nothing was saved: the script ended without ever calling holdfast"
 class Attempt:
     """Made when an AttemptOrder with a greater number is accepted."""
 
-    def __init__(self, shared: Shared, launcher: Launcher, socket: str, watchdog: Watchdog) -> None:
+    def __init__(self, shared: Shared, launcher: Launcher, socket: str, watchdog: Watchdog, refuge: Refuge) -> None:
         self.shared = shared
         self._launcher = launcher
         self._socket = socket
@@ -55,6 +57,7 @@ class Attempt:
         self.evacuation = Evacuation(shared, self.gates, self.rounds, self.periodic, watchdog)
         self.finish = Finish(shared, self.writing, self.saves, self.periodic, self.rounds)
         self.restoring = Restoring(shared)
+        self.rescue = Rescue(shared, refuge)
         self.claims = Claims(shared) if shared.is_lead else None
         self._tasks: list[asyncio.Task[None]] = []
         self._handlers: dict[type, Callable[[Rank, object], object]] = {
@@ -102,6 +105,7 @@ class Attempt:
         await self.rounds.cancel(reopen=False)
         await self.periodic.close()
         await self.saves.close()
+        await self.rescue.close()
         await self.gates.end()
         await self.restoring.close()
         await self.writing.close()
@@ -281,6 +285,12 @@ class Attempt:
             case peers.Committed():
                 self.writing.committed(message)
                 await self.writing.dropped()
+                if message.record:
+                    self.rescue.saved()
+            case peers.PartWanted():
+                return await self.writing.part(message)
+            case peers.RescueOrder():
+                return await self.rescue.ordered(message)
             case peers.Unfinished():
                 copies = await s.unfinished.copies() if (s := self.shared).unfinished is not None else ()
                 return peers.UnfinishedCopies(s.attempt, s.settings.config.worker, copies)
@@ -289,7 +299,7 @@ class Attempt:
             case peers.Resolved():
                 self.shared.offered.add(message.parent)
                 if self.shared.unfinished is not None:
-                    self.shared.unfinished.end(f"attempt {self.shared.attempt} has claimed")
+                    self.shared.unfinished.end(f"attempt {self.shared.attempt} has claimed", claimed=True)
                 return await self.restoring.resolved(message)
             case peers.CheckpointRejected():
                 claims = self._lead_only().claims

@@ -108,6 +108,8 @@ class Estimates:
     """Hashing what the base has already, and does not go to the store."""
     request: Average = Average(0.05, 3.0)
     """One small request to the store, in seconds."""
+    taking: Average = Average(300e6, 5.0)
+    """Reading another worker's memory."""
     new_share: float = 1.0
     """Of a state's bytes, that the base does not have; the greatest of late."""
     schema: int = 1
@@ -165,6 +167,9 @@ class Estimates:
         seen = replace(seen, count=seen.count + int(min(turns, MOST_TURNS)))
         return replace(self, hurried=seen) if emergency else replace(self, beside=seen)
 
+    def taken(self, size: int, seconds: float, at: float) -> "Estimates":
+        return replace(self, taking=_speed(self.taking, size, seconds, at))
+
     def committed(self, seconds: float, at: float) -> "Estimates":
         return replace(self, request=self.request.seen(seconds, at))
 
@@ -215,6 +220,12 @@ class Estimates:
             held_back = sent / limit
             sending = spans.together([sending, Span(0.0, held_back, held_back * LIMIT_DOUBT)])
         return spans.then(sending, self.reading.seconds_for(size - sent, now), self.request_span(now))
+
+    def take_span(self, size: int, now: float) -> Span | None:
+        """To take a part of another worker into this one's directory; None where that was never measured: nobody relies on a guess for it."""
+        if not self.taking.count:
+            return None
+        return spans.then(self.taking.seconds_for(size, now), self.node_span(size, now))
 
     def request_span(self, now: float) -> Span:
         return self.request.seconds(now)

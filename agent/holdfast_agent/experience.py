@@ -49,6 +49,14 @@ class Experience:
             at_its_pace=at_its_pace,
         )
 
+    def taken(self, size: int, seconds: float) -> None:
+        """Read from another worker's memory."""
+        self.estimates = self.estimates.taken(size, seconds, _at())
+
+    @property
+    def taking_is_known(self) -> bool:
+        return self.estimates.taking.count > 0
+
     def committed(self, seconds: float) -> None:
         self.estimates = self.estimates.committed(seconds, _at())
 

@@ -145,16 +145,18 @@ async def write(
     on_node_durable: Callable[[datetime], None] = lambda at: None,
     on_node_trouble: Callable[[StoreError], None] = lambda error: None,
     on_node_whole: Callable[[tuple[RankManifest, ...], tuple[RankEntry, ...]], Awaitable[None]] | None = None,
+    on_described: Callable[[tuple[RankManifest, ...], tuple[RankEntry, ...]], None] = lambda manifests, entries: None,
     progress: Progress | None = None,
 ) -> Written:
     """Returns when the store has the chunks and the manifests. Raises StoreError or SaveGivenUp, when no thread reads the slots any more.
 
     `node_free`: what still tidies the node's directory; the node's part begins after it, or not at all once `node_yields`. `on_node_durable` is called
     when all images are on the node, `on_node_trouble` if they cannot be, either perhaps after this has returned. `on_node_whole` comes after
-    `on_node_durable`, with what has to lie beside the images so that they can be used: the node's part ends after it. `progress` is told how far it is.
+    `on_node_durable`, with what has to lie beside the images so that they can be used: the node's part ends after it. `on_described` is called with the
+    same as soon as everything is hashed. `progress` is told how far it is.
     """
     of_node = _OfNode(node_free, node_yields, on_node_durable, on_node_trouble, on_node_whole)
-    writing = asyncio.ensure_future(_write(job, store, node, threads, stop, of_node, progress))
+    writing = asyncio.ensure_future(_write(job, store, node, threads, stop, of_node, on_described, progress))
     try:
         return await asyncio.shield(writing)
     except asyncio.CancelledError:
@@ -181,6 +183,7 @@ async def _write(
     threads: Threads,
     stop: Stop,
     of_node: _OfNode,
+    on_described: Callable[[tuple[RankManifest, ...], tuple[RankEntry, ...]], None],
     progress: Progress | None,
 ) -> Written:
     """`write`, never cancelled."""
@@ -214,7 +217,9 @@ async def _write(
             loose = await _gather(hashing, stop)
             manifests = tuple(_manifest(job, p, c, at) for p, c, at in zip(job.parts, chunks, loose, strict=True))
             if not described.done():
-                described.set_result((manifests, _with_looks(map(entry_of, manifests), looks)))
+                entries = _with_looks(map(entry_of, manifests), looks)
+                described.set_result((manifests, entries))
+                on_described(manifests, entries)
             return manifests
 
         manifests, quiet = await _handed_on(images, sending, lane, to_node, threads, pace, stop, looks, job, describe)

@@ -11,6 +11,7 @@ CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
 """cgroup v1 writes a number near 2^63 for no limit."""
 MIB = 1 << 20
+LEFT_ALONE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,16 @@ def missing(room: Room, new_bytes: int, total_bytes: int, *, spare: int = 0) -> 
             f"{_mib(room.available)} MiB available: it takes {_mib(new_bytes + spare - room.available)} MiB more memory, or a smaller state"
         )
     return ""
+
+
+def left(room: Room) -> int:
+    """Bytes that may be taken beside all that is planned: a tenth of the limit, or of the machine or the volume, is left for training. Pure."""
+    sizes = [room.free_on_volume]
+    if room.in_memory:
+        sizes += [n for n in (room.available,) if n is not None]
+        if room.limit is not None:
+            sizes.append(room.limit - room.used)
+    return max(0, min(sizes) - (room.limit or room.available or room.free_on_volume) // LEFT_ALONE)
 
 
 def _cgroup_v2(root: Path) -> tuple[int | None, int] | None:

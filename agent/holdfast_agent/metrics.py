@@ -70,6 +70,9 @@ class Metrics:
             "Between the begins of two periodic saves, as chosen with every: auto; 0 where it is not.",
             registry=r,
         )
+        self.rescued_bytes = Counter(
+            "holdfast_agent_rescued_bytes", "Bytes of other workers' parts that were taken in.", registry=r
+        )
         self.unfinished = Counter(
             "holdfast_agent_unfinished",
             "Parts of saves found on the node that had not been committed, by what became of them.",

@@ -38,6 +38,9 @@ def outlook_of(shared: Shared, running: Progress | None = None) -> Outlook | Non
         else known.beside_span(size, at, based=based, limit=limit),
         volume=s.settings.config.local_volume,
         finishes=True,
+        part_bytes=size,
+        takes_bytes=s.takes_bytes,
+        take=known.take_span(size, at),
     )
 
 

@@ -43,6 +43,8 @@ PATHS: dict[type[Any], tuple[str, type[Any] | None]] = {
     peers.FlushOrder: ("/v1/peer/flush", peers.Flushed),
     peers.Committed: ("/v1/peer/committed", None),
     peers.Prefetch: ("/v1/peer/prefetch", None),
+    peers.PartWanted: ("/v1/peer/part", peers.Part),
+    peers.RescueOrder: ("/v1/peer/rescue", peers.Rescued),
     peers.Unfinished: ("/v1/peer/unfinished", peers.UnfinishedCopies),
     peers.Resolved: ("/v1/peer/resolved", peers.Fetched),
     peers.CheckpointRejected: ("/v1/peer/rejected", None),

@@ -1,9 +1,9 @@
 """What is done about an evacuation, and by when each part of it must be. Pure and total: no clock, no I/O, any numbers.
 
-Five things can be done (design.md, section 3): write the live state to node and store; write it to the store only; write the last clean slot; write the live
-state to the node only; nothing new. Whatever is chosen, the checkpoint that is committed stays, so the question is only what to gain: the plan takes what
-promises the most boundaries, each weighed by the chance to be done in time. Nothing is begun whose chance is 0, that is, which would be late even at the
-best speed that was ever likely (fault scenario 3). A later deadline never promises less.
+Six things can be done (design.md, section 3): write the live state to node and store; write it to the store only; write the last clean slot; write the live
+state to the node only; bring the doomed workers' parts of it to those that stay; nothing new. Whatever is chosen, the checkpoint that is committed stays, so
+the question is only what to gain: the plan takes what promises the most boundaries, each weighed by the chance to be done in time. Nothing is begun whose
+chance is 0, that is, which would be late even at the best speed that was ever likely (fault scenario 3). A later deadline never promises less.
 
 While ranks run on to their boundary a clean slot loses nothing by waiting, up to the last moment from which it is still sure to be written: until then both
 are open (E3).
@@ -29,6 +29,8 @@ NODE_MAY_COST = 0.05
 
 RETURNS = 0.5
 """Of the jobs that have left a state on machines that stay, so many are taken to come back there, all pods, before the next claim: nobody promises it."""
+STAYS = 0.9
+"""Of the jobs whose surviving workers hold everything, so many are taken to finish it from there: they are not told to go, and may fall all the same."""
 SHORTEST_WAIT_SECONDS = 0.05
 TURN_SECONDS = 1.0
 """From giving up the wait for the ranks to writing the clean slot: they are asked once more, and a busy machine is late for everything."""
@@ -41,6 +43,7 @@ class Choice(StrEnum):
     STORE_ONLY = "store-only"
     CLEAN = "clean-slot"
     NODE_ONLY = "node-only"
+    RESCUE = "peer-rescue"
     NOTHING = "nothing-new"
 
 
@@ -66,6 +69,8 @@ class Situation:
     """To write it to the node's directory; None where not every worker has one."""
     node_survives: bool = False
     """The node's directory will be there for those who come next (F4)."""
+    rescue: Span | None = None
+    """Until survivors have the parts of those who go, and their own on their nodes; None where nobody stays, there is no room, or nobody has measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +96,14 @@ class Option:
     @property
     def promise(self) -> float:
         """Boundaries, on average."""
-        return self.gain * self.kept * (RETURNS if self.choice is Choice.NODE_ONLY else 1.0)
+        return self.gain * self.kept * _FINISHED.get(self.choice, 1.0)
 
     @property
     def kept(self) -> float:
         return _counted(min(1.0, self.chance + self.left))
+
+
+_FINISHED = {Choice.NODE_ONLY: RETURNS, Choice.RESCUE: STAYS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +159,11 @@ def choose(s: Situation) -> Plan:
         return plan
     by_choice = {o.choice: o for o in options if o.chance > 0 and o.gain > 0}
     live, clean, on_node = _live_of(by_choice), by_choice.get(Choice.CLEAN), by_choice.get(Choice.NODE_ONLY)
+    rescue = by_choice.get(Choice.RESCUE)
+    if rescue is not None and _is_needed(rescue, live, clean, on_node):
+        return replace(
+            _on_nodes(plan, s, rescue), arrive_seconds=max(0.0, exit_at - spans.tidy(s.rescue or spans.NONE).best)
+        )
     if live is not None and (clean is None or clean.gain < live.gain):
         wait, promise = _patience(s, live, clean, commit_at)
         if on_node is not None and live.choice is Choice.STORE_ONLY and on_node.promise > promise:
@@ -160,6 +173,13 @@ def choose(s: Situation) -> Plan:
     if clean is not None and (on_node is None or clean.chance >= CONFIDENT or clean.promise >= on_node.promise):
         return replace(plan, chosen=clean, promise=clean.promise)
     return plan if on_node is None else _on_nodes(plan, s, on_node)
+
+
+def _is_needed(rescue: Option, live: Option | None, clean: Option | None, on_node: Option | None) -> bool:
+    """Only where it is in time as far as anybody can know, and the store is not; and not for what a copy on the nodes promises as well."""
+    if rescue.chance < CONFIDENT or any(o is not None and o.chance >= CONFIDENT for o in (live, clean)):
+        return False
+    return all(rescue.promise > o.promise for o in (live, clean, on_node) if o is not None)
 
 
 def _on_nodes(plan: Plan, s: Situation, on_node: Option) -> Plan:
@@ -187,6 +207,8 @@ def _options(s: Situation, commit_at: float, exit_at: float) -> tuple[Option, ..
     found.append(clean)
     if s.node is not None and s.node_survives:
         found.append(option(Choice.NODE_ONLY, s.live_boundary, gain, exit_at, s.arrival, s.node))
+    if s.rescue is not None:
+        found.append(option(Choice.RESCUE, s.live_boundary, gain, exit_at, s.arrival, s.rescue))
     found.append(Option(Choice.NOTHING, s.committed_boundary, spans.NONE, commit_at, 1.0, 0))
     return tuple(found)
 

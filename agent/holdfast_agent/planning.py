@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from holdfast_agent import plan, spans, tiers
+from holdfast_agent import notices, plan, rescuers, spans, tiers
 from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.plan import Choice, Option, Plan, Situation
 from holdfast_agent.shared import Shared
@@ -48,8 +48,9 @@ def situation_of(
     arrival: Span,
     clean_under_way_seconds: float = 0.0,
     on_node_boundary: int = 0,
+    rescue: Span | None = None,
 ) -> Situation:
-    """Of all workers together. `on_node_boundary`: what this evacuation has left on the nodes already.
+    """Of all workers together. `on_node_boundary`: what this evacuation has left on the nodes already. `rescue`: as `rescuers.assign` says.
 
     An agent that does not say what it expects may be of any speed. Pure and total."""
     store = _unless_refuted(
@@ -68,6 +69,7 @@ def situation_of(
         node=None if None in nodes or not nodes else spans.together(n for n in nodes if n is not None),
         node_survives=live_boundary > on_node_boundary
         and all(o is not None and o.finishes and tiers.survives(tiers.tier_of(o.volume), loss) for o in outlooks),
+        rescue=rescue if live_boundary > on_node_boundary else None,
     )
 
 
@@ -103,6 +105,8 @@ class Planning:
         self._cause = cause
         self._deadline = deadline
         self._outlooks: tuple[Outlook | None, ...] = ()
+        self._workers: tuple[int, ...] = ()
+        """Whose the outlooks are, as far as they have said one."""
         self._heard_at: float | None = None
         self._target = 0
         self._clean = 0
@@ -121,6 +125,7 @@ class Planning:
         s = self._shared
         missing = len(s.order.members) - len(votes)
         self._outlooks = (*(v.outlook for v in votes), *(None for _ in range(missing)))
+        self._workers = tuple(self._worker_of(v) for v in votes)
         self._heard_at = monotonic()
         self._target = target
         self._released_at = None
@@ -169,6 +174,24 @@ class Planning:
 
     # ---- what follows
 
+    @property
+    def rescue(self) -> rescuers.Rescue | None:
+        """Who would take whose part; only where everybody has answered."""
+        s = self._shared
+        told = dict(zip(self._workers, self._outlooks, strict=False))
+        if set(told) != {m.worker for m in s.order.members} or len(self._outlooks) != len(told):
+            return None
+        merged = notices.merge(
+            s.record.notices.values(),
+            default_seconds=s.settings.config.notice_seconds,
+            grace_seconds=s.settings.config.grace_seconds,
+        )
+        return rescuers.assign(told, merged.doomed)
+
+    def _worker_of(self, votes: GateVotes) -> int:
+        ranks = [int(r) for r in (*votes.votes, *votes.done_at) if r.isdecimal()]
+        return min(ranks) // self._shared.order.processes_per_worker if ranks else -1
+
     def now(self, *, committed: int | None = None) -> Plan:
         """`committed`: as if this boundary were."""
         committed = self._shared.last_boundary if committed is None else committed
@@ -188,6 +211,7 @@ class Planning:
             arrival=arrival,
             clean_under_way_seconds=under_way,
             on_node_boundary=self.on_node,
+            rescue=found.seconds if (found := self.rescue) is not None else None,
         )
         return plan.choose(situation)
 

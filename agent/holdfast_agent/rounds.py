@@ -267,7 +267,9 @@ class Rounds:
                 match chosen.choice:
                     case Choice.NOTHING:
                         raise SaveGivenUp(reason or chosen.words)
-                    case Choice.LIVE | Choice.STORE_ONLY | Choice.NODE_ONLY if not planning.has_captured:
+                    case Choice.LIVE | Choice.STORE_ONLY | Choice.NODE_ONLY | Choice.RESCUE if (
+                        not planning.has_captured
+                    ):
                         votes = await self._run_to_target(running, planning, votes, chosen)
                     case Choice.CLEAN:
                         running.info = (
@@ -279,6 +281,10 @@ class Rounds:
                         await self._keep(running, chosen)
                         planning.on_node = chosen.chosen.boundary
                         planning.ended("on-node")
+                    case Choice.RESCUE:
+                        await self._rescue(running, planning, chosen)
+                        planning.on_node = chosen.chosen.boundary
+                        planning.ended("rescued")
                     case _:
                         running.info = await self._make(running, chosen)
                         planning.ended("committed")
@@ -400,6 +406,15 @@ class Rounds:
         deadline = running.commit = Deadline.after(chosen.exit_seconds)
         await self._periodic.step_aside()
         await self._saves.keep(chosen.chosen.boundary, running.cause, deadline=deadline)
+
+    async def _rescue(self, running: Round, planning: Planning, chosen: Plan) -> None:
+        """Raises SaveGivenUp."""
+        found = planning.rescue
+        if found is None:
+            raise SaveGivenUp("nobody can take the parts of those who go any more")
+        deadline = running.commit = Deadline.after(chosen.exit_seconds)
+        await self._periodic.step_aside()
+        await self._saves.keep(chosen.chosen.boundary, running.cause, deadline=deadline, takers=found.takers)
 
     async def _go_on(self, running: Round, boundary: int) -> CheckpointInfo | None:
         """The copy is there: training waits for nothing more. What is left is a save like a periodic one, which an evacuation puts aside."""

@@ -27,6 +27,7 @@ from holdfast_agent.peers import Mesh
 from holdfast_agent.ranks import RankLink, RankServer
 from holdfast_agent.record import KEPT as REPORTED
 from holdfast_agent.record import Record
+from holdfast_agent.refuge import Refuge
 from holdfast_agent.reports import Reporter
 from holdfast_agent.server import Server, WrongAttempt
 from holdfast_agent.settings import Settings
@@ -89,9 +90,11 @@ class Agent:
         self._joined = self._record.joined = membership.newest(self._memory, config.job_uid)
         self._joining = asyncio.Lock()
         self._ended = asyncio.Event()
+        self._refuge = Refuge(self._node, self._memory, config.namespace, config.job, config.job_uid)
         self._unfinished = Unfinished(
-            self._node, lambda: self._store, self._threads, self._experience, self._metrics, self._record
-        )
+            self._node, lambda: self._store, self._threads, self._experience, self._metrics, self._record,
+            in_memory=self._refuge.in_memory,
+        )  # fmt: skip
         self._collecting: set[CheckpointRef] = set()
         self._asked: dict[CheckpointRef, Asked] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -273,7 +276,7 @@ class Agent:
             unfinished=self._unfinished,
         )
         self._record.expects = lambda: expected(shared)
-        attempt = Attempt(shared, self._launcher, str(self._ranks.path), self._watchdog)
+        attempt = Attempt(shared, self._launcher, str(self._ranks.path), self._watchdog, self._refuge)
         shared.mesh = Mesh(
             order.attempt,
             order.members,

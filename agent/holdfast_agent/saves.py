@@ -152,9 +152,12 @@ class Saves:
             s.metrics.save_seconds.labels("whole").observe(monotonic() - self.started_at)
             return await self._made(record, text, is_seal=sealed())
 
-    async def keep(self, boundary: int, cause: Cause, *, deadline: Deadline) -> None:
+    async def keep(
+        self, boundary: int, cause: Cause, *, deadline: Deadline, takers: Mapping[int, int] | None = None
+    ) -> None:
         """Writes `boundary`, which every rank of the job holds, on the nodes alone, for whoever returns there to finish (E6). It is no checkpoint and
-        nothing is sealed. Raises SaveGivenUp."""
+        nothing is sealed. `takers`: doomed worker -> the survivor that takes its part; what happens on the doomed one's own node decides nothing then.
+        Raises SaveGivenUp."""
         async with self._lock:
             s = self._shared
             await self._decided(deadline)
@@ -166,12 +169,18 @@ class Saves:
                 s.attempt, save, boundary, base, cause, True, deadline.at, to_node=True, to_store=False
             )
             try:
-                await self._flushed(order, deadline)
+                await self._flushed(order, deadline, takers or {})
             except AgentError as e:
                 s.metrics.saves.labels(cause.value, "given-up").inc()
                 self._note(save, e)
                 raise e if isinstance(e, SaveGivenUp) else SaveGivenUp(str(e)) from e
-            s.metrics.saves.labels(cause.value, "on-node").inc()
+            s.metrics.saves.labels(cause.value, "rescued" if takers else "on-node").inc()
+            if takers:
+                log.warning(
+                    "boundary %d is whole with the workers that stay (%s) and in no checkpoint: they finish it as %s when the next attempt is joined (E6)",
+                    boundary, ", ".join(f"worker {w}'s part with {t}" for w, t in sorted(takers.items())), CheckpointRef(s.attempt, save),
+                )  # fmt: skip
+                return
             log.warning(
                 "boundary %d is whole on the nodes of all workers and nowhere else: it becomes checkpoint %s if their pods return there before the next "
                 "claim (E6)",
@@ -322,10 +331,17 @@ class Saves:
             commit.task.add_done_callback(lambda _: self._adopt_later(commit))
             raise
 
-    async def _flushed(self, order: peers.FlushOrder, deadline: Deadline) -> list[peers.Flushed]:
-        """All answers, or SaveGivenUp at the first worker that has none: the others' work is for nothing then."""
-        s = self._shared
-        tasks = [asyncio.ensure_future(self._flushed_by(w, order, deadline)) for w in s.mesh.workers]
+    async def _flushed(
+        self, order: peers.FlushOrder, deadline: Deadline, takers: Mapping[int, int] | None = None
+    ) -> list[peers.Flushed]:
+        """All answers, or SaveGivenUp at the first worker that has none: the others' work is for nothing then. `takers` answer for those who go."""
+        s, takers = self._shared, takers or {}
+        tasks = [
+            asyncio.ensure_future(
+                self._taken(w, takers[w], order, deadline) if w in takers else self._flushed_by(w, order, deadline)
+            )
+            for w in s.mesh.workers
+        ]
         try:
             answers = [await done for done in asyncio.as_completed(tasks)]
         finally:
@@ -333,6 +349,21 @@ class Saves:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return answers
+
+    async def _taken(self, worker: int, taker: int, order: peers.FlushOrder, deadline: Deadline) -> peers.Flushed:
+        """The doomed worker hashes what it holds and gives it; only what the taker says counts."""
+        giving = asyncio.ensure_future(self._flushed_by(worker, order, deadline))
+        rescue = peers.RescueOrder(order.attempt, order.save, order.boundary, worker, deadline.at)
+        try:
+            answer = await self._shared.mesh.ask(taker, rescue, until=deadline)
+        except AgentError as e:
+            raise SaveGivenUp(str(e), may_pass=True) from e
+        finally:
+            giving.cancel()
+            await asyncio.gather(giving, return_exceptions=True)
+        if answer.error:
+            raise SaveGivenUp(f"worker {taker}: {answer.error}", may_pass=True)
+        return peers.Flushed(order.attempt, order.save, ())
 
     async def _flushed_by(self, worker: int, order: peers.FlushOrder, deadline: Deadline) -> peers.Flushed:
         try:

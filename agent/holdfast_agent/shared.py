@@ -74,6 +74,8 @@ class Shared:
     """What was left on this node by the attempt before; the agent's."""
     measured: Measured = field(default_factory=Measured)
     """What periodic saves cost (`every: auto`)."""
+    takes_bytes: int = 0
+    """Room for another worker's part, as it was looked at last (rescue.py)."""
     giving: Giving = field(default_factory=Giving)
     """What other workers may read from this one's slots."""
     experience: Experience = field(default_factory=Experience)

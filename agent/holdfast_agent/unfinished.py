@@ -53,9 +53,11 @@ class Dropped(Exception):
 
 @dataclass(eq=False, slots=True)
 class Part:
-    """One worker's, found on this node."""
+    """One worker's, found on this node, or taken into this pod's memory (rescue.py)."""
 
     pending: Pending
+    tier: LocalTier
+    """Where it lies."""
     state: str = "sending"
     detail: str = ""
     there: tuple[int, ...] = ()
@@ -95,8 +97,12 @@ class Unfinished:
         experience: Experience,
         metrics: Metrics,
         record: Record,
+        in_memory: LocalTier | None = None,
     ) -> None:
-        self._node = node
+        """`in_memory`: on the memory volume, where other workers' parts are taken that the node has no room for; nothing stays there."""
+        self._in_memory = in_memory
+        self._tiers = tuple(t for t in (node, in_memory) if t is not None)
+        self._claimed = False
         self._store = store
         self._threads = threads
         self._experience = experience
@@ -110,14 +116,15 @@ class Unfinished:
     def begin(self, attempt: int) -> None:
         """`attempt` is joined: what lies here of earlier ones is finished from now on."""
         self.end(f"attempt {attempt} is joined")
-        self._parts, self._stop, self._looked = [], Stop(), asyncio.Event()
-        if self._node is None:
+        self._parts, self._stop, self._looked, self._claimed = [], Stop(), asyncio.Event(), False
+        if not self._tiers:
             self._looked.set()
             return
-        self._task = asyncio.ensure_future(self._run(self._node, attempt, self._stop, self._looked, self._task))
+        self._task = asyncio.ensure_future(self._run(attempt, self._stop, self._looked, self._task))
 
-    def end(self, reason: str) -> None:
-        """Nothing more is sent or committed. Twice is fine."""
+    def end(self, reason: str, *, claimed: bool = False) -> None:
+        """Nothing more is sent or committed. Twice is fine. `claimed`: nor will be, by anybody (A5)."""
+        self._claimed |= claimed
         self._stop.set(reason)
 
     async def copies(self) -> tuple[UnfinishedCopy, ...]:
@@ -130,16 +137,16 @@ class Unfinished:
 
     # ---- the procedure
 
-    async def _run(
-        self, node: LocalTier, attempt: int, stop: Stop, looked: asyncio.Event, before: asyncio.Task[None] | None
-    ) -> None:
+    async def _run(self, attempt: int, stop: Stop, looked: asyncio.Event, before: asyncio.Task[None] | None) -> None:
         try:
             if before is not None:
                 await asyncio.wait([before])
-            await self._find(node, attempt)
+            for tier in self._tiers:
+                if tier is not self._in_memory or tier.root.is_dir():
+                    await self._find(tier, attempt)
             looked.set()
             if self._parts:
-                await self._finish(node, await self._opened(stop), stop)
+                await self._finish(await self._opened(stop), stop)
         except Exception as e:  # nobody awaits this task: it must not end without a word
             log.exception("what was left on this node is not finished")
             for part in self._parts:
@@ -147,6 +154,7 @@ class Unfinished:
         finally:
             looked.set()
             self._say()
+            await self._tidy_memory(stop)
 
     async def _find(self, node: LocalTier, attempt: int) -> None:
         try:
@@ -156,12 +164,14 @@ class Unfinished:
             return
         for left in found:
             if left.pending is not None and left.ref.attempt < attempt:
-                self._parts.append(Part(left.pending, bytes_to_send=sum(e.image_bytes for e in left.pending.ranks)))
+                self._parts.append(
+                    Part(left.pending, node, bytes_to_send=sum(e.image_bytes for e in left.pending.ranks))
+                )
             elif left.pending is None and left.ref.attempt < attempt:
                 await self._forget_unreadable(node, left)
         self._say()
 
-    async def _finish(self, node: LocalTier, store: JobStore | None, stop: Stop) -> None:
+    async def _finish(self, store: JobStore | None, stop: Stop) -> None:
         if store is None:
             return None
         for part in self._parts:
@@ -169,46 +179,45 @@ class Unfinished:
                 "save %s at boundary %d of worker %d lies whole on this node and is not committed: it is finished (E6)",
                 part.pending.ref, part.pending.progress.boundary, part.pending.worker,
             )  # fmt: skip
-            await self._tried(node, part, stop, self._send(node, store, part, stop))
+            await self._tried(part, stop, self._send(store, part, stop))
         while not stop.wanted and (stored := [p for p in self._parts if p.state == "stored"]):
             for part in stored:
-                await self._tried(node, part, stop, self._commit(node, store, part, stop))
+                await self._tried(part, stop, self._commit(store, part, stop))
                 if part.state == "committed":
-                    return await self._settle_older(node, part)
+                    return await self._settle_older(part)
             await asyncio.sleep(LOOK_SECONDS)
         for part in self._parts:
-            await self._last_look(node, store, part, stop)
+            await self._last_look(store, part, stop)
         return None
 
-    async def _tried(self, node: LocalTier, part: Part, stop: Stop, doing: Awaitable[None]) -> None:
+    async def _tried(self, part: Part, stop: Stop, doing: Awaitable[None]) -> None:
         """Whatever fails ends this part and nothing else."""
         try:
             await doing
         except (Dropped, Superseded, NotOnRecord, AlreadyExists) as e:
             self._ended(part, "given-up", str(e))
-            await self._forget(node, part.pending)
+            await self._forget(part)
         except (StoreError, OSError) as e:
             if not stop.wanted:
                 self._ended(part, "given-up", f"{type(e).__name__}: {e}")
         self._say()
 
-    async def _send(self, node: LocalTier, store: JobStore, part: Part, stop: Stop) -> None:
+    async def _send(self, store: JobStore, part: Part, stop: Stop) -> None:
         state = await self._persisted(stop, lambda: store.look_at(part.pending))
         part.there = state.ranks
         if not state.committed:
-            manifests = await self._threads.on_node(_manifests, node, part.pending)
+            manifests = await self._threads.on_node(_manifests, part.tier, part.pending)
             missing = await self._persisted(stop, lambda: store.missing(manifests))
             part.bytes_to_send = sum(manifests[n].chunks[i].length for n, i in missing)
             part.began_at = monotonic()
             self._say()
-            await self._chunks(node, store, part, manifests, missing, stop)
+            await self._chunks(store, part, manifests, missing, stop)
             for manifest in manifests:
                 await self._persisted(stop, partial(store.create_manifest, manifest))
         part.state = "stored"
 
     async def _chunks(
         self,
-        node: LocalTier,
         store: JobStore,
         part: Part,
         manifests: Sequence[RankManifest],
@@ -226,7 +235,7 @@ class Unfinished:
             async with room:
                 if not (stop.wanted or over.wanted):
                     with part.sending(manifests[number].chunks[index].length):
-                        await self._threads.send(_chunk, node, store, part, manifests[number], index, stop)
+                        await self._threads.send(_chunk, part.tier, store, part, manifests[number], index, stop)
 
         sending = [asyncio.ensure_future(one(*which)) for which in missing]
         try:
@@ -237,7 +246,7 @@ class Unfinished:
         if stop.wanted:
             raise Unavailable(stop.reason)
 
-    async def _commit(self, node: LocalTier, store: JobStore, part: Part, stop: Stop) -> None:
+    async def _commit(self, store: JobStore, part: Part, stop: Stop) -> None:
         state = await self._persisted(stop, lambda: store.look_at(part.pending))
         part.there = state.ranks
         if stop.wanted:
@@ -247,9 +256,9 @@ class Unfinished:
             return
         self._ended(part, "committed", "")
         log.info("save %s is finished: it is a checkpoint at boundary %d", record.ref, record.progress.boundary)
-        await self._keep_committed(node, store, record)
+        await self._keep_committed(part.tier, store, record)
 
-    async def _last_look(self, node: LocalTier, store: JobStore, part: Part, stop: Stop) -> None:
+    async def _last_look(self, store: JobStore, part: Part, stop: Stop) -> None:
         """The claim may have come before this agent has seen what another one has committed: it is a checkpoint here too. What is not, waits for nothing
         any more (A5); whoever finds it later drops it."""
         if part.state not in ("sending", "stored"):
@@ -262,7 +271,7 @@ class Unfinished:
             self._ended(part, "given-up", f"{stop.reason}; whether it is a checkpoint is not known: {e}")
         else:
             self._ended(part, "committed", "")
-            await self._keep_committed(node, store, record)
+            await self._keep_committed(part.tier, store, record)
 
     async def _keep_committed(self, node: LocalTier, store: JobStore, record: CommitRecord) -> None:
         """From now on it is the node's copy of a checkpoint."""
@@ -273,13 +282,15 @@ class Unfinished:
         except StoreError as e:
             log.warning("the node's copy of %s is not marked as a checkpoint's: %s", record.ref, e)
 
-    async def _settle_older(self, node: LocalTier, committed: Part) -> None:
+    async def _settle_older(self, committed: Part) -> None:
         """A8."""
         for part in self._parts:
             if part.state in ("sending", "stored"):
                 same = part.pending.ref == committed.pending.ref
                 words = "" if same else f"{committed.pending.ref} has been committed (A8)"
                 self._ended(part, "committed" if same else "given-up", words)
+                if part.tier is not committed.tier:
+                    await self._drop_older(part.tier, committed.pending)
 
     # ---- inside
 
@@ -310,11 +321,29 @@ class Unfinished:
         except StoreError as e:
             log.warning("it is not removed: %s", e)
 
-    async def _forget(self, node: LocalTier, pending: Pending) -> None:
+    async def _forget(self, part: Part) -> None:
+        pending = part.pending
         try:
-            await self._threads.on_node(node.drop_pending, pending.ref, pending.worker)
+            await self._threads.on_node(part.tier.drop_pending, pending.ref, pending.worker)
         except StoreError as e:
             log.warning("what cannot be finished of save %s is not removed: %s", pending.ref, e)
+
+    async def _drop_older(self, tier: LocalTier, committed: Pending) -> None:
+        try:
+            await self._threads.on_node(tier.drop_older, committed.ref)
+        except StoreError as e:
+            log.warning("what waited beside %s is not removed: %s", committed.ref, e)
+
+    async def _tidy_memory(self, stop: Stop) -> None:
+        """What was taken into memory goes as soon as nobody can finish it any more, or it is finished: training may need the room."""
+        tier = self._in_memory
+        if tier is None or not tier.root.is_dir():
+            return
+        try:
+            if (self._claimed and stop is self._stop) or not await self._threads.on_node(tier.left):
+                await self._threads.on_node(tier.prune, set())
+        except (StoreError, OSError) as e:
+            log.warning("what was taken into memory is not removed: %s", e)
 
     def _ended(self, part: Part, state: str, detail: str) -> None:
         if part.state in ("committed", "given-up"):

@@ -79,6 +79,8 @@ class Writing:
         self._noting = asyncio.Lock()
         """One change of what waits on the node after the other: what was dropped must not be written down once more."""
         self._dropping: set[asyncio.Task[None]] = set()
+        self._part: peers.Part | None = None
+        """Of the newest save that has been hashed here."""
         self._warming = Warming()
 
     # ---- orders
@@ -279,6 +281,7 @@ class Writing:
                 on_node_durable=durable,
                 on_node_trouble=self._node_fails,
                 on_node_whole=lambda manifests, entries: self._note_pending(order, manifests, entries),
+                on_described=lambda manifests, entries: self._may_be_taken(order, manifests, entries),
                 progress=progress,
             )
             reading = written.unread
@@ -350,11 +353,26 @@ class Writing:
         """The images are durable: what makes them a part of a save goes beside them, last of all what says so. Nothing of it once the save is decided."""
         s = self._shared
         running = self._flushes.get(order.save)
-        held = s.crew.held(order.boundary)
-        if running is None or s.node is None or s.incarnation is None or not held:
+        pending = self._pending(order, entries)
+        if running is None or s.node is None or pending is None:
             return
+        async with self._noting:
+            if running.decided or (s.base is not None and s.base.ref >= pending.ref):
+                return
+            running.pending = True
+            await s.threads.on_node(s.node.leave, pending, manifests)
+            if not running.decided:
+                s.record.lies_on_node(pending.ref, order.boundary)
+
+    def _pending(self, order: peers.FlushOrder, entries: tuple[RankEntry, ...]) -> Pending | None:
+        """What says that this worker's part of the save is whole."""
+        s = self._shared
+        running = self._flushes.get(order.save)
+        held = s.crew.held(order.boundary)
+        if running is None or s.incarnation is None or not held:
+            return None
         told = held[0]
-        pending = Pending(
+        return Pending(
             job_uid=s.settings.config.job_uid,
             attempt=order.attempt,
             save=order.save,
@@ -375,13 +393,35 @@ class Writing:
             config=told.config,
             history=told.history,
         )
-        async with self._noting:
-            if running.decided or (s.base is not None and s.base.ref >= pending.ref):
-                return
-            running.pending = True
-            await s.threads.on_node(s.node.leave, pending, manifests)
-            if not running.decided:
-                s.record.lies_on_node(pending.ref, order.boundary)
+
+    def _may_be_taken(
+        self, order: peers.FlushOrder, manifests: tuple[RankManifest, ...], entries: tuple[RankEntry, ...]
+    ) -> None:
+        """Everything is hashed: another worker may read it from the slots as long as they hold it."""
+        s = self._shared
+        if len(s.order.members) < 2 or (pending := self._pending(order, entries)) is None:
+            return
+        texts = [codec.to_json(m) for m in manifests]
+        slots_of = {r.number: r.book.at(order.boundary) for r in s.crew if r.book is not None}
+        images = [(m, s.arena.path(m.rank, at[0])) for m in manifests if (at := slots_of.get(m.rank)) is not None]
+        s.giving.saved(images, texts)
+        lengths = tuple(len(t) for t in texts)
+        self._part = peers.Part(s.attempt, order.save, s.settings.config.worker, pending, lengths)
+        s.changes.bump()
+
+    async def part(self, message: peers.PartWanted) -> object:
+        """What another worker has to know to take it, or LATER: nothing is hashed yet."""
+        s = self._shared
+        await s.changes.until(lambda: self._part_of(message.save) is not None, Deadline.after(LATER_SECONDS))
+        return self._part_of(message.save) or LATER
+
+    def _part_of(self, save: int) -> peers.Part | None:
+        """None: not yet. What is older than the newest will not come any more."""
+        if self._part is None or self._part.save < save:
+            return None
+        if self._part.save > save:
+            return peers.Part(self._shared.attempt, save, self._shared.settings.config.worker, None)
+        return self._part
 
     def _drop(self, save: int) -> None:
         """The save was given up: nobody is to finish it."""

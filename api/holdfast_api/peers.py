@@ -8,6 +8,8 @@
     POST /v1/peer/flush      FlushOrder     coordinator to all: write your ranks' part           -> Flushed
     POST /v1/peer/committed  Committed      coordinator to all: this save is committed or given up -> 204
     POST /v1/peer/unfinished Unfinished     lead to all, before it claims: what do you finish?   -> UnfinishedCopies
+    POST /v1/peer/rescue     RescueOrder    coordinator to a survivor: take that worker's part  -> Rescued
+    POST /v1/peer/part       PartWanted     a survivor to that worker: what is it made of?       -> Part
     POST /v1/peer/resolved   Resolved       lead to all: claimed, fetch (and, once all have it, load) this -> Fetched
     POST /v1/peer/rejected   CheckpointRejected  to the lead: a rank found it bad while loading  -> 204
     GET  /v1/peer/chunks/<digest>            to a worker that holds the same: what lies in its slots -> the chunk's bytes, 404, or 503: not known yet
@@ -23,7 +25,7 @@ from datetime import datetime
 from typing import ClassVar
 
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import MetricPoint, ParentRef, RankEntry
+from holdfast_api.manifest import MetricPoint, ParentRef, Pending, RankEntry
 from holdfast_api.messages import Cause, CheckpointInfo, Rejection, UnfinishedCopy
 
 
@@ -85,6 +87,12 @@ class Outlook:
     """What the node's directory lives as long as: `AgentConfig.local_volume` (F4)."""
     beside: Span | None = None
     """Like `store`, for a save beside training, from its begin."""
+    part_bytes: int = 0
+    """Of its ranks' images. 0: not said."""
+    takes_bytes: int = 0
+    """Room for another worker's part, beside its own."""
+    take: Span | None = None
+    """To take a part as large as its own from another worker's memory, verified and durable. None: never measured."""
     finishes: bool = False
     """This agent understands `FlushOrder.to_store`, and its successor on the node finishes what is left there (E6)."""
 
@@ -229,6 +237,58 @@ class Committed:
     info: CheckpointInfo | None = None
     sealed: bool = False
     """The round was an evacuation and is over: ranks stay stopped."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RescueOrder:
+    """Take what `worker` holds of save `save`, which cannot be in the store in time, from its memory, and keep it (E6)."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    save: int
+    boundary: int
+    worker: int
+    deadline: datetime | None
+    """Of that worker. Said again with another one, the same order takes it over."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """All of it is verified and durable here, beside what says so, or `error` says why not. It is no checkpoint until somebody has finished it."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    save: int
+    worker: int
+    """Who took it."""
+    error: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PartWanted:
+    """What does your part of this save consist of? Answered once all of it has been hashed."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    save: int
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`pending` names the manifests by digest, the manifests name the chunks: all of it is read as `/v1/peer/chunks/<digest>`."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    save: int
+    worker: int
+    pending: Pending | None
+    """None: it has none, and will not have one."""
+    manifest_bytes: tuple[int, ...] = ()
+    """Of each manifest, in the order of `pending.ranks`."""
     schema: int = 1
 
 
