@@ -160,10 +160,9 @@ def choose(s: Situation) -> Plan:
     by_choice = {o.choice: o for o in options if o.chance > 0 and o.gain > 0}
     live, clean, on_node = _live_of(by_choice), by_choice.get(Choice.CLEAN), by_choice.get(Choice.NODE_ONLY)
     rescue = by_choice.get(Choice.RESCUE)
-    if rescue is not None and _is_needed(rescue, live, clean, on_node):
-        return replace(
-            _on_nodes(plan, s, rescue), arrive_seconds=max(0.0, exit_at - spans.tidy(s.rescue or spans.NONE).best)
-        )
+    if rescue is not None and _is_needed(rescue, s, live, clean, on_node, commit_at):
+        waits = max(0.0, exit_at - spans.tidy(s.rescue or spans.NONE).best)
+        return replace(plan, chosen=rescue, arrive_seconds=waits, promise=rescue.promise)
     if live is not None and (clean is None or clean.gain < live.gain):
         wait, promise = _patience(s, live, clean, commit_at)
         if on_node is not None and live.choice is Choice.STORE_ONLY and on_node.promise > promise:
@@ -175,11 +174,16 @@ def choose(s: Situation) -> Plan:
     return plan if on_node is None else _on_nodes(plan, s, on_node)
 
 
-def _is_needed(rescue: Option, live: Option | None, clean: Option | None, on_node: Option | None) -> bool:
-    """Only where it is in time as far as anybody can know, and the store is not; and not for what a copy on the nodes promises as well."""
-    if rescue.chance < CONFIDENT or any(o is not None and o.chance >= CONFIDENT for o in (live, clean)):
+def _is_needed(
+    rescue: Option, s: Situation, live: Option | None, clean: Option | None, on_node: Option | None, commit_at: float
+) -> bool:
+    """Only where it is in time as far as anybody can know and the newest state's upload is not, and where nothing else promises as much."""
+    if rescue.chance < CONFIDENT or (live is not None and live.chance >= CONFIDENT):
         return False
-    return all(rescue.promise > o.promise for o in (live, clean, on_node) if o is not None)
+    others = [o.promise for o in (live, clean, on_node) if o is not None]
+    if live is not None:
+        others.append(_patience(s, live, clean, commit_at)[1])
+    return all(rescue.promise > promise for promise in others)
 
 
 def _on_nodes(plan: Plan, s: Situation, on_node: Option) -> Plan:

@@ -105,8 +105,8 @@ class Planning:
         self._cause = cause
         self._deadline = deadline
         self._outlooks: tuple[Outlook | None, ...] = ()
-        self._workers: tuple[int, ...] = ()
-        """Whose the outlooks are, as far as they have said one."""
+        self._first_ranks: tuple[int, ...] = ()
+        """Of the workers whose the outlooks are, as far as they have voted; -1 for one without a vote."""
         self._heard_at: float | None = None
         self._target = 0
         self._clean = 0
@@ -125,7 +125,7 @@ class Planning:
         s = self._shared
         missing = len(s.order.members) - len(votes)
         self._outlooks = (*(v.outlook for v in votes), *(None for _ in range(missing)))
-        self._workers = tuple(self._worker_of(v) for v in votes)
+        self._first_ranks = tuple(min(map(int, (*v.votes, *v.done_at)), default=-1) for v in votes)
         self._heard_at = monotonic()
         self._target = target
         self._released_at = None
@@ -178,7 +178,8 @@ class Planning:
     def rescue(self) -> rescuers.Rescue | None:
         """Who would take whose part; only where everybody has answered."""
         s = self._shared
-        told = dict(zip(self._workers, self._outlooks, strict=False))
+        workers = (rank // s.order.processes_per_worker for rank in self._first_ranks)
+        told = dict(zip(workers, self._outlooks, strict=False))
         if set(told) != {m.worker for m in s.order.members} or len(self._outlooks) != len(told):
             return None
         merged = notices.merge(
@@ -187,10 +188,6 @@ class Planning:
             grace_seconds=s.settings.config.grace_seconds,
         )
         return rescuers.assign(told, merged.doomed)
-
-    def _worker_of(self, votes: GateVotes) -> int:
-        ranks = [int(r) for r in (*votes.votes, *votes.done_at) if r.isdecimal()]
-        return min(ranks) // self._shared.order.processes_per_worker if ranks else -1
 
     def now(self, *, committed: int | None = None) -> Plan:
         """`committed`: as if this boundary were."""

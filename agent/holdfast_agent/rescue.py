@@ -26,7 +26,7 @@ from holdfast_store.chunks import digest
 from holdfast_store.errors import Corrupt, StoreError
 from holdfast_store.folders import NewFile
 from holdfast_store.local import LocalTier
-from holdfast_store.records import manifest_problem, parse
+from holdfast_store.records import manifest_problem, parse, parse_pending
 
 log = logging.getLogger(__name__)
 BUFFER_BYTES = 256 << 20
@@ -211,10 +211,8 @@ class Rescue:
             stop = Stop()
             stop.at = monotonic() + PROBE_SECONDS
             part = await s.mesh.ask(after, peers.PartWanted(s.attempt, s.highest_save), until=until)
-            if part.pending is None:
-                return
             chunks = self._chunks_of(after, stop)
-            (manifest, *_) = await self._manifests(chunks, part, part.pending)
+            (manifest, *_) = await self._manifests(chunks, part, _pending(part))
             began = time.monotonic()
             count = await s.threads.send(_read_some, chunks, manifest)
             s.experience.taken(count, time.monotonic() - began)
@@ -222,11 +220,17 @@ class Rescue:
             log.info("how fast another worker's memory is read is not known yet: %s", e)
 
 
+def _pending(part: peers.Part) -> Pending:
+    """Raises SaveGivenUp, Corrupt."""
+    if not part.pending:
+        raise SaveGivenUp(f"worker {part.worker} has no part of save {part.save}")
+    return parse_pending(f"part of worker {part.worker}", part.pending.encode())
+
+
 def _checked(shared: Shared, order: peers.RescueOrder, part: peers.Part) -> Pending:
     """What the part says of itself is what was ordered: of this job and this life of its attempt, and of that worker's ranks alone. Raises SaveGivenUp."""
-    s, pending = shared, part.pending
-    if pending is None:
-        raise SaveGivenUp(f"worker {order.worker} has no part of save {order.save}")
+    s = shared
+    pending = _pending(part)
     each = s.order.processes_per_worker
     said = (
         pending.job_uid, pending.attempt, pending.save, pending.worker, pending.incarnation, pending.world_size, pending.progress.boundary,

@@ -30,6 +30,7 @@ from holdfast_api.manifest import MAX_MANIFEST_BYTES, CommitRecord, Pending, Ran
 from holdfast_api.manifest import Progress as Position
 from holdfast_api.messages import Cause, Stage
 from holdfast_store.errors import StoreError, Unavailable
+from holdfast_store.records import self_proving
 
 log = logging.getLogger(__name__)
 PERIODIC_SECONDS = 1800
@@ -406,7 +407,8 @@ class Writing:
         images = [(m, s.arena.path(m.rank, at[0])) for m in manifests if (at := slots_of.get(m.rank)) is not None]
         s.giving.saved(images, texts)
         lengths = tuple(len(t) for t in texts)
-        self._part = peers.Part(s.attempt, order.save, s.settings.config.worker, pending, lengths)
+        text = self_proving(pending).decode()
+        self._part = peers.Part(s.attempt, order.save, s.settings.config.worker, text, lengths)
         s.changes.bump()
 
     async def part(self, message: peers.PartWanted) -> object:
@@ -420,7 +422,7 @@ class Writing:
         if self._part is None or self._part.save < save:
             return None
         if self._part.save > save:
-            return peers.Part(self._shared.attempt, save, self._shared.settings.config.worker, None)
+            return peers.Part(self._shared.attempt, save, self._shared.settings.config.worker, "")
         return self._part
 
     def _drop(self, save: int) -> None:

@@ -25,7 +25,7 @@ from datetime import datetime
 from typing import ClassVar
 
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.manifest import MetricPoint, ParentRef, Pending, RankEntry
+from holdfast_api.manifest import MetricPoint, ParentRef, RankEntry
 from holdfast_api.messages import Cause, CheckpointInfo, Rejection, UnfinishedCopy
 
 
@@ -285,8 +285,8 @@ class Part:
     attempt: int
     save: int
     worker: int
-    pending: Pending | None
-    """None: it has none, and will not have one."""
+    pending: str
+    """The text of a `Pending`, which proves itself, as it would lie on a node. Empty: it has none, and will not have one."""
     manifest_bytes: tuple[int, ...] = ()
     """Of each manifest, in the order of `pending.ranks`."""
     schema: int = 1

@@ -22,7 +22,7 @@ any_span = st.builds(Span, anything, anything, anything)
 boundaries = st.integers(-1, 1 << 40)
 situations = st.builds(
     Situation, anything, boundaries, boundaries, boundaries, any_span, any_span, st.none() | any_span, any_span,
-    st.none() | any_span, st.booleans(),
+    st.none() | any_span, st.booleans(), st.none() | any_span,
 )  # fmt: skip
 
 
@@ -78,6 +78,25 @@ def a_situation(**fields) -> Situation:
         ),
         pytest.param(
             a_situation(remaining_seconds=1.7, node_survives=True), Choice.NOTHING, id="there is no time for the node"
+        ),
+        pytest.param(
+            a_situation(remaining_seconds=10.0, rescue=exactly(3)), Choice.RESCUE, id="the store is late and a survivor is not"
+        ),
+        pytest.param(a_situation(rescue=exactly(3)), Choice.LIVE, id="the store is in time: nobody is asked to take anything"),
+        pytest.param(
+            a_situation(remaining_seconds=10.0, rescue=Span(3, 9.5, 30)), Choice.NOTHING, id="a survivor may be late, and then it was for nothing"
+        ),
+        pytest.param(
+            a_situation(remaining_seconds=20.0, store=about(15), rescue=exactly(3)), Choice.RESCUE,
+            id="the store may be late, and a survivor is not",
+        ),
+        pytest.param(
+            a_situation(remaining_seconds=10.0, rescue=exactly(3), node_survives=True), Choice.RESCUE,
+            id="those who stay are surer than those who may return",
+        ),
+        pytest.param(
+            a_situation(remaining_seconds=10.0, store=exactly(6), clean_boundary=119, arrival=exactly(4), rescue=exactly(3)), Choice.CLEAN,
+            id="a checkpoint that is one step older is worth more than what has to be finished",
         ),
         pytest.param(
             a_situation(remaining_seconds=12.0, arrival=exactly(5), clean_boundary=110), Choice.CLEAN,
@@ -160,6 +179,29 @@ def test_a_plan_promises_at_least_what_each_single_option_does_and_never_less_th
     best = max(singles, default=0.0)
     assert found.promise >= best - plan.NODE_MAY_COST * max(o.gain for o in found.options) - 1e-6
     assert found.promise >= 0
+
+
+@given(situations)
+def test_a_rescue_is_chosen_only_where_it_is_in_time_and_the_upload_of_the_newest_state_is_not(situation):
+    found = choose(situation)
+    by_choice = {o.choice: o for o in found.options}
+    if found.choice is Choice.RESCUE:
+        assert found.chosen.chance >= plan.CONFIDENT
+        assert all(
+            by_choice[c].chance < plan.CONFIDENT
+            for c in (Choice.LIVE, Choice.STORE_ONLY)
+            if c in by_choice and by_choice[c].gain
+        )
+        assert found.promise > max(o.promise for o in found.options if o.choice is not Choice.RESCUE)
+    assert situation.rescue is not None or Choice.RESCUE not in by_choice
+
+
+@given(situations)
+def test_where_nobody_can_take_anything_the_plan_is_what_it_was(situation):
+    """A rescue that is too slow changes nothing."""
+    without = choose(dataclasses.replace(situation, rescue=None))
+    slow = choose(dataclasses.replace(situation, rescue=spans.UNKNOWN))
+    assert (without.chosen, without.promise, without.arrive_seconds) == (slow.chosen, slow.promise, slow.arrive_seconds)
 
 
 def promise_of(found: plan.Plan, choice: Choice) -> float:

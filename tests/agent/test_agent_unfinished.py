@@ -506,7 +506,7 @@ async def test_what_is_told_counts_what_is_under_way(tmp_path):
     await one.close()
     finishing = Next(one).finishing
     began = monotonic() - 4.9
-    part = Part(pending, bytes_to_send=8, bytes_sent=1, began_at=began, newest_at=began + 2.5)
+    part = Part(pending, one.shared.node, bytes_to_send=8, bytes_sent=1, began_at=began, newest_at=began + 2.5)
     with part.sending(7):
         assert part.bytes_under_way == 7
         assert finishing._alone(part) == pytest.approx(15.1, abs=1.0), "and not 34"
