@@ -30,6 +30,7 @@ from holdfast_agent.spawning import specs
 from holdfast_agent.writing import Writing
 from holdfast_api import peers
 from holdfast_api import ranks as wire
+from holdfast_api.layout import CheckpointRef
 from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, Exit, Stage
 
 log = logging.getLogger(__name__)
@@ -286,7 +287,7 @@ class Attempt:
                 self.writing.committed(message)
                 await self.writing.dropped()
                 if message.record:
-                    self.rescue.saved()
+                    self.rescue.saved(CheckpointRef(message.attempt, message.save))
             case peers.PartWanted():
                 return await self.writing.part(message)
             case peers.RescueOrder():

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from holdfast_agent import memory
+from holdfast_api.layout import CheckpointRef
 from holdfast_store.local import LocalTier
 
 FOLDER = "rescued"
@@ -33,6 +34,13 @@ class Refuge:
             return None
         (self._memory_dir / FOLDER).mkdir(mode=0o700, exist_ok=True)
         return self.in_memory
+
+    def settled(self, committed: CheckpointRef) -> None:
+        """Nothing up to this checkpoint is finished any more (A8): what lies in memory for it is given back. Raises StoreError."""
+        if self.in_memory.root.is_dir():
+            self.in_memory.drop_older(committed)
+            if not self.in_memory.left():
+                self.in_memory.prune(set())
 
     def _on_node(self, own_bytes: int) -> int:
         if self.node is None:

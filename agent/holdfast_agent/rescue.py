@@ -21,6 +21,7 @@ from holdfast_agent.refuge import Refuge
 from holdfast_agent.shared import Shared
 from holdfast_agent.threads import Stop
 from holdfast_api import peers
+from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import MAX_MANIFEST_BYTES, Pending, RankManifest
 from holdfast_store.chunks import digest
 from holdfast_store.errors import Corrupt, StoreError
@@ -53,7 +54,8 @@ class Rescue:
         self._shared = shared
         self._refuge = refuge
         self._running: dict[tuple[int, int], tuple[Deadline, Stop, asyncio.Task[peers.Rescued]]] = {}
-        self._probing: asyncio.Task[None] | None = None
+        self._after: asyncio.Task[None] | None = None
+        """A save."""
 
     async def ordered(self, order: peers.RescueOrder) -> object:
         """Rescued, or LATER. The same order again joins the one that runs; one that has failed is begun anew."""
@@ -70,12 +72,11 @@ class Rescue:
         await asyncio.wait([found[2]], timeout=LATER_SECONDS)
         return found[2].result() if found[2].done() else LATER
 
-    def saved(self) -> None:
-        """A save beside training is a checkpoint: how fast another worker's memory can be read is seen once, and how much room there is."""
-        s = self._shared
-        if len(s.order.members) < 2 or s.record.evacuating or (self._probing is not None and not self._probing.done()):
-            return
-        self._probing = asyncio.ensure_future(self._probe())
+    def saved(self, ref: CheckpointRef) -> None:
+        """It is a checkpoint: older parts are given up, and beside training it is seen, once, how fast another worker's memory is read, and how much room
+        there is."""
+        if len(self._shared.order.members) > 1 and (self._after is None or self._after.done()):
+            self._after = asyncio.ensure_future(self._settle_and_look(ref))
 
     async def close(self) -> None:
         """No thread writes afterwards."""
@@ -83,9 +84,9 @@ class Rescue:
         for _, stop, task in self._running.values():
             stop.set("the attempt is over")
             tasks.append(task)
-        if self._probing is not None:
-            self._probing.cancel()
-            tasks.append(self._probing)
+        if self._after is not None:
+            self._after.cancel()
+            tasks.append(self._after)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- inside
@@ -197,13 +198,20 @@ class Rescue:
             piece.file.write(view, piece.index * piece.manifest.chunk_bytes)
         return read
 
-    async def _probe(self) -> None:
-        """Reads from the next worker what it has just saved, beside training, if that was never measured here."""
+    async def _settle_and_look(self, ref: CheckpointRef) -> None:
         s = self._shared
         try:
+            await s.threads.on_node(self._refuge.settled, ref)
             s.takes_bytes = await s.threads.on_node(self._refuge.room, s.logical_bytes)
-            if s.experience.taking_is_known:
-                return
+        except (StoreError, OSError) as e:
+            log.warning("parts of other workers that are given up are not removed: %s", e)
+        if not (s.experience.taking_is_known or s.record.evacuating):
+            await self._probe()
+
+    async def _probe(self) -> None:
+        """Reads from the next worker what it has just saved."""
+        s = self._shared
+        try:
             workers = sorted(m.worker for m in s.order.members)
             own = s.settings.config.worker
             after = workers[(workers.index(own) + 1) % len(workers)]
@@ -216,6 +224,7 @@ class Rescue:
             began = time.monotonic()
             count = await s.threads.send(_read_some, chunks, manifest)
             s.experience.taken(count, time.monotonic() - began)
+            await s.experience.keep(s.threads)
         except (AgentError, StoreError, OSError, ValueError) as e:
             log.info("how fast another worker's memory is read is not known yet: %s", e)
 

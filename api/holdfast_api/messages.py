@@ -344,7 +344,7 @@ class PlanOption:
     """One thing that could have been done about an evacuation, and what was expected of it when the choice was made."""
 
     choice: str
-    """`live`, `store-only`, `clean-slot`, `node-only` or `nothing-new`."""
+    """`live`, `store-only`, `clean-slot`, `node-only`, `peer-rescue` or `nothing-new`."""
     boundary: int
     likely_seconds: float
     sure_seconds: float
@@ -374,7 +374,7 @@ class PlanReport:
     options: tuple[PlanOption, ...] = ()
     """Everything that was considered."""
     outcome: str = ""
-    """`committed`, `on-node`, `late`, `failed`, `fell-back`, `replaced`, `withdrawn`, `nothing`; empty while it is carried out."""
+    """`committed`, `on-node`, `rescued`, `late`, `failed`, `fell-back`, `replaced`, `withdrawn`, `nothing`; empty while it is carried out."""
     took_seconds: float = 0.0
     left_seconds: float = 0.0
     """Until the last moment for a commit record, when it ended."""

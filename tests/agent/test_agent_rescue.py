@@ -80,9 +80,11 @@ def test_how_fast_a_neighbours_memory_is_read_is_measured_beside_training_and_th
     g = a_gang(gang, memories=(slow, slow))
     saved_once(g)
     known = [pod.folder / "memory" / FILE for pod in g.pods.values()]
-    g.checkpoint("second")  # what was measured after the first is written down with it
-    g.wait_for_request("second")
-    eventually(lambda: codec.from_json(Estimates, known[0].read_bytes()).taking.count > 0, "it was measured")
+    for path in known:
+        eventually(
+            lambda p=path: codec.from_json(Estimates, p.read_bytes()).taking.count > 0,
+            "it was measured; " + "".join(pod.words() for pod in g.pods.values()),
+        )
     g.wait_for_boundary(BOUNDARY)
     told_to_go(g, 1)
     (plan,) = [p for pod in g.pods.values() for p in pod.report().plans]
