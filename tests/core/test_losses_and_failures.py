@@ -87,6 +87,17 @@ def test_a_crashed_script_is_a_failure_with_back_off_that_doubles_and_the_words_
     assert waits == [10, 20]
 
 
+def test_the_back_off_of_failures_ends_at_five_minutes() -> None:
+    w = running(budgets={"failures": {"max": 100}})
+    waits = []
+    for number in range(1, 9):
+        w.reports(0, AgentPhase.FAILED, exit_detail="boom").settled()
+        assert w.status.retry_at is not None
+        waits.append((w.status.retry_at - w.now).total_seconds())
+        w.with_pods(serial=w.status.serials_used + 1).training(number=number + 1).with_status(retry_at=None)
+    assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
+
+
 def test_failures_in_a_row_without_a_new_checkpoint_end_the_job() -> None:
     w = running(budgets={"failures": {"max": 2, "backoffSeconds": 0}})
     for number in (1, 2):

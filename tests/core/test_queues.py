@@ -117,6 +117,23 @@ def test_a_replacement_joins_the_group_and_is_made_when_the_old_pod_counts_no_mo
     assert (made.worker, made.queue) == (1, QueueStatus(name="gpus", founded=1, size=2))
 
 
+def test_no_pod_is_made_beside_an_attempt_that_still_saves_also_if_it_were_a_group_of_its_own() -> None:
+    """F5: a withdrawn notice would throw it away in the queue."""
+    w = queued_job(workers=1).with_pods()
+    ticket = QueueStatus(name="gpus", founded=1, size=1)
+    w.with_status(workers=tuple(p.model_copy(update={"queue": ticket}) for p in w.status.workers))
+    w.change_pod(0, queue_managed=True, queue_group=group_of(w)).training()
+    assert not of_type(w.tainted("n0", "aws-node-termination-handler/spot-itn").settled(), CreatePod)
+    (made,) = set(of_type(w.after(121).settled(), CreatePod))
+    assert made.queue == QueueStatus(name="gpus", founded=2, size=1)
+
+
+def test_a_pod_at_a_gate_beside_an_attempt_that_trains_leaves_the_job_running() -> None:
+    w = trained_in_queue()
+    beside = w.status.workers[-1].model_copy(update={"serial": 2, "pod_uid": "", "gates": (kueue.GATE,)})
+    assert phases.current(w.status.model_copy(update={"workers": (*w.status.workers, beside)})) is Phase.RUNNING
+
+
 def test_a_lost_node_whose_pod_kueue_still_counts_is_named_with_the_way_out() -> None:
     w = trained_in_queue()
     w.change_node("n1", ready=False, ready_since=w.now).after(60).change_pod(1, deletion_deadline=w.now)
@@ -168,6 +185,21 @@ def test_a_job_that_was_given_up_in_the_queue_frees_its_place_there() -> None:
     assert not w.status.workers
     w.change_pod(0, node="n0", gates=())
     assert not of_type(w.settled(), ReleaseQuota), "a pod of the group runs"
+
+
+@pytest.mark.parametrize("how", ["deleting", "paused", "failed"])
+def test_so_does_one_that_is_over_and_not_one_that_is_to_be_left_alone(how: str) -> None:
+    w = queued_job()
+    for worker in (0, 1):
+        w.with_pod(worker, 1, "", queue_group=group_of(w), deletion_deadline=w.now, **GATED)
+    match how:
+        case "deleting":
+            w.meta = replace(w.meta, deleting=True)
+        case "paused":
+            w.annotated("holdfast.dev/reconcile", "paused")
+        case _:
+            w.with_status(phase=Phase.FAILED)
+    assert of_type(w.decided(), ReleaseQuota) == ([] if how == "paused" else [ReleaseQuota(group_of(w))])
 
 
 # ---- whole lives

@@ -50,7 +50,9 @@ Step = tuple[TrainingJobStatus, tuple[Action, ...]]
 
 def decide(seen: Observed, now: datetime) -> Decision:
     """`now` is UTC. Never raises for any `seen` that the shell can make."""
-    if seen.job.deleting or seen.job.annotations.get(names.ANNOTATION_PAUSED) == "paused":
+    if seen.job.annotations.get(names.ANNOTATION_PAUSED) == "paused":
+        return Decision(seen.status)
+    if seen.job.deleting:
         return Decision(seen.status, queueing.release(seen.pods))
     if seen.spec_error:
         return _finished_round(seen, seen.status, (), None, now)

@@ -121,7 +121,7 @@ def _with_pod(seen: Observed, plan: WorkerStatus, now: datetime) -> WorkerStatus
     found = {
         "pod_uid": pod.uid,
         "node": pod.node or plan.node,
-        "gates": pod.gates[:MAX_GATES] if not pod.terminal and not pod.deleting else (),
+        "gates": pod.gates[:MAX_GATES],
         "waiting_since": capacity.waiting_since(plan, pod, now),
     }
     return plan if all(getattr(plan, k) == v for k, v in found.items()) else plan.model_copy(update=found)
