@@ -81,7 +81,7 @@ class QueuedCluster(SimulatedCluster):
                     if not pod.gates and not pod.terminal and not pod.deleting:
                         self.pods[uid] = replace(
                             pod,
-                            disruption="WorkloadEvicted",
+                            disruption="WorkloadEvictedDueToPreempted",
                             disruption_message="Preempted to accommodate a workload",
                             disruption_since=self.now,
                         )

@@ -94,6 +94,25 @@ def test_the_limit_is_20_unless_it_is_taken_away() -> None:
         assert (w.status.phase is Phase.FAILED) is ends
 
 
+@pytest.mark.parametrize(
+    ("reason", "begun", "counted"),
+    [("Preempting", False, 0), ("Preempting", True, 4), ("Evicted", False, 4)],
+)
+def test_what_somebody_ended_before_its_first_step_had_nothing_to_leave(reason: str, begun: bool, counted: int) -> None:
+    """A queue may do that as often as it likes; a node that runs out of memory at every start is a circle."""
+    w = a_patient_job()
+    for number in range(1, 5):
+        w.with_pods(serial=w.status.serials_used + 1)
+        if begun:
+            w.training(number=number)
+        else:
+            w.attempt(number, accepted_at=w.now, may_claim_at=w.now)
+        w.all_report(AgentPhase.TRAINING if begun else AgentPhase.STARTING)
+        w.change_pod(1, w.status.serials_used, phase="Failed", reason=reason).settled()
+    assert w.status.counts.preemptions == 4
+    assert w.status.counts.fruitless_in_a_row == counted
+
+
 def test_a_checkpoint_that_no_start_would_use_is_no_progress() -> None:
     """C4."""
     w = a_patient_job()

@@ -270,7 +270,7 @@ def test_an_eviction_by_kueue_loses_no_step_and_the_job_goes_on_when_it_is_let_i
 
     cluster = run(1, script, quota=2)
     (entry,) = cluster.status.preemptions
-    assert (entry.cause, entry.steps_lost) == ("eviction", 0)
+    assert (entry.cause, entry.steps_lost) == ("priority", 0)
     assert len(cluster.workloads) == 2
 
 

@@ -7,6 +7,7 @@ at last the job stops with a reason.
 
 from datetime import datetime, timedelta
 
+from holdfast_api.messages import Cause
 from holdfast_operator.crd.v1alpha1 import Budgets, Counts, PreemptionBudget, TrainingJobStatus
 
 REASON = "NoProgress"
@@ -15,8 +16,16 @@ AT_ONCE = 3
 MAX_BACKOFF_SECONDS = 300
 
 
-def count(status: TrainingJobStatus, *, progressed: bool) -> TrainingJobStatus:
-    """One attempt more. `progressed`: a durable checkpoint of its own, which a start would use, is left."""
+_DECIDED = (Cause.PRIORITY, Cause.EVICTION, Cause.DRAIN, Cause.SCALE_DOWN, Cause.DELETION, Cause.SIGTERM)
+"""Somebody wanted it so, a queue or a person."""
+
+
+def count(status: TrainingJobStatus, cause: str, *, progressed: bool) -> TrainingJobStatus:
+    """One attempt more, which `cause` has ended. `progressed`: a durable checkpoint of its own, which a start would use, is left. What somebody ended before
+    its first step had nothing to leave: a queue may do that to a job of low priority as often as it likes."""
+    begun = status.attempt is not None and status.attempt.first_step_at is not None
+    if not begun and cause in [c.value for c in _DECIDED]:
+        return status
     row = 0 if progressed else status.counts.fruitless_in_a_row + 1
     return status.model_copy(update={"counts": status.counts.model_copy(update={"fruitless_in_a_row": row})})
 

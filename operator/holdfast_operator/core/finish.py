@@ -42,7 +42,7 @@ def count_end(
             None,
         )  # neither the machines' fault nor a crash; how often it may happen is counted in status.rollBack
     progressed = _has_progressed(seen, status)
-    status = circles.count(status, progressed=progressed)
+    status = circles.count(status, entry.cause, progressed=progressed)
     if entry.cause == Cause.FAILURE.value:
         failure = failures.find(status, members(seen, status.attempt), now)
         status, verdict = _count(seen, status, failure, now, progressed=progressed)
