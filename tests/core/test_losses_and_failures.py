@@ -94,6 +94,7 @@ def test_the_back_off_of_failures_ends_at_five_minutes() -> None:
         w.reports(0, AgentPhase.FAILED, exit_detail="boom").settled()
         assert w.status.retry_at is not None
         waits.append((w.status.retry_at - w.now).total_seconds())
+        assert w.after(waits[-1] - 1).round().wake_at == w.status.retry_at
         w.with_pods(serial=w.status.serials_used + 1).training(number=number + 1).with_status(retry_at=None)
     assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
 
