@@ -21,11 +21,13 @@ def _refuse_old_torch(version: str) -> None:
 
 _refuse_old_torch(str(_torch.__version__))
 
-from holdfast.checkpointer import Checkpointer  # noqa: E402  the version is checked first
+from holdfast.batch_share import BatchShare, batch_share  # noqa: E402  the version is checked first
+from holdfast.checkpointer import Checkpointer  # noqa: E402
 from holdfast.errors import CheckpointDamaged, HoldfastError, LinkLost, RestoreError, UnsupportedState  # noqa: E402
 from holdfast.value import Value  # noqa: E402
 
 __all__ = [
+    "BatchShare",
     "CheckpointDamaged",
     "Checkpointer",
     "HoldfastError",
@@ -33,4 +35,5 @@ __all__ = [
     "RestoreError",
     "UnsupportedState",
     "Value",
+    "batch_share",
 ]

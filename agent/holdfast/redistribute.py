@@ -16,6 +16,7 @@ import numpy
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from holdfast import derive, ledger
+from holdfast.batch_share import accumulates
 from holdfast.errors import RestoreError
 
 log = logging.getLogger("holdfast")
@@ -160,8 +161,8 @@ def _warn_of_batch(before: int | None, here: int | None) -> None:
 
 
 def together(loader: Any) -> int | None:
-    """Samples in a batch of all ranks that share the data set, as far as the loader says."""
+    """Samples in a batch of all ranks that share the data set, as far as the loader says; of an update, where the script has asked for its share."""
     sizes = (getattr(holder, "batch_size", None) for holder in (loader, getattr(loader, "batch_sampler", None)))
     size = next((s for s in sizes if isinstance(s, int)), None)
     shares: int = ledger.rule_of(loader)["share"][1]
-    return None if size is None else size * shares
+    return None if size is None else size * shares * accumulates()

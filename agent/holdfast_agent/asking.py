@@ -97,10 +97,12 @@ class FromMembers:
             409: began + (JOIN_AHEAD_SECONDS if ahead else WAIT_SECONDS),
         }
         self._lock = threading.Lock()
-        self._others = {m.worker: Chunks(m, sign, stop) for m in members if m.worker != own and m.address}
-        workers = sorted(self._others)
-        first = sum(w < own for w in workers)
-        self._order = [*workers[first:], *workers[:first]]
+        placed = enumerate(sorted(members, key=lambda m: m.worker))
+        self._others = {place: Chunks(m, sign, stop) for place, m in placed if m.worker != own and m.address}
+        """By their place among the members, from which their ranks follow."""
+        places = sorted(self._others)
+        first = sum(self._others[p].member.worker < own for p in places)
+        self._order = [*places[first:], *places[:first]]
         self._sharing: dict[int, Mapping[int, tuple[int, ...]]] = {}
 
     def read(self, manifest: RankManifest, index: int, view: memoryview) -> None:
@@ -138,6 +140,7 @@ class FromMembers:
 
     def _not_again(self, other: Chunks, why: str) -> bool:
         with self._lock:
-            if self._others.pop(other.member.worker, None) is not None:
+            place = next((p for p, known in self._others.items() if known is other), None)
+            if place is not None and self._others.pop(place, None) is not None:
                 log.info("worker %d gives nothing from its memory: %s", other.member.worker, why)
         return False

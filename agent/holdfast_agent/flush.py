@@ -78,7 +78,7 @@ class Job:
     to_store: bool = True
     """False: on the node alone (E6). Then `write` returns when that is durable, or raises."""
     worker: int = 0
-    """Number of the one whose ranks these are."""
+    """Place among the members of the one whose ranks these are."""
 
 
 @dataclass(frozen=True, slots=True)

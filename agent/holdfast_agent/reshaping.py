@@ -158,7 +158,7 @@ class Reshaping:
     async def _assemble(self, planned: _Planned, sources: list[Source], tally: Tally, stop: Stop) -> dict[int, Image]:
         s = self._shared
         sizes = {(r, planned.slots[r]): c.image_bytes for r, c in planned.covers.items()}
-        await s.threads.call(s.arena.keep, s.settings.ranks)
+        await s.threads.call(s.arena.keep, s.ranks)
         await s.threads.call(s.arena.ensure, sizes)
         uses = {}
         try:

@@ -276,7 +276,7 @@ class Restoring:
         try:
             return await restore.fetch(
                 record,
-                s.settings.ranks,
+                s.ranks,
                 store=s.store if own else s.store.for_job(record.job_uid),
                 node=s.node if own else None,
                 arena=s.arena,
@@ -388,9 +388,7 @@ def _from_members(shared: Shared, stop: Stop, *, ahead: bool) -> asking.FromMemb
     s, members = shared, shared.order.members
     if len(members) < 2:
         return None
-    return asking.FromMembers(
-        members, s.settings.config.worker, len(s.settings.ranks), s.mesh.signed_get, stop, ahead=ahead
-    )
+    return asking.FromMembers(members, s.settings.config.worker, len(s.ranks), s.mesh.signed_get, stop, ahead=ahead)
 
 
 async def _nothing() -> Rejection | None:

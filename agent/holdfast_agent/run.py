@@ -266,7 +266,7 @@ class Agent:
             threads=self._threads,
             arena=self._arena,
             node=self._node,
-            crew=Crew(self._settings.ranks),
+            crew=Crew(order.ranks_of(self._settings.config.worker)),
             changes=self._changes,
             end=self.end,
             fail=lambda detail: attempt.fail(detail),

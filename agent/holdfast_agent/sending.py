@@ -73,8 +73,8 @@ class Sending:
         worker: int,
         looking: Executor,
     ) -> None:
-        """`logical_bytes`: of all images, as far as the time for them is planned. `worker`: this one's number. `looking`: where it is asked what others have
-        stored."""
+        """`logical_bytes`: of all images, as far as the time for them is planned. `worker`: this one's place among the members.
+        `looking`: where it is asked what others have stored."""
         self._ref = ref
         self._base_has = base_has
         self._store = store.until(0.0)  # tries once: repeating is `persist`'s, with a longer patience each time

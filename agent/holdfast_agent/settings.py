@@ -41,12 +41,6 @@ class Settings:
     termination_path: Path | None
     laptop: bool = False
 
-    @property
-    def ranks(self) -> range:
-        """The global ranks of this worker."""
-        first = self.config.worker * self.config.processes_per_worker
-        return range(first, first + self.config.processes_per_worker)
-
 
 def from_environment(environ: Mapping[str, str], command: tuple[str, ...]) -> Settings:
     """In a pod. Raises ConfigurationWrong."""

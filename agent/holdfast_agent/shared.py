@@ -86,6 +86,16 @@ class Shared:
         return self.order.attempt
 
     @property
+    def ranks(self) -> range:
+        """Of this worker, in this attempt: in one of fewer workers the same pod has others."""
+        return self.order.ranks_of(self.settings.config.worker)
+
+    @property
+    def place(self) -> int:
+        """Of this worker among the members, whose numbers have gaps where a job goes on with fewer: its ranks follow from it."""
+        return self.ranks.start // len(self.ranks)
+
+    @property
     def is_lead(self) -> bool:
         return self.settings.config.worker == min(m.worker for m in self.order.members)
 

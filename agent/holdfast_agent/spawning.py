@@ -31,21 +31,28 @@ class RankSpec:
     attempt: int
     master_addr: str
     socket: str
+    global_batch: int = 0
+    """Samples of an update, of all ranks together; 0: not said."""
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """Exactly what torchrun sets, and the two names of ours. `base` has been stripped of the agent's own configuration."""
-        return dict(base) | {
-            "RANK": str(self.rank),
-            "LOCAL_RANK": str(self.local_rank),
-            "WORLD_SIZE": str(self.world_size),
-            "LOCAL_WORLD_SIZE": str(self.local_world_size),
-            "GROUP_RANK": str(self.group_rank),
-            "GROUP_WORLD_SIZE": str(self.world_size // self.local_world_size),
-            "MASTER_ADDR": self.master_addr,
-            "MASTER_PORT": str(names.rendezvous_port(self.attempt)),
-            names.ENV_SOCKET: self.socket,
-            names.ENV_ATTEMPT: str(self.attempt),
-        }
+        """Exactly what torchrun sets, and the names of ours. `base` has been stripped of the agent's own configuration."""
+        told = {names.ENV_GLOBAL_BATCH: str(self.global_batch)} if self.global_batch else {}
+        return (
+            dict(base)
+            | told
+            | {
+                "RANK": str(self.rank),
+                "LOCAL_RANK": str(self.local_rank),
+                "WORLD_SIZE": str(self.world_size),
+                "LOCAL_WORLD_SIZE": str(self.local_world_size),
+                "GROUP_RANK": str(self.group_rank),
+                "GROUP_WORLD_SIZE": str(self.world_size // self.local_world_size),
+                "MASTER_ADDR": self.master_addr,
+                "MASTER_PORT": str(names.rendezvous_port(self.attempt)),
+                names.ENV_SOCKET: self.socket,
+                names.ENV_ATTEMPT: str(self.attempt),
+            }
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -67,12 +74,13 @@ def specs(settings: Settings, order: AttemptOrder, socket: str) -> list[RankSpec
             local_rank=local,
             world_size=order.world_size,
             local_world_size=settings.config.processes_per_worker,
-            group_rank=settings.config.worker,
+            group_rank=number // settings.config.processes_per_worker,
             attempt=order.attempt,
             master_addr=address.split(lead.address)[0] if lead.address else settings.pod_ip,
             socket=socket,
+            global_batch=order.global_batch,
         )
-        for local, number in enumerate(settings.ranks)
+        for local, number in enumerate(order.ranks_of(settings.config.worker))
     ]
 
 

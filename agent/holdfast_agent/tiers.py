@@ -50,6 +50,7 @@ _LOSSES = {
     Cause.FINAL: Loss.NOTHING,
     Cause.FAILURE: Loss.CONTAINER,
     Cause.ROLLBACK: Loss.CONTAINER,
+    Cause.RESIZE: Loss.NODE,
     Cause.DRILL: Loss.POD,
     Cause.EVICTION: Loss.POD,
     Cause.PRIORITY: Loss.POD,

@@ -539,7 +539,7 @@ class Writing:
             emergency=order.emergency or order.full_speed,
             looks=lambda: not order.emergency and deadline.at == at and not s.record.evacuating,
             to_store=order.to_store,
-            worker=s.settings.config.worker,
+            worker=s.place,
         )
 
     # ---- afterwards

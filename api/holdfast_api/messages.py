@@ -44,6 +44,8 @@ class Cause(StrEnum):
     FAILURE = "failure"
     ROLLBACK = "rollback"
     """The job goes back to an older checkpoint because something was found in a newer one (`spec.validation.onUnsound`). Never sent to agents."""
+    RESIZE = "resize"
+    """The job goes on with more workers (`spec.elastic`). Never sent to agents, nor written into commit records: older readers do not know it."""
     UNKNOWN = "unknown"
 
 
@@ -131,11 +133,18 @@ class AttemptOrder:
     """Of them, those that lost no step."""
     trained_seconds: float = 0.0
     """In all attempts before this one, from the first step to the end."""
+    global_batch: int = 0
+    """Samples of an update, of all ranks together, that training code is told (`spec.elastic.globalBatch`). 0: not said."""
     schema: int = 1
 
     @property
     def world_size(self) -> int:
         return len(self.members) * self.processes_per_worker
+
+    def ranks_of(self, worker: int) -> range:
+        """The ranks of a worker: members are counted in the order of their numbers, which have gaps where a job goes on with fewer workers."""
+        first = sum(m.worker < worker for m in self.members) * self.processes_per_worker
+        return range(first, first + self.processes_per_worker)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,10 @@ DISRUPTION_TARGET = "pod:DisruptionTarget"
 DELETION = "pod:deletionTimestamp"
 SIGTERM = "signal:SIGTERM"
 
+RESIZE = "operator:resize"
+"""The job is to go on with more workers: everybody saves and stands still for the next attempt, and nobody goes. It is about worker NOBODY."""
+NOBODY = -1
+
 READ_BY_OPERATOR = (*NODE, "pod:")
 """What the operator reads by itself. An agent that repeats it adds nothing."""
 

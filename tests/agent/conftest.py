@@ -116,7 +116,7 @@ class Pod:
                 "run",
                 "--",
                 sys.executable,
-                TRAINER,
+                gang.script,
                 *gang.trainer,
                 "--log",
                 str(gang.log),
@@ -206,6 +206,8 @@ class Gang:
     processes: int = 1
     trainer: tuple[str, ...] = ("1000",)
     config: dict = field(default_factory=dict)
+    script: str = TRAINER
+    global_batch: int = 0
     job_uid: str = field(default_factory=lambda: str(uuid.uuid4()))
     operator_url: str = ""
     storage: StorageConfig | None = None
@@ -248,7 +250,8 @@ class Gang:
 
     def orders(self, **restore) -> AttemptOrder:
         members = tuple(self.pods[w].member for w in sorted(self.pods))
-        return AttemptOrder(self.job_uid, self.attempt, members, self.processes, False, RestoreOrder(**restore))
+        order = AttemptOrder(self.job_uid, self.attempt, members, self.processes, False, RestoreOrder(**restore))
+        return dataclasses.replace(order, global_batch=self.global_batch)
 
     def begin(self, **restore) -> "Gang":
         """A new attempt, ordered and allowed to claim, as the operator does it."""

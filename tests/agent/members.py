@@ -40,9 +40,8 @@ class Member:
         self.shared = Shared(
             settings=SimpleNamespace(  # type: ignore[arg-type]
                 config=SimpleNamespace(worker=0, job_uid=self.world.uid, storage=StorageConfig("memory://")),
-                ranks=range(1),
             ),
-            order=SimpleNamespace(attempt=2, members=(), world_size=1),  # type: ignore[arg-type]
+            order=SimpleNamespace(attempt=2, members=(), world_size=1, ranks_of=lambda worker: range(1)),  # type: ignore[arg-type]
             record=self.record,
             metrics=Metrics(0),
             threads=Threads(),

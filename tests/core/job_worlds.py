@@ -152,6 +152,32 @@ class JobWorld:
             self.reports(worker, AgentPhase.TRAINING, boundary=step, stages={Stage.FIRST_STEP.value: self.now})
         return self.with_status(phase=Phase.RUNNING, step=step)
 
+    def attempt_of(self, *workers: int, number: int = 1, step: int = 40) -> Self:
+        """An attempt of these workers alone runs, with their newest pods."""
+        newest = {p.worker: p for p in sorted(self.pods.values(), key=lambda p: p.serial)}
+        pods = [newest[w] for w in sorted(workers)]
+        members = tuple(
+            MemberStatus(worker=p.worker, pod=p.name, pod_uid=p.uid, serial=p.serial, node=p.node) for p in pods
+        )
+        begun = dict.fromkeys(("created_at", "accepted_at", "may_claim_at", "claimed_at", "first_step_at"), self.now)
+        record = AttemptStatus(number=number, members=members, parent="fresh", **begun)
+        self.with_status(attempt=record, attempts_used=number, phase=Phase.RUNNING, step=step)
+        for place in range(len(members)):
+            self.reports(place, AgentPhase.TRAINING, boundary=step, stages={Stage.FIRST_STEP.value: self.now})
+        return self
+
+    def waiting(self, worker: int, serial: int) -> Self:
+        """The agent of a pod beside the attempt has been heard: it waits for one."""
+        uid = f"uid-{worker}-{serial}"
+        before = self.heard.get(uid)
+        sequence = before.report.sequence + 1 if before else 1
+        report = AgentReport(
+            job_uid=self.meta.uid, worker=worker, pod_uid=uid, sent_at=self.now, sequence=sequence, attempt=0,
+            phase=AgentPhase.WAITING,
+        )  # fmt: skip
+        self.heard[uid] = Heard(report, self.now)
+        return self
+
     def with_checkpoints(self, *refs: str) -> Self:
         found = tuple(
             CheckpointStatus(name=r, step=10 * (i + 1), cause="periodic", time=self.now) for i, r in enumerate(refs)

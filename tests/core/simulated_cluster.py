@@ -23,7 +23,7 @@ from holdfast_api.messages import (
     Stage,
 )
 from holdfast_operator.core import actions as act
-from holdfast_operator.core import phases, wake
+from holdfast_operator.core import phases, sizes, wake
 from holdfast_operator.core.decide import decide
 from holdfast_operator.core.observed import (
     Heard,
@@ -35,7 +35,7 @@ from holdfast_operator.core.observed import (
     RefusalKind,
     Taint,
 )
-from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobSpec, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import AttemptStatus, Phase, TrainingJobSpec, TrainingJobStatus
 
 TICK = timedelta(seconds=0.25)
 PERIOD = 8
@@ -133,7 +133,15 @@ class Agent:
 class SimulatedCluster:
     """Drive it with `run(until)`. Faults are methods; `rng` decides which reports and rounds are lost."""
 
-    def __init__(self, spec: TrainingJobSpec, *, nodes: int, steps: int, seed: int, faults: float = 0.0) -> None:
+    def __init__(
+        self,
+        spec: TrainingJobSpec,
+        *,
+        nodes: int,
+        steps: int,
+        seed: int,
+        faults: float = 0.0,
+    ) -> None:
         self.spec, self.steps, self.rng, self.faults = spec, steps, random.Random(seed), faults
         self.now = datetime.fromisoformat("2026-03-01T12:00:00+00:00")
         self.job = JobMeta("job", "ns", "0a1b2c3d-0000-4000-8000-000000000001")
@@ -146,6 +154,8 @@ class SimulatedCluster:
         self.started_at = self.now
         self.store = Store()
         self.decided_attempts: list[int] = []
+        self.had: list[tuple[datetime, int]] = []
+        """When each attempt was decided, and with how many members."""
         self.named: set[tuple[int, int]] = set()
         self.events: list[act.EmitEvent] = []
         self.sealed: set[int] = set()
@@ -209,6 +219,11 @@ class SimulatedCluster:
     def restart_operator(self) -> None:
         self.heard.clear()
         self.started_at = self.now
+
+    def cordon(self, node: str, *, back: bool = False) -> None:
+        """No pod finds room there any more, or again. Pods that are there stay."""
+        if node in self.nodes:
+            self.nodes[node] = replace(self.nodes[node], unschedulable=not back)
 
     # Running
 
@@ -389,7 +404,7 @@ class SimulatedCluster:
         fit = [
             n
             for n, node in sorted(self.nodes.items())
-            if node.ready and not node.taints and n not in avoid and load[n] < most
+            if node.ready and not node.taints and not node.unschedulable and n not in avoid and load[n] < most
         ]
         if fit:
             pod = replace(pod, gates=())
@@ -445,7 +460,7 @@ class SimulatedCluster:
 
     def _start(self, agent: Agent, number: int) -> None:
         assert agent.order is not None
-        if agent.worker == 0 and agent.order.may_claim and number not in self.store.claims:
+        if self._leads(agent) and agent.order.may_claim and number not in self.store.claims:
             self._check_claim(number)
             excluded = {(r.attempt, r.save) for r in agent.order.restore.excluded}
             parent = self.store.newest_on_lineage(excluded)
@@ -458,8 +473,13 @@ class SimulatedCluster:
         if number in self.store.claims:
             agent.phase = AgentPhase.RESTORING
 
+    @staticmethod
+    def _leads(agent: Agent) -> bool:
+        return agent.order is not None and agent.worker == min(m.worker for m in agent.order.members)
+
     def _train(self, agent: Agent, number: int, team: list[Agent]) -> None:
-        if agent.worker != 0 or len(team) != self.spec.workers:
+        assert agent.order is not None
+        if not self._leads(agent) or len(team) != len(agent.order.members):
             return
         if not all(a.phase is AgentPhase.TRAINING and self.live(a) and a.sealing_since is None for a in team):
             return
@@ -500,7 +520,8 @@ class SimulatedCluster:
             self._seal(agent, number, team, deadline)
 
     def _seal(self, agent: Agent, number: int, team: list[Agent], deadline: datetime) -> None:
-        whole = len(team) == self.spec.workers and all(
+        assert agent.order is not None
+        whole = len(team) == len(agent.order.members) and all(
             self.live(a) and a.phase in (AgentPhase.EVACUATING, AgentPhase.TRAINING) for a in team
         )
         if whole and self.now < deadline:
@@ -549,7 +570,7 @@ class SimulatedCluster:
             attempt=number,
             phase=agent.phase,
             boundary=agent.boundary,
-            claim=self.store.claims.get(number) if agent.worker == 0 else None,
+            claim=self.store.claims.get(number) if self._leads(agent) else None,
             checkpoints=tuple(c for c in self.store.commits if c.attempt == number)[-20:],
             notices=tuple(agent.notices.values()),
             stages=dict(agent.stages),
@@ -576,7 +597,10 @@ class SimulatedCluster:
         """Nobody pays for a replacement that nobody needs (F5)."""
         attempt = self.status.attempt
         uids = {m.pod_uid for m in attempt.members} if attempt is not None else set()
-        needless = [p.name for p in self.pods.values() if p.uid not in uids and not p.terminal and not p.deleting]
+        beside = sizes.beside(self.spec, attempt) if attempt is not None else frozenset()
+        waits = {(w.worker, w.serial) for w in self.status.workers if w.worker in beside}
+        others = [p for p in self.pods.values() if p.uid not in uids and (p.worker, p.serial) not in waits]
+        needless = [p.name for p in others if not p.terminal and not p.deleting]
         calm = self.status.phase is Phase.RUNNING and not any(n.acting and not n.withdrawn for n in self.status.notices)
         self.idle = self.idle + 1 if calm and needless else 0
         if self.idle == IDLE_TICKS:
@@ -617,11 +641,23 @@ class SimulatedCluster:
                         f"attempt {number} claims while worker {a.worker} of {a.order.attempt} can still commit"
                     )
 
+    def _check_size(self, attempt: AttemptStatus) -> None:
+        """As many workers as are allowed, each once, none that is not a worker of the job."""
+        workers = [m.worker for m in attempt.members]
+        self.had.append((self.now, len(workers)))
+        elastic = self.spec.elastic
+        least, most = (elastic.min_workers, elastic.max_workers or 0) if elastic is not None else (self.spec.workers, 0)
+        if not least <= len(workers) <= max(most, self.spec.workers) or workers != sorted(set(workers)):
+            self.wrong.append(f"attempt {attempt.number} has workers {workers}")
+        if elastic is not None and (elastic.global_batch or 0) % (len(workers) * self.spec.processes_per_worker):
+            self.wrong.append(f"{len(workers)} workers have no equal shares of {elastic.global_batch} samples")
+
     def _check_step(self, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
         if after.attempts_used < before.attempts_used or after.serials_used < before.serials_used:
             self.wrong.append("a counter goes back")
         if after.attempt and after.attempt.number != (before.attempt.number if before.attempt else 0):
             self.decided_attempts.append(after.attempt.number)
+            self._check_size(after.attempt)
         rows = {r.phase: r.may_follow for r in phases.TABLE}
         if before.phase and after.phase != before.phase and after.phase not in rows[before.phase]:
             self.wrong.append(f"{before.phase} -> {after.phase} is not in the table")
@@ -630,14 +666,21 @@ class SimulatedCluster:
                 self.wrong.append("phases do not add up")
         was = {p.attempt for p in before.preemptions if p.resumed_at is not None}
         self.resumed += [p.attempt for p in after.preemptions if p.resumed_at is not None and p.attempt not in was]
-        bounds = {"workers": 2 * self.spec.workers, "notices": 256, "preemptions": 10, "checkpoints": 1100}
+        bounds = {"workers": 2 * sizes.most(self.spec), "notices": 256, "preemptions": 10, "checkpoints": 1100}
         for name, most in bounds.items():
             if len(getattr(after, name)) > most:
                 self.wrong.append(f"status.{name} has {len(getattr(after, name))} entries")
 
 
 def simulate(
-    spec: TrainingJobSpec, *, seed: int, faults: float, script: Any, nodes: int = 4, steps: int = 60, limit: float = 900
+    spec: TrainingJobSpec,
+    *,
+    seed: int,
+    faults: float,
+    script: Any,
+    nodes: int = 4,
+    steps: int = 60,
+    limit: float = 900,
 ) -> SimulatedCluster:
     """Runs `script(cluster, rng)` as a generator that is resumed at every tick, until the job ends or `limit` seconds have passed."""
     cluster = SimulatedCluster(spec, nodes=nodes, steps=steps, seed=seed, faults=faults)

@@ -122,6 +122,15 @@ def test_directory_mode_is_accepted_and_filled_in(kubectl: Kube, namespace: str)
     assert spec["checkpoint"]["directory"] == {"path": "/out", "quietSeconds": 15, "answerSeconds": 20}
 
 
+def test_a_job_that_changes_its_size_is_accepted_and_filled_in(kubectl: Kube, namespace: str) -> None:
+    job = a_job(lambda job: job["spec"].update(elastic={"minWorkers": 1, "maxWorkers": 4, "globalBatch": 8}))
+    spec = put(kubectl, namespace, job, "--dry-run=server")["spec"]
+    assert spec["elastic"] == {
+        "minWorkers": 1, "maxWorkers": 4, "globalBatch": 8, "waitSeconds": 60, "growAfterSeconds": 600
+    }  # fmt: skip
+    assert "elastic" not in put(kubectl, namespace, a_job(), "--dry-run=server")["spec"]
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/install.md", "docs/placement.md"])
 def test_the_manifest_in_the_documentation_is_accepted(kubectl: Kube, namespace: str, page: str) -> None:
     found = re.findall(r"```yaml\n(.*?)```", (TOP / page).read_text(), re.DOTALL)
@@ -332,6 +341,37 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a pin that names no checkpoint": (
         lambda job: job["spec"].update(resumeFrom={"checkpoint": "0/5"}),
         "spec.resumeFrom.checkpoint in body should match",
+    ),
+    "elastic: minWorkers above workers": (
+        lambda job: job["spec"].update(elastic={"minWorkers": 3}),
+        "spec.elastic.minWorkers is greater than spec.workers",
+    ),
+    "elastic: maxWorkers below workers": (
+        lambda job: job["spec"].update(elastic={"minWorkers": 1, "maxWorkers": 1}),
+        "spec.elastic.maxWorkers is less than spec.workers",
+    ),
+    "elastic: without minWorkers": (
+        lambda job: job["spec"].update(elastic={"globalBatch": 8}),
+        "spec.elastic.minWorkers: Required value",
+    ),
+    "elastic: a global batch without equal shares for all": (
+        lambda job: job["spec"].update(elastic={"minWorkers": 1, "globalBatch": 9}),
+        "spec.elastic.globalBatch must be a multiple of spec.workers, of minWorkers and of maxWorkers, each times spec.processesPerWorker",
+    ),
+    "elastic: a global batch without equal shares for the least": (
+        lambda job: job["spec"].update(workers=4, processesPerWorker=2, elastic={"minWorkers": 3, "globalBatch": 16}),
+        "spec.elastic.globalBatch must be a multiple of spec.workers, of minWorkers and of maxWorkers, each times spec.processesPerWorker",
+    ),
+    "elastic: a global batch without equal shares for the most": (
+        lambda job: job["spec"].update(elastic={"minWorkers": 1, "maxWorkers": 3, "globalBatch": 8}),
+        "spec.elastic.globalBatch must be a multiple of spec.workers, of minWorkers and of maxWorkers, each times spec.processesPerWorker",
+    ),
+    "elastic: directory mode": (
+        lambda job: (
+            job["spec"].update(workers=1, elastic={"minWorkers": 1})
+            or job["spec"]["checkpoint"].update(source="directory", directory={"path": "/out"})
+        ),
+        "spec.elastic needs the library",
     ),
     "no workers": (
         lambda job: job["spec"].update(workers=0),

@@ -5,10 +5,10 @@ from datetime import datetime
 
 from holdfast_api import layout
 from holdfast_api.messages import AttemptOrder, Member
-from holdfast_operator.core import interruptions, notices, queueing, replace, retention
+from holdfast_operator.core import elastic, interruptions, notices, queueing, retention, sizes
 from holdfast_operator.core.actions import Action, CreatePod, DeletePod, EnsureChildren, SendAttempt
 from holdfast_operator.core.membership import MemberSeen, is_member, members, newest_plans, pod_of
-from holdfast_operator.core.observed import Observed, PodSeen
+from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import AttemptStatus, MemberStatus, TrainingJobStatus
 
 
@@ -39,9 +39,9 @@ def delete_obsolete(seen: Observed, status: TrainingJobStatus) -> tuple[Action, 
 
 
 def start_next(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
-    """Records the next attempt once every worker has a usable pod (A1, A2). The old attempt must be over."""
+    """Records the next attempt once the workers that it is to have (elastic.py) have usable pods (A1, A2). The old attempt must be over."""
     assert interruptions.is_over(status)
-    pods = _usable_pods(seen, status)
+    pods = elastic.team(seen, status, now)
     if pods is None:
         return status
     if status.attempts_used >= layout.MAX_NUMBER:
@@ -50,12 +50,15 @@ def start_next(seen: Observed, status: TrainingJobStatus, now: datetime) -> Trai
     new = tuple(MemberStatus(worker=p.worker, pod=p.name, pod_uid=p.uid, serial=p.serial, node=p.node) for p in pods)
     before = {m.worker: m.pod_uid for m in status.attempt.members} if status.attempt else {}
     survivors = {m.worker for m in new if before.get(m.worker) == m.pod_uid}
-    uids = {m.pod_uid for m in new}
+    attempt = AttemptStatus(number=number, members=new, created_at=now)
+    uids, newest, beside = {m.pod_uid for m in new}, newest_plans(status), sizes.beside(seen.spec, attempt)
     return status.model_copy(
         update={
-            "attempt": AttemptStatus(number=number, members=new, created_at=now),
+            "attempt": attempt,
             "attempts_used": number,
-            "workers": tuple(w for w in status.workers if w.pod_uid in uids),
+            "workers": tuple(
+                w for w in status.workers if w.pod_uid in uids or (w.worker in beside and w is newest[w.worker])
+            ),
             "notices": notices.carried_over(status, survivors),
         }
     )
@@ -107,11 +110,5 @@ def _order(
         interruptions=status.counts.preemptions + status.counts.failures,
         interruptions_caught=status.counts.caught,
         trained_seconds=float(status.counts.trained_seconds),
+        global_batch=sizes.global_batch(seen.spec),
     )
-
-
-def _usable_pods(seen: Observed, status: TrainingJobStatus) -> tuple[PodSeen, ...] | None:
-    newest = newest_plans(status)
-    found = [replace.usable(seen, status, newest[w]) if w in newest else None for w in range(seen.spec.workers)]
-    pods = tuple(p for p in found if p is not None)
-    return pods if len(pods) == seen.spec.workers else None

@@ -23,10 +23,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from holdfast_api.messages import BlockedReason
+from holdfast_api.messages import BlockedReason, Cause
 from holdfast_api.signing import LIFETIME_SECONDS
 from holdfast_api.soundness import Grade
 from holdfast_operator.core import (
+    elastic,
     failures,
     feasibility,
     finish,
@@ -145,7 +146,9 @@ def _summary(
             stalled = "True" if trouble.stalled else "False"
             ready = "True" if status.phase is Phase.RUNNING else "False"
             moving = "False" if trouble.stalled else "True"
-            yield from _three(ready, moving, stalled, trouble.reason, trouble.message)
+            words = elastic.in_words(seen, status) if status.phase is Phase.RUNNING else ""
+            message = f"training goes on{words}. {trouble.message}" if words else trouble.message
+            yield from _three(ready, moving, stalled, trouble.reason, message)
         case Phase.QUEUED if seen.spec.suspend:
             yield from _three(
                 "False", "False", "False", "Suspended", "spec.suspend is true: nothing runs; set it to false to go on"
@@ -154,7 +157,8 @@ def _summary(
             yield from _three("False", "True", "False", "Queued", _where(seen, status))
         case Phase.RUNNING if not seen.spec.suspend:
             number = status.attempt.number if status.attempt else 0
-            yield from _three("True", "False", "False", "Running", f"attempt {number} trains")
+            words = elastic.in_words(seen, status)
+            yield from _three("True", "False", "False", "Running", f"attempt {number} trains{words}")
         case _:
             yield from _three("False", "True", "False", *_on_the_way(seen, status, now))
 
@@ -182,7 +186,8 @@ def _on_the_way(seen: Observed, status: TrainingJobStatus, now: datetime) -> tup
     if seen.spec.suspend:
         return "Suspending", "a checkpoint is taken, then the pods go"
     if status.phase is Phase.EVACUATING:
-        return "Evacuating", f"saving before the worker goes{about}"
+        before = "the next attempt" if open_entries[-1].cause == Cause.RESIZE.value else "the worker goes"
+        return "Evacuating", f"saving before {before}{about}"
     if status.retry_at is not None and interruptions.is_over(status):
         failure = failures.find(status, members(seen, status.attempt), now) or failures.of_start(seen, status, now)
         words = f"; {failure.message}" if failure is not None else about

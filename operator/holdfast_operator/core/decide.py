@@ -14,6 +14,7 @@ from holdfast_operator.core import (
     checkpoint_now,
     conditions,
     earlier,
+    elastic,
     evacuate,
     events,
     failures,
@@ -70,6 +71,7 @@ def decide(seen: Observed, now: datetime) -> Decision:
         return _while_still(seen, status, now, since=status.stop.since, why=f"stopped: {status.stop.checkpoint}")
     status = renew.drop_unclaimed(seen, status, now)
     status = notices.update(seen, status, now)
+    status = elastic.take_back(seen, status, now)
     status = interruptions.update(seen, status, now)
     status = unfinished.update(seen, status, now)
     status = suspicion.update(seen, seen.status, status)
@@ -121,9 +123,12 @@ def _while_no_step(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
 
 def _while_running(seen: Observed, status: TrainingJobStatus, now: datetime) -> Step:
     status = replace.take_back(status, now)
+    status = elastic.look_out(seen, status, now)
+    status = elastic.ask(seen, status, now)
     status = checkpoint_now.update(seen, status)
     status = retention.update(seen, status, now)
     actions = (
+        *attempts.create_pods(seen, status),
         *evacuate.orders(seen, status),
         *checkpoint_now.order(seen, status),
         *retention.orders(seen, status),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from holdfast_api import sources
 from holdfast_api.messages import Cause
 from holdfast_operator.core import finish, unfinished
 from holdfast_operator.core.actions import EmitEvent
@@ -20,7 +21,14 @@ from holdfast_operator.core.conditions import (
     UNSAVED,
 )
 from holdfast_operator.core.membership import newest_plans
-from holdfast_operator.crd.v1alpha1 import Condition, Phase, PreemptionStatus, SuspicionState, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import (
+    Condition,
+    NoticeStatus,
+    Phase,
+    PreemptionStatus,
+    SuspicionState,
+    TrainingJobStatus,
+)
 
 _QUIET_CAUSES = (Cause.PERIODIC.value,)
 """Periodic checkpoints are in status and metrics; an event for each would push out what matters."""
@@ -48,12 +56,21 @@ def _notices(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[Em
     for n in after.notices:
         old = known.get((n.worker, n.source))
         where = f"worker {n.worker} on {n.node}" if n.node else f"worker {n.worker}"
-        if n.withdrawn and old is not None and not old.withdrawn:
+        if n.source == sources.RESIZE:
+            yield from _resizes(n, old)
+        elif n.withdrawn and old is not None and not old.withdrawn:
             yield EmitEvent("NoticeWithdrawn", f"{where}: {n.source} was taken back")
         elif not n.withdrawn and (old is None or old.withdrawn):
             until = f", deadline {n.deadline:%H:%M:%S} UTC" if n.deadline else ""
             kind = "Notice" if n.acting else "EarlyNotice"
             yield EmitEvent(kind, f"{where}: {n.cause} ({n.source}){until}", warning=n.acting)
+
+
+def _resizes(new: NoticeStatus, old: NoticeStatus | None) -> Iterator[EmitEvent]:
+    if new.withdrawn and old is not None and not old.withdrawn:
+        yield EmitEvent("ResizeWithdrawn", f"training goes on as it was: {new.detail}")
+    elif not new.withdrawn and (old is None or old.withdrawn):
+        yield EmitEvent("Resizing", new.detail)
 
 
 def _checkpoints(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
@@ -94,7 +111,8 @@ def _interruptions(before: TrainingJobStatus, after: TrainingJobStatus) -> Itera
     for p in after.preemptions:
         old = known.get(p.attempt)
         if old is None:
-            yield EmitEvent("Interrupted", f"attempt {p.attempt}: {finish.describe(p)}", warning=True)
+            planned = p.cause == Cause.RESIZE.value
+            yield EmitEvent("Interrupted", f"attempt {p.attempt}: {finish.describe(p)}", warning=not planned)
         if p.ended_at is not None and (old is None or old.ended_at is None):
             yield EmitEvent("AttemptEnded", f"attempt {p.attempt} {_how_it_ended(p)}")
 
@@ -134,6 +152,9 @@ def _attempt(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[Em
     if old is None or old.number != new.number:
         nodes = ", ".join(f"{m.worker} on {m.node}" for m in new.members[:8])
         yield EmitEvent("AttemptStarted", f"attempt {new.number}: workers {nodes}")
+        if old is not None and len(old.members) != len(new.members):
+            words = f"attempt {new.number} has {len(new.members)} workers, attempt {old.number} had {len(old.members)}"
+            yield EmitEvent("Resized", words)
     if new.claimed_at is not None and (old is None or old.number != new.number or old.claimed_at is None):
         yield EmitEvent("AttemptClaimed", f"attempt {new.number} continues {new.parent} at step {new.parent_step}")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from holdfast_api.messages import AgentPhase, Exit, Stage
+from holdfast_operator.core import sizes
 from holdfast_operator.core.membership import (
     MemberSeen,
     describe_worker,
@@ -53,6 +54,8 @@ def of_start(seen: Observed, status: TrainingJobStatus, now: datetime) -> Failur
     """A planned pod that ended before it became a member of an attempt, by its own fault."""
     for worker, entry in sorted(newest_plans(status).items()):
         pod = pod_of(seen, worker, entry.serial)
+        if sizes.is_beside(status.attempt, worker):
+            continue  # the attempt has never had it and goes on without it
         if pod is None or is_member(status, pod.uid) or not pod.ended or pod.deleting or pod.reason:
             continue
         name = describe_worker(worker, pod.node)

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from holdfast_api.messages import AgentPhase, Cause, Exit
 from holdfast_api.soundness import Grade
-from holdfast_operator.core import circles, failures, interruptions, unsound
+from holdfast_operator.core import circles, elastic, failures, interruptions, unsound
 from holdfast_operator.core.membership import MemberSeen, exit_of, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
@@ -36,11 +36,9 @@ def count_end(
     if entry.source == interruptions.SUPERSEDED_SOURCE:
         return _go_above(seen, status), None
     status = _with_training(status, entry.ended_at)
-    if entry.cause == Cause.ROLLBACK.value:
-        return (
-            status,
-            None,
-        )  # neither the machines' fault nor a crash; how often it may happen is counted in status.rollBack
+    if entry.cause in (Cause.ROLLBACK.value, Cause.RESIZE.value):
+        # Neither the machines' fault nor a crash. How often it may happen: status.rollBack counts, and elastic.py waits.
+        return status, None
     progressed = _has_progressed(seen, status)
     status = circles.count(status, entry.cause, progressed=progressed)
     if entry.cause == Cause.FAILURE.value:
@@ -57,7 +55,7 @@ def count_start_failure(
     seen: Observed, status: TrainingJobStatus, now: datetime
 ) -> tuple[TrainingJobStatus, Verdict | None]:
     """Counts a pod that failed before it could take part, and sets the back-off. A back-off that is set says that it has been counted."""
-    if status.retry_at is not None or not interruptions.is_over(status):
+    if status.retry_at is not None or not interruptions.is_over(status) or elastic.can_do_without(seen, status):
         return status, None
     failure = failures.of_start(seen, status, now)
     return (status, None) if failure is None else _count(seen, status, failure, now, progressed=False)
@@ -130,6 +128,8 @@ def _finished(who: MemberSeen) -> bool:
 
 def describe(entry: PreemptionStatus) -> str:
     """An interruption in one sentence, for events and conditions."""
+    if entry.cause == Cause.RESIZE.value:
+        return "the job is to go on with more workers"
     workers = ", ".join(str(w) for w in entry.workers[:8]) or "unknown"
     where = f" on {', '.join(entry.nodes[:4])}" if entry.nodes else ""
     by = f" ({entry.source})" if entry.source else ""

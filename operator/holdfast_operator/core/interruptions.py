@@ -7,6 +7,7 @@ one takes a step: each has its entry, and the first step closes them all (I9: ev
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from holdfast_api import sources
 from holdfast_api.messages import AgentPhase, Cause, Exit, Stage
 from holdfast_operator.core import blame, deadlines, failures, loss, merge, unsound
 from holdfast_operator.core.membership import MemberSeen, boundary_of, exit_of, has_ended, members
@@ -61,11 +62,12 @@ def _from_notices(seen: Observed, status: TrainingJobStatus, whos: tuple[MemberS
     merged = merge.merge(status.notices, deadlines.Limits.of(seen))
     if merged is None:
         return None
+    resize = merged.source == sources.RESIZE  # the weakest: nothing else stands
     return _entry(status, whos).model_copy(
         update={
-            "cause": merged.cause,
+            "cause": Cause.RESIZE.value if resize else merged.cause,
             "source": merged.source,
-            "workers": merged.workers,
+            "workers": tuple(w for w in merged.workers if w != sources.NOBODY),
             "nodes": merged.nodes,
             "noticed_at": _earlier(merged.noticed_at, whos),
             "deadline": merged.deadline,

@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast_api import codec, names
 from holdfast_api.config import AgentConfig, StorageConfig
-from holdfast_operator.core import capacity, kueue, presets
+from holdfast_operator.core import capacity, kueue, presets, sizes
 from holdfast_operator.core.observed import JobMeta
 from holdfast_operator.crd.v1alpha1 import (
     S3,
@@ -209,7 +209,7 @@ def _config(
         job_uid=job.uid,
         worker=worker,
         serial=serial,
-        workers=spec.workers,
+        workers=sizes.most(spec),
         processes_per_worker=spec.processes_per_worker,
         storage=_storage(checkpoint.storage),
         every_steps=checkpoint.every.steps,

@@ -7,7 +7,7 @@ has ended is over, and its quota free: what comes next is another group, which q
 
 from collections.abc import Iterable, Iterator
 
-from holdfast_operator.core import interruptions, kueue
+from holdfast_operator.core import interruptions, kueue, sizes
 from holdfast_operator.core.actions import ReleaseQuota
 from holdfast_operator.core.membership import newest_plans, pod_of
 from holdfast_operator.core.observed import Observed, PodSeen
@@ -35,7 +35,10 @@ def must_wait(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) ->
     withdrawn notice, which Kueue does not take for the end of a group."""
     if entry.queue is None:
         return False
-    return not interruptions.is_over(status) or waits_for_place(seen, entry) is not None
+    beside = sizes.is_beside(
+        status.attempt, entry.worker
+    )  # the attempt goes on without it: nobody's place is held twice
+    return (not beside and not interruptions.is_over(status)) or waits_for_place(seen, entry) is not None
 
 
 def waits_for_place(seen: Observed, entry: WorkerStatus) -> PodSeen | None:

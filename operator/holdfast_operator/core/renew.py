@@ -22,8 +22,8 @@ def drop_unclaimed(seen: Observed, status: TrainingJobStatus, now: datetime) -> 
     attempt = status.attempt
     if attempt is None or attempt.claimed_at is not None:
         return status
-    wanted = made_from(seen.spec)
-    if not any(is_stale(seen, w, wanted, now) for w in newest_plans(status).values()):
+    wanted, of = made_from(seen.spec), {m.worker for m in attempt.members}
+    if not any(is_stale(seen, w, wanted, now) for w in newest_plans(status).values() if w.worker in of):
         return status
     return status.model_copy(update={"attempt": None})
 

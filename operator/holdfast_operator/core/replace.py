@@ -4,9 +4,10 @@ A plan is an entry in status.workers, written before the pod is created; its ser
 still runs and its replacement.
 """
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import capacity, fruitless, giving_way, incidents, queueing, renew, unfinished, zones
+from holdfast_operator.core import capacity, fruitless, giving_way, incidents, queueing, renew, sizes, unfinished, zones
 from holdfast_operator.core.membership import is_member, members, newest_plans, pod_by_uid, pod_of, report_of
 from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
 from holdfast_operator.core.pods import made_from
@@ -18,13 +19,15 @@ STALE_AVOIDANCE = timedelta(seconds=5)
 """How long a pod may find no node before the list of nodes that it avoids is made anew."""
 
 
-def plan(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
-    """A usable or planned pod for every worker. Entries that are neither newest nor members of a live attempt are dropped."""
+def plan(
+    seen: Observed, status: TrainingJobStatus, now: datetime, *, only: Collection[int] | None = None
+) -> TrainingJobStatus:
+    """A usable or planned pod for every worker that is wanted, or for these `only`. Entries that are neither newest nor members of a live attempt are
+    dropped."""
     status = _without_needless(seen, status, now)
     newest, digest = newest_plans(status), made_from(seen.spec)
-    wanted = [
-        w for w in range(seen.spec.workers) if w not in newest or not _may_stay(seen, status, newest[w], digest, now)
-    ]
+    of = sizes.wanted(seen.spec, status.attempt) if only is None else only
+    wanted = [w for w in of if w not in newest or not _may_stay(seen, status, newest[w], digest, now)]
     if not wanted:
         return status
     serial = status.serials_used + 1
@@ -66,8 +69,9 @@ def take_back(status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
     """Drops replacements: every notice was withdrawn before the attempt ended (F5)."""
     if status.attempt is None:
         return status
-    kept = tuple(w for w in status.workers if is_member(status, w.pod_uid))
-    if len(kept) == len(status.workers) or {w.worker for w in kept} != {m.worker for m in status.attempt.members}:
+    of = {m.worker for m in status.attempt.members}
+    kept = tuple(w for w in status.workers if is_member(status, w.pod_uid) or w.worker not in of)
+    if len(kept) == len(status.workers) or not of <= {w.worker for w in kept}:
         return status
     newest = newest_plans(status)
     return status.model_copy(update={"workers": tuple(_remembers(w, newest[w.worker], now) for w in kept)})

@@ -7,7 +7,7 @@ boundaries, so the sum is exact.
 
 from datetime import datetime, timedelta
 
-from holdfast_api.messages import Stage
+from holdfast_api.messages import Cause, Stage
 from holdfast_operator.core.membership import MemberSeen, members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import AttemptStatus, PhaseDuration, PreemptionStatus, TrainingJobStatus
@@ -31,7 +31,7 @@ def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> Training
         return status
     last = next(p for p in reversed(entries) if p.resumed_at is not None)
     closed = [after for before, after in zip(status.preemptions, entries, strict=True) if before != after]
-    caught = status.counts.caught + sum(p.steps_lost == 0 for p in closed)
+    caught = status.counts.caught + sum(p.steps_lost == 0 and p.cause != Cause.RESIZE.value for p in closed)
     return status.model_copy(
         update={
             "preemptions": entries,

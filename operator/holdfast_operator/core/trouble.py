@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from holdfast_api.messages import AgentPhase
-from holdfast_operator.core import blame, capacity, failures, interruptions
+from holdfast_operator.core import blame, capacity, failures, interruptions, sizes
 from holdfast_operator.core.membership import describe_worker, members, newest_plans, pod_of, report_of
 from holdfast_operator.core.observed import Observed, PodSeen, Refusal, RefusalKind
-from holdfast_operator.crd.v1alpha1 import TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import TrainingJobStatus, WorkerStatus
 
 MAX_MESSAGE = 4000
 
@@ -73,11 +73,19 @@ def _refused(refusal: Refusal) -> Trouble:
 
 
 def _of_agents(seen: Observed, status: TrainingJobStatus) -> Iterator[Trouble]:
-    for worker, entry in sorted(newest_plans(status).items()):
+    for worker, entry in _that_matter(seen, status):
         report = report_of(seen, entry.pod_uid)
         if report is not None and report.blocked is not None and report.phase is AgentPhase.BLOCKED:
             name = describe_worker(worker, entry.node)
             yield Trouble(report.blocked.reason.value, f"{name}: {report.blocked.message[:MAX_MESSAGE]}")
+
+
+def _that_matter(seen: Observed, status: TrainingJobStatus) -> list[tuple[int, WorkerStatus]]:
+    """Whether a pod beside an attempt that has all its workers finds room is no trouble: it waits for that."""
+    attempt, newest = status.attempt, sorted(newest_plans(status).items())
+    if attempt is None or len(attempt.members) < seen.spec.workers:
+        return newest
+    return [(worker, entry) for worker, entry in newest if not sizes.is_beside(attempt, worker)]
 
 
 def _of_crash(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterator[Trouble]:
@@ -97,7 +105,7 @@ def _of_crash(seen: Observed, status: TrainingJobStatus, now: datetime) -> Itera
 
 
 def _of_pods(seen: Observed, status: TrainingJobStatus) -> Iterator[Trouble]:
-    for worker, entry in sorted(newest_plans(status).items()):
+    for worker, entry in _that_matter(seen, status):
         pod = pod_of(seen, worker, entry.serial)
         if pod is not None:
             yield from _of_pod(seen, pod, describe_worker(worker, pod.node), capacity.in_words(seen, entry))

@@ -3,7 +3,17 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import blame, capacity, evacuate, failures, fruitless, incidents, interruptions, renew
+from holdfast_operator.core import (
+    blame,
+    capacity,
+    elastic,
+    evacuate,
+    failures,
+    fruitless,
+    incidents,
+    interruptions,
+    renew,
+)
 from holdfast_operator.core.membership import members, silent_from
 from holdfast_operator.core.observed import Observed, Refusal
 from holdfast_operator.core.replace import STALE_AVOIDANCE
@@ -31,6 +41,7 @@ def refused_until(refusal: Refusal, beside: int) -> datetime:
 
 def _moments(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterator[datetime | None]:
     yield status.retry_at
+    yield from elastic.moments(seen, status, now)
     entry = interruptions.current(status)
     if entry is not None and entry.ended_at is None:
         yield entry.deadline

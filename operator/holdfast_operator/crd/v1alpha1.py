@@ -522,6 +522,22 @@ class ResumeFrom(Model):
     """ATTEMPT/SAVE; empty: the newest that validates."""
 
 
+class Elastic(Model):
+    """With how many workers the job trains where it cannot have `workers` of them, and how the global batch stays the same (docs/operator.md)."""
+
+    min_workers: Annotated[int, Field(ge=1, le=1024)]
+    """It goes on with as few workers as that, rather than wait."""
+    max_workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """It grows to as many where there is room. Absent: to `workers`."""
+    global_batch: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
+    """Samples of an update, of all ranks together. Only numbers of workers whose ranks divide it are used, and training code is told it
+    (`holdfast.batch_share()`). Absent: every number is used, and the script holds its batch by itself."""
+    wait_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
+    """How long training stands still, at most, for a replacement that no machine has room for, before it goes on with fewer workers."""
+    grow_after_seconds: Annotated[int, Field(ge=10, le=86_400 * 7)] = 600
+    """How long an attempt trains, at least, before it is ended to go on with more workers."""
+
+
 _IN_A_NEW_JOB = (
     "spec.{} cannot be changed: delete the job, whose checkpoints stay, and create it again with another number and its uid as spec.resumeFrom.uid: "
     "any number of ranks can load them"
@@ -549,6 +565,25 @@ class TrainingJobSpec(Model):
                 "(torchrun --standalone --nproc-per-node N train.py)",
             ),
             rule(
+                "!has(self.elastic) || self.elastic.minWorkers <= self.workers",
+                "spec.elastic.minWorkers is greater than spec.workers: it is the number below which the job waits; write one from 1 to spec.workers",
+            ),
+            rule(
+                "!has(self.elastic) || !has(self.elastic.maxWorkers) || self.elastic.maxWorkers >= self.workers",
+                "spec.elastic.maxWorkers is less than spec.workers: raise it, or leave it out, and spec.workers is the most",
+            ),
+            rule(
+                "!has(self.elastic) || !has(self.elastic.globalBatch) || (self.elastic.globalBatch % (self.workers * self.processesPerWorker) == 0"
+                " && self.elastic.globalBatch % (self.elastic.minWorkers * self.processesPerWorker) == 0 && (!has(self.elastic.maxWorkers)"
+                " || self.elastic.globalBatch % (self.elastic.maxWorkers * self.processesPerWorker) == 0))",
+                "spec.elastic.globalBatch must be a multiple of spec.workers, of minWorkers and of maxWorkers, each times spec.processesPerWorker: "
+                "every rank has the same share of it",
+            ),
+            rule(
+                "!has(self.elastic) || self.checkpoint.source != 'directory'",
+                "spec.elastic needs the library: with spec.checkpoint.source: directory nobody knows which part of the data is left; remove one of them",
+            ),
+            rule(
                 "!(self.fresh && has(self.resumeFrom))",
                 "spec.fresh and spec.resumeFrom exclude each other: remove one of them",
             ),
@@ -572,6 +607,8 @@ class TrainingJobSpec(Model):
     """How announcements and losses of a worker are read."""
     placement: Placement | None = None
     """On which nodes pods are made, beside what the template says."""
+    elastic: Elastic | None = None
+    """With how many workers the job trains where it cannot have `workers` of them. Absent: it waits for all."""
     validation: Validation = Validation()
     """What is done about checkpoints in which something was found: NaN, copies that differ, damage."""
     warm_start: WarmStart = WarmStart.OFF
