@@ -125,7 +125,7 @@ class Attempt:
         trains = lambda: Stage.FIRST_STEP.value in s.record.stages and not s.record.evacuating  # noqa: E731
         while not await s.changes.until(trains, Deadline.after(3600)):
             pass
-        self._launcher.prepare(range(len(s.settings.ranks)), s.settings.command)
+        self._launcher.prepare(range(len(s.ranks)), s.settings.command)
 
     def _launch(self) -> None:
         s = self.shared

@@ -247,7 +247,7 @@ def _checked(shared: Shared, order: peers.RescueOrder, part: peers.Part) -> Pend
     )  # fmt: skip
     expected = (
         s.settings.config.job_uid, s.attempt, order.save, order.worker, s.incarnation, s.order.world_size, order.boundary,
-        tuple(range(order.worker * each, (order.worker + 1) * each)), each,
+        tuple(s.order.ranks_of(order.worker)), each,
     )  # fmt: skip
     if said != expected:
         raise SaveGivenUp(f"worker {order.worker} speaks of {said} where {expected} was ordered")
