@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from holdfast import capture_mode, device, mapped, pinning, upload
-from holdfast.errors import CheckpointDamaged
 from holdfast.mapped import MappedImage, Twin
 
 log = logging.getLogger("holdfast")
@@ -31,7 +30,7 @@ class Ahead:
     def __init__(self, path: str, image_bytes: int, targets: Sequence[torch.Tensor]) -> None:
         """`targets`: what the load will write to. Raises CheckpointDamaged, OSError, ValueError."""
         self.image = MappedImage(path, image_bytes)
-        gpu = pinning.device_in_use() if device.side_stream_wanted() else None
+        gpu = _gpu(targets) if device.side_stream_wanted() else None
         self._twin = Twin(path, image_bytes, gpu) if gpu is not None else None
         self._targets = [t for t in targets if _is_near(t)]
         self._begins = threading.Event()
@@ -84,13 +83,19 @@ class Ahead:
                 yield lambda at=at, end=end, how=how: libc.madvise(at, min(STEP_BYTES, end - at), how)  # type: ignore[misc]
 
 
-def begin(path: str, image_bytes: int, targets: Sequence[torch.Tensor]) -> Ahead | None:
+def begin(path: str, image_bytes: int, targets: Callable[[], Sequence[torch.Tensor]]) -> Ahead | None:
     """None where nothing can be prepared; the load will say why, if it is a reason there too."""
     try:
-        return Ahead(path, image_bytes, targets)
-    except (CheckpointDamaged, OSError, ValueError, RuntimeError) as e:
+        return Ahead(path, image_bytes, targets())
+    except Exception as e:  # tensors are what users make them
         log.info("holdfast: nothing is prepared for the load: %s: %s", type(e).__name__, e)
         return None
+
+
+def _gpu(targets: Sequence[torch.Tensor]) -> int | None:
+    """The one that the targets lie on, or else the current one: another would be started by asking it."""
+    current = pinning.device_in_use()
+    return current if current is None else next((t.device.index for t in targets if t.device.type == "cuda"), current)
 
 
 def _is_near(tensor: torch.Tensor) -> bool:

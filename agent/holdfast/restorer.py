@@ -68,7 +68,7 @@ class Restorer:
         if self._ahead is not None and self._ahead.image.is_of(offer.path, offer.image_bytes):
             return
         self._let_go()
-        self._ahead = ahead.begin(offer.path, offer.image_bytes, self._registry.memory())
+        self._ahead = ahead.begin(offer.path, offer.image_bytes, self._registry.memory)
 
     def _let_go(self) -> None:
         before, self._ahead = self._ahead, None

@@ -116,7 +116,7 @@ def ours(mebibytes: int, disk: Path, memory: Path) -> Contender:
             images = asyncio.run(
                 restore.fetch(
                     record, range(1), store=store, node=node, arena=arena, threads=threads, tally=tally, stop=Stop(),
-                    begun=lambda m, path: prepared.append(ahead.begin(str(path), m.image_bytes, registry.memory())),
+                    begun=lambda m, path: prepared.append(ahead.begin(str(path), m.image_bytes, registry.memory)),
                 )
             )  # fmt: skip
             began = time.perf_counter()

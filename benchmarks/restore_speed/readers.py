@@ -79,7 +79,7 @@ def holdfast(sources: Sources, shared: Arena, *, store: bool, load: bool) -> Con
 
         def begun(manifest: RankManifest, path: Path) -> None:
             if load:
-                prepared.append(ahead.begin(str(path), manifest.image_bytes, registry.memory()))
+                prepared.append(ahead.begin(str(path), manifest.image_bytes, registry.memory))
 
         def one(work: Metered) -> None:
             hashed[0] = 0

@@ -277,7 +277,7 @@ def kill(*_):
     return real(*_)
 real, ahead.STEP_BYTES = ahead.Ahead._step, 1 << 20
 ahead.Ahead._step = staticmethod(kill)
-ahead.begin(sys.argv[1], os.path.getsize(sys.argv[1]), [torch.zeros(1 << 20)]).wait()
+ahead.begin(sys.argv[1], os.path.getsize(sys.argv[1]), lambda: [torch.zeros(1 << 20)]).wait()
 """
 
 
@@ -305,7 +305,7 @@ def test_pages_that_nobody_has_touched_are_there_when_the_load_begins(tmp_path: 
     path = tmp_path / "slot"
     path.write_bytes(bytes(1 << 20))
     untouched, strided = torch.empty(16 << 20), torch.arange(6.0).view(2, 3).t()
-    one = ahead.begin(str(path), 1 << 20, [untouched, strided])
+    one = ahead.begin(str(path), 1 << 20, lambda: [untouched, strided])
     assert one is not None
     one.wait()
     assert resident(untouched) == 1.0
@@ -324,7 +324,7 @@ def test_a_load_does_not_wait_for_all_that_could_be_prepared(tmp_path: Path, mon
     monkeypatch.setattr(ahead.Ahead, "_steps", steps)
     late = threading.Timer(WAIT, enough.set)
     late.start()
-    one = ahead.begin(str(path), 8192, [])
+    one = ahead.begin(str(path), 8192, list)
     assert one is not None
     assert begun.wait(WAIT)
     one.stop()
@@ -368,7 +368,7 @@ def test_what_prepares_has_ended_before_the_load_begins(
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("wrong", ["no file", "a short file", "no step"])
+@pytest.mark.parametrize("wrong", ["no file", "a short file", "no step", "an odd tensor"])
 def test_what_cannot_be_prepared_is_loaded_as_ever(
     agent: BeginsFirst, tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,8 +393,15 @@ def test_what_cannot_be_prepared_is_loaded_as_ever(
             raise OSError("no")
 
         monkeypatch.setattr(ahead.Ahead, "_step", staticmethod(fails))
+    ckpt = holdfast.Checkpointer(model=model)
+    if wrong == "an odd tensor":
+
+        def odd() -> list[torch.Tensor]:
+            raise ValueError("it cannot be asked before it is used")
+
+        monkeypatch.setattr(ckpt._registry, "memory", odd)
     agent.first = first
-    holdfast.Checkpointer(model=model).restore()
+    ckpt.restore()
     assert equal(model, state)
 
 
@@ -530,7 +537,7 @@ def test_what_a_gpu_reads_is_the_file_and_what_the_rank_writes_into_its_view_is_
     target = torch.zeros(1 << 20, dtype=torch.uint8)
     monkeypatch.setattr(device, "is_far", lambda t: t.data_ptr() == target.data_ptr())
     monkeypatch.setattr(device, "streams_of", lambda place: streams)
-    one = ahead.begin(str(path), 1 << 20, [])
+    one = ahead.begin(str(path), 1 << 20, list)
     assert one is not None
     one.wait()
     one.stop()
@@ -554,7 +561,7 @@ def test_nothing_is_locked_where_it_must_not_be(
         monkeypatch.setattr(ahead.capture_mode, "relax", lambda: False)
     path = tmp_path / "slot"
     path.write_bytes(bytes(1 << 20))
-    one = ahead.begin(str(path), 1 << 20, [])
+    one = ahead.begin(str(path), 1 << 20, list)
     assert one is not None
     one.wait()
     one.close()
