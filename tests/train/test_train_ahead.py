@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -549,6 +550,15 @@ def test_what_a_gpu_reads_is_the_file_and_what_the_rank_writes_into_its_view_is_
     target.fill_(1)
     filling.fill([(target, one.image.bytes)])
     assert not target.any(), "no longer"
+
+
+def test_pages_are_locked_for_the_gpu_that_the_tensors_lie_on(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script need not have made it the current one, and asking another for something starts it."""
+    here, there = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(device=torch.device("cuda", 3))
+    assert ahead._gpu([here, there]) == 3  # type: ignore[list-item]
+    assert ahead._gpu([here]) == 0  # type: ignore[list-item]
+    monkeypatch.setattr(pinning, "device_in_use", lambda: None)
+    assert ahead._gpu([here]) is None  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("why", ["switched off", "it could spoil a capture"])
