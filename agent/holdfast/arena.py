@@ -135,12 +135,13 @@ class Arena:
             self._taken.discard(slot)
             self._changed.notify_all()
 
-    def wait_until_all_free(self) -> None:
-        """Before a plan is replaced. Raises LinkLost."""
+    def all_free_within(self, seconds: float) -> bool:
+        """Whether the agent has given every slot back by then: before a plan is replaced. Raises LinkLost."""
         with self._changed:
-            self._changed.wait_for(lambda: self._lost or not self._taken)
+            free = self._changed.wait_for(lambda: self._lost or not self._taken, seconds)
             if self._lost:
                 raise LinkLost("the agent is gone")
+            return free
 
     def lose(self) -> None:
         with self._changed:

@@ -80,7 +80,9 @@ class Checkpointer:
         self._saver: Saver | None = None
         self._mid: MidStep | None = None
         if self._link is not None:
-            self._saver = Saver(self._link, self._registry, self._progress, self._run)
+            self._saver = Saver(
+                self._link, self._registry, self._progress, self._run, awaited=lambda: self._gate.awaited
+            )
             self._mid = MidStep(self._registry, self._progress, self._gate, self._saver, self._link, self._run)
             self._link.tick = self._mid.tick
             self._link.start()

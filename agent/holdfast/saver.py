@@ -6,6 +6,7 @@ agent is gone or refuses, a value cannot be saved) it says so once and training 
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -26,13 +27,24 @@ from holdfast_api.manifest import MetricPoint
 from holdfast_rank.agent_link import AgentLink
 
 log = logging.getLogger("holdfast")
+LOOK_SECONDS = 0.05
+"""A round may come while slots are waited for."""
 
 
 class Saver:
     """Plans once the layout is known (I9), captures when told to."""
 
-    def __init__(self, link: AgentLink, registry: Registry, progress: Progress, run: dict[str, str]) -> None:
+    def __init__(
+        self,
+        link: AgentLink,
+        registry: Registry,
+        progress: Progress,
+        run: dict[str, str],
+        awaited: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`awaited`: a round waits for this rank (Gate.awaited)."""
         self._link, self._registry, self._progress, self._run = link, registry, progress, run
+        self._awaited = awaited
         self.config: dict[str, str] = {}
         """The user's hyper-parameters."""
         self.chunk_bytes = 16 << 20
@@ -188,8 +200,10 @@ class Saver:
                         "holdfast: the small state is saved as it is now, not as it was at the last boundary: %s", e
                     )
             document = document_bytes(captured.document)
-            if self._plan is None or not self._plan.fits(captured, document):
-                self._send_plan(captured, wait=kind != "round")
+            fits = self._plan is not None and self._plan.fits(captured, document)
+            if not fits and not self._plan_for(kind, captured):
+                log.info("holdfast: boundary %d is not saved: a round waits for a later one", self._progress.boundary)
+                return
             arena = self._ready_arena()
             if not arena.has_free:
                 self._link.flush_passed()  # the agent gives a slot to a round once it knows that the rank stands at its target
@@ -231,11 +245,20 @@ class Saver:
             )
         )
 
-    def _send_plan(self, captured: Captured, *, wait: bool = True) -> None:
-        """Replaces the plan. The agent first finishes with the slots of the old one; in a round there is no time for that, and it abandons them (A8)."""
+    def _plan_for(self, kind: str, captured: Captured) -> bool:
+        """Replaces the plan (I9). The agent first finishes with the slots of the old one. Not while a round waits for this rank: what ranks hold is kept until
+        they have come to its boundary (E4), so they would wait for each other until the deadline. What the round wants, or what there will be nothing newer
+        than, is planned without that, and the older saves abandoned (A8); a periodic save is left out. Returns False for that."""
+        while kind != "round" and self._arena is not None and not self._arena.all_free_within(LOOK_SECONDS):
+            if self._awaited():
+                if kind == "periodic":
+                    return False
+                break
+        self._send_plan(captured)
+        return True
+
+    def _send_plan(self, captured: Captured) -> None:
         self.beside.settle()
-        if self._arena is not None and wait:
-            self._arena.wait_until_all_free()
         number = self._plan.number + 1 if self._plan else 1
         plan = SnapshotPlan.of(number, captured, self.chunk_bytes)
         self._plan, self._arena, self._writers = plan, None, []

@@ -50,12 +50,13 @@ class Slots:
         with self._changed:
             return next((i for i, b in self._holds.items() if b == boundary), None)
 
-    def wait_until_all_free(self) -> None:
-        """Before another plan, or the end. Raises LinkLost."""
+    def all_free_within(self, seconds: float) -> bool:
+        """Whether the agent has given every slot back by then: before another plan. Raises LinkLost."""
         with self._changed:
-            self._changed.wait_for(lambda: self._lost or not self._taken)
+            free = self._changed.wait_for(lambda: self._lost or not self._taken, seconds)
             if self._lost:
                 raise LinkLost("the agent is gone")
+            return free
 
     def settled(self, seconds: float) -> bool:
         """Whether the agent has given all back within that time."""

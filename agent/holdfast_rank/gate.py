@@ -122,6 +122,13 @@ def judge(state: GateState, now: float) -> Verdict:
     return Verdict.CAPTURE if state.target == state.passed else Verdict.PASS
 
 
+def is_awaited(state: GateState, now: float) -> bool:
+    """A round has said where it stops, and this rank has not captured that for it."""
+    if not state.closed or state.captured or state.target is None or now >= state.lease_ends:
+        return False
+    return state.target >= state.passed or state.done
+
+
 def judge_entrance(state: GateState, now: float) -> Verdict:
     """For the main thread before the first update of an iteration. Who voted for a later boundary may run on to it: only a promise holds."""
     if state.copying:
@@ -266,6 +273,11 @@ class Gate:
                 waited = True
                 settled = self._state.captured or self._state.copying
                 self._changed.wait(None if settled else max(0.0, self._state.lease_ends - now))
+
+    @property
+    def awaited(self) -> bool:
+        """A round waits for this rank to come to its boundary, or to stand there with it captured. Any thread."""
+        return is_awaited(self._state, self._clock())
 
     @property
     def round(self) -> int:
