@@ -286,6 +286,8 @@ class Attempt:
             case peers.Committed():
                 self.writing.committed(message)
                 await self.writing.dropped()
+                if not (message.record or message.sealed):
+                    await self.rescue.given_up(message.save)
                 if message.record:
                     self.rescue.saved(CheckpointRef(message.attempt, message.save))
             case peers.PartWanted():

@@ -149,6 +149,12 @@ def gives_way(running: Option, live: Option) -> bool:
     return then < min(CONFIDENT, live.chance) and live.promise > running.promise
 
 
+def needs_rescue(running: Option, rescue: Span, available_seconds: float) -> bool:
+    """Whether an upload that is under way, as of now, may be late while survivors surely take the parts of those who go in time: then they do, beside it, and
+    what has arrived in the store by the deadline need not be sent again (E6). Pure."""
+    return running.chance < CONFIDENT <= spans.chance(rescue, available_seconds)
+
+
 def choose(s: Situation) -> Plan:
     exit_at = max(0.0, _finite(s.remaining_seconds) - EXIT_MARGIN_SECONDS)
     commit_at = max(0.0, exit_at - COMMIT_MARGIN_SECONDS)

@@ -5,7 +5,7 @@ One for each round that evacuates, in its coordinator. Called on the event loop'
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from holdfast_agent import notices, plan, rescuers, spans, tiers
 from holdfast_agent.clock import Deadline, monotonic, now
@@ -224,6 +224,20 @@ class Planning:
             running, seconds=seconds, available_seconds=available, chance=spans.chance(seconds, available)
         )
         return plan.gives_way(now, found.chosen)
+
+    def takers(self, running: Option) -> Mapping[int, int]:
+        """Doomed worker -> survivor, once the live state's upload, chosen as `running` and under way since, had better have a second way; else empty."""
+        found = self.rescue
+        if found is None:
+            return {}
+        left = self._deadline.remaining - plan.EXIT_MARGIN_SECONDS
+        same = next(
+            (o for o in self.now().options if (o.choice, o.boundary) == (running.choice, running.boundary)), running
+        )
+        seconds = spans.less(same.seconds, monotonic() - self._began_at)
+        chance = spans.chance(seconds, left - plan.COMMIT_MARGIN_SECONDS)
+        now = dataclasses.replace(running, seconds=seconds, chance=chance)
+        return found.takers if plan.needs_rescue(now, found.seconds, left) else {}
 
     def begins(self, chosen: Plan) -> None:
         """Told once for a choice; the same one again, because the ranks have arrived, changes nothing."""

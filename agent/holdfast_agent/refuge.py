@@ -35,6 +35,13 @@ class Refuge:
         (self._memory_dir / FOLDER).mkdir(mode=0o700, exist_ok=True)
         return self.in_memory
 
+    def drop(self, ref: CheckpointRef, worker: int) -> None:
+        """Another worker's part of a save that was given up. Absent is fine. Raises StoreError."""
+        tiers = [self.node, self.in_memory if self.in_memory.root.is_dir() else None]
+        for tier in tiers:
+            if tier is not None:
+                tier.drop_pending(ref, worker)
+
     def settled(self, committed: CheckpointRef) -> None:
         """Nothing up to this checkpoint is finished any more (A8): what lies in memory for it is given back. Raises StoreError."""
         if self.in_memory.root.is_dir():

@@ -15,7 +15,7 @@ from functools import partial
 
 from holdfast_agent.asking import Chunks
 from holdfast_agent.clock import Deadline, monotonic
-from holdfast_agent.errors import AgentError, SaveGivenUp
+from holdfast_agent.errors import AgentError, PeerRefused, SaveGivenUp
 from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.refuge import Refuge
 from holdfast_agent.shared import Shared
@@ -73,10 +73,27 @@ class Rescue:
         return found[2].result() if found[2].done() else LATER
 
     def saved(self, ref: CheckpointRef) -> None:
-        """It is a checkpoint: older parts are given up, and beside training it is seen, once, how fast another worker's memory is read, and how much room
+        """It is a checkpoint: older parts, and its own, are given up, and beside training it is seen, once, how fast another worker's memory is read, and how much room
         there is."""
+        for (save, _), (_, stop, _) in self._running.items():
+            if save <= ref.save:
+                stop.set(f"checkpoint {ref} is committed")
         if len(self._shared.order.members) > 1 and (self._after is None or self._after.done()):
             self._after = asyncio.ensure_future(self._settle_and_look(ref))
+
+    async def given_up(self, save: int) -> None:
+        """Nobody is to finish it: what was taken of it is dropped, durably, before its coordinator hears so and takes away what the store has (D4). Raises
+        PeerRefused if that cannot be done now."""
+        s = self._shared
+        for key in [k for k in self._running if k[0] == save]:
+            _, stop, task = self._running[key]
+            stop.set(f"save {save} was given up")
+            await asyncio.wait([task])
+            try:
+                await s.threads.on_node(self._refuge.drop, CheckpointRef(s.attempt, save), key[1])
+            except StoreError as e:
+                raise PeerRefused(f"worker {key[1]}'s part of save {save} is not removed yet: {e}") from e
+            self._running.pop(key, None)
 
     async def close(self) -> None:
         """No thread writes afterwards."""
@@ -104,6 +121,8 @@ class Rescue:
             chunks = self._chunks_of(order.worker, stop)
             manifests = await self._manifests(chunks, part, pending)
             read = await self._images(chunks, tier, pending, manifests, stop)
+            if s.base is not None and s.base.ref >= pending.ref:
+                raise SaveGivenUp(f"checkpoint {s.base.ref} is committed meanwhile")
             await s.threads.on_node(tier.leave, pending, manifests)
         except (AgentError, StoreError, OSError) as e:
             log.warning("worker %d's part of save %d is not taken: %s", order.worker, order.save, e)

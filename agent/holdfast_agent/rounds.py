@@ -58,6 +58,8 @@ class Round:
     """Until when the record must be written; moves with `deadline`."""
     planning: Planning | None = None
     """Of an evacuation."""
+    takers: Mapping[int, int] = field(default_factory=dict)
+    """Doomed worker -> the survivor that takes its part beside the upload, once that may be late."""
     going_on: bool = False
     """Everything is captured and training goes on: an evacuation that comes now is a round of its own."""
     lost: bool = False
@@ -285,6 +287,11 @@ class Rounds:
                         await self._rescue(running, planning, chosen)
                         planning.on_node = chosen.chosen.boundary
                         planning.ended("rescued")
+                    case Choice.LIVE if planning.rescue is not None:
+                        running.info = await self._with_a_second_way(
+                            running, planning, chosen, self._make(running, chosen)
+                        )
+                        planning.ended("committed")
                     case _:
                         running.info = await self._make(running, chosen)
                         planning.ended("committed")
@@ -371,6 +378,25 @@ class Rounds:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    async def _with_a_second_way(
+        self, running: Round, planning: Planning, chosen: Plan, making: Coroutine[Any, Any, CheckpointInfo]
+    ) -> CheckpointInfo:
+        """The live state is written; as soon as that may be late, survivors take the parts of those who go as well, which every worker that stays has its own
+        beside on its node by then (E6). Raises SaveGivenUp."""
+        task = asyncio.ensure_future(making)
+        task.add_done_callback(lambda _: self._shared.changes.bump())
+        running.takers = {}
+        try:
+            while not task.done():
+                await self._shared.changes.until(task.done, Deadline.after(AGAIN_SECONDS))
+                if not task.done() and not running.takers:
+                    await self._hear_again(running, planning, task)
+                    running.takers = planning.takers(chosen.chosen)
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     async def _hear_again(self, running: Round, planning: Planning, until: asyncio.Task[CheckpointInfo]) -> None:
         """What all workers expect now. Who does not answer at once changes nothing: what was heard before stands."""
         asking = asyncio.ensure_future(self._close(running))
@@ -399,6 +425,7 @@ class Rounds:
             sealed=lambda: running.evacuate and planning.now(committed=boundary).choice is Choice.NOTHING,
             to_node=chosen.choice is not Choice.STORE_ONLY,
             timings=lambda: planning.timings,
+            takers=lambda: running.takers,
         )
 
     async def _keep(self, running: Round, chosen: Plan) -> None:

@@ -125,9 +125,10 @@ class Saves:
         to_node: bool = True,
         full_speed: bool = False,
         timings: Callable[[], Mapping[str, float]] = dict,
+        takers: Callable[[], Mapping[int, int]] = dict,
     ) -> CheckpointInfo:
         """Commits `boundary`, which every rank of the job holds. `sealed` is asked when the commit is there, `for_good` when there is none: whether
-        the save is abandoned. Raises SaveGivenUp."""
+        the save is abandoned. `takers` is asked while it is written: doomed worker -> survivor, if the latter had better take its part as well. Raises SaveGivenUp."""
         async with self._lock:
             s = self._shared
             await self._decided(deadline)
@@ -141,7 +142,7 @@ class Saves:
                 order = peers.FlushOrder(
                     s.attempt, save, boundary, base, cause, emergency, deadline.at, to_node, full_speed
                 )
-                record, text = await self._commit(order, deadline, timings)
+                record, text = await self._commit(order, deadline, timings, takers)
             except Exception as e:
                 kept = not (emergency or for_good())
                 told = for_good() and not sealed()
@@ -303,13 +304,22 @@ class Saves:
         await self.tell(peers.Committed(self._shared.attempt, max(1, self._shared.highest_save), "", info, True))
 
     async def _commit(
-        self, order: peers.FlushOrder, deadline: Deadline, timings: Callable[[], Mapping[str, float]]
+        self,
+        order: peers.FlushOrder,
+        deadline: Deadline,
+        timings: Callable[[], Mapping[str, float]],
+        takers: Callable[[], Mapping[int, int]],
     ) -> tuple[CommitRecord, str]:
         s = self._shared
         save = order.save
         if s.store is None:
             raise SaveGivenUp("the store is not open")
-        answers = await self._flushed(order, deadline)
+        beside = asyncio.ensure_future(self._taken_beside(order, deadline, takers))
+        try:
+            answers = await self._flushed(order, deadline)
+        finally:
+            beside.cancel()
+            await asyncio.gather(beside, return_exceptions=True)
         if s.highest_save > save:
             raise SaveGivenUp(f"save {s.highest_save} is newer (A8)", may_pass=True)
         record = await self._with_replicas(self._record(order, answers, timings()), order, answers)
@@ -349,6 +359,28 @@ class Saves:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return answers
+
+    async def _taken_beside(
+        self, order: peers.FlushOrder, deadline: Deadline, takers: Callable[[], Mapping[int, int]]
+    ) -> None:
+        """What a survivor has taken counts only if the upload is late: then the very same save is finished from there (E6). It costs nobody anything that
+        it fails."""
+        s = self._shared
+        if not (order.emergency and order.to_node) or not await s.changes.until(lambda: bool(takers()), deadline):
+            return
+        found = takers()
+        log.warning(
+            "the upload of save %d may be late: workers that stay take the parts of those that go as well (%s)",
+            order.save, ", ".join(f"worker {w}'s to {t}" for w, t in sorted(found.items())),
+        )  # fmt: skip
+        asking = [
+            s.mesh.ask(t, peers.RescueOrder(order.attempt, order.save, order.boundary, w, deadline.at), until=deadline)
+            for w, t in sorted(found.items())
+        ]
+        for answer in await asyncio.gather(*asking, return_exceptions=True):
+            why = str(answer) if isinstance(answer, BaseException) else answer.error
+            if why:
+                log.warning("a part of save %d is not taken: %s", order.save, why)
 
     async def _taken(self, worker: int, taker: int, order: peers.FlushOrder, deadline: Deadline) -> peers.Flushed:
         """The doomed worker hashes what it holds and gives it; only what the taker says counts."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from holdfast_agent import plan, spans, tiers
 from holdfast_agent.clock import Deadline
-from holdfast_agent.plan import Choice, Situation, choose
+from holdfast_agent.plan import Choice, Option, Situation, choose
 from holdfast_agent.planning import Planning, arrival_of, situation_of
 from holdfast_agent.tiers import Loss, Tier
 from holdfast_api.messages import Cause, Notice
@@ -393,3 +393,13 @@ def test_what_workers_say_again_renews_speeds_and_not_how_far_their_ranks_are():
     assert (found.since_seconds, found.boundary, found.store) == (1.0, 10, exactly(3))
     planning.renewed([])
     assert planning._outlooks == (found,), "who does not answer changes nothing"
+
+
+def test_an_upload_that_may_be_late_gets_a_second_way_only_where_that_is_surely_in_time():
+    running = Option(Choice.LIVE, 120, exactly(10), 20.0, 0.977, 20)
+    late = dataclasses.replace(running, chance=0.5)
+    assert not plan.needs_rescue(running, exactly(3), 20.0)
+    assert plan.needs_rescue(late, exactly(3), 20.0)
+    assert not plan.needs_rescue(late, exactly(30), 20.0)
+    assert not plan.needs_rescue(late, Span(3, 19, 60), 20.0)
+    assert not plan.needs_rescue(late, spans.UNKNOWN, 20.0)

@@ -15,6 +15,7 @@ from test_agent_unfinished import kept, waiting, with_node
 
 from holdfast_agent import memory, rescue
 from holdfast_agent.clock import Deadline, now
+from holdfast_agent.errors import PeerRefused
 from holdfast_agent.experience import Experience
 from holdfast_agent.giving import Giving
 from holdfast_agent.memory import Room
@@ -78,7 +79,8 @@ class Survivor:
             assert message == peers.PartWanted(1, 1)
             return part or doomed.part()
 
-        shared = SimpleNamespace(
+        self.shared = shared = SimpleNamespace(
+            base=None,
             attempt=1, incarnation="life", logical_bytes=0, threads=Threads(), giving=self.giving, experience=Experience(),
             metrics=Metrics(1), mesh=SimpleNamespace(ask=ask, signed_get=lambda member, path: {}),
             settings=SimpleNamespace(config=SimpleNamespace(worker=1, job_uid=UID)),
@@ -355,3 +357,34 @@ async def test_a_later_commit_of_the_same_attempt_gives_the_memory_back(
     await one.take()
     one.refuge.settled(CheckpointRef(1, 1))
     assert there(one.refuge.in_memory) == []
+
+
+async def test_of_a_save_that_was_given_up_nothing_stays_that_somebody_could_finish(
+    doomed: Doomed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its coordinator takes away chunks of what becomes a checkpoint after all (D4)."""
+    one = Survivor(doomed, tmp_path / "s", monkeypatch)
+    await one.rescue.given_up(1)
+    await one.take()
+    assert len(one.parts()) == 1
+    await one.rescue.given_up(2)
+    assert len(one.parts()) == 1
+    await one.rescue.given_up(1)
+    assert one.parts() == []
+
+    def fails(self: LocalTier, *_: object) -> None:
+        raise Unavailable("EIO")
+
+    await one.take()
+    monkeypatch.setattr(LocalTier, "drop_pending", fails)
+    with pytest.raises(PeerRefused):  # so the coordinator knows that not everybody has dropped it
+        await one.rescue.given_up(1)
+
+
+async def test_what_is_committed_while_it_is_taken_is_not_kept_as_a_part(
+    doomed: Doomed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Survivor(doomed, tmp_path / "s", monkeypatch)
+    one.shared.base = SimpleNamespace(ref=CheckpointRef(1, 1))
+    assert "committed" in (await one.take()).error
+    assert one.parts() == []

@@ -4,18 +4,23 @@ the last commit; never anything torn, and of one save one checkpoint.
 One moment of each kind in `make test`; every one with HOLDFAST_ALL_POINTS=1.
 """
 
+import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from holdfast_agent.estimate import Estimates
+from holdfast_api import codec
 from tests.agent.conftest import Gang, Pod, eventually
-from tests.agent.returning import as_if_steps_were_long, began, new_pod, saved_once
+from tests.agent.returning import as_if_steps_were_long, began, knows, new_pod, saved_once
 from tests.agent.test_agent_rescue import BOUNDARY, a_gang, believing, believing_in_slow_neighbours, told_to_go
 from tests.faults import points
 from tests.faults.history import History
+from tests.store.proxy import Proxy
+from tests.store.s3_server import BUCKET, binary_or_outcome, running
 
 pytestmark = pytest.mark.timeout(600)
 MakeGang = Callable[..., Gang]
@@ -142,3 +147,50 @@ def test_killed_while_survivors_finish_it_they_finish_it_at_the_next_start(
     killed_when(g.pods[WHO[who]], lambda: FINISHING[moment](g))
     next_attempt(g)
     resumed_whole(g, history, first, promised=True)
+
+
+# ---- an upload that was thought to be in time
+
+
+@pytest.fixture
+def slow_store(tmp_path: Path, gang: MakeGang) -> Iterator[tuple[Gang, Proxy]]:
+    with running(binary_or_outcome(), tmp_path / "s3") as server:
+        proxy = Proxy(server.endpoint)
+        fast = codec.from_json(Estimates, believing())
+        memory = codec.to_json(dataclasses.replace(fast, hurried=knows(Estimates().hurried, 100e6)))
+        g = a_gang(
+            gang, memories=(memory, memory), config={"chunk_bytes": 4096}, environ=server.environ,
+            storage=server.config("jobs", endpoint=proxy.endpoint), bucket_dir=server.data / BUCKET / "jobs",
+        )  # fmt: skip
+        try:
+            yield g, proxy
+        finally:
+            for pod in g.all_pods:
+                if pod.process is not None and pod.process.poll() is None:
+                    pod.kill()
+                    pod.wait()
+            proxy.close()
+
+
+@pytest.mark.s3
+def test_an_upload_that_proves_to_be_late_is_finished_by_a_survivor_from_where_it_was_cut(
+    slow_store: tuple[Gang, Proxy],
+) -> None:
+    """What had arrived by the deadline is kept and not sent again: it is the very same save."""
+    g, proxy = slow_store
+    history, first = History(g), saved_once(g)
+    g.wait_for_boundary(BOUNDARY)
+    proxy.bytes_per_second = 15_000
+    (gone,) = told_to_go(g, 1, seconds=15)
+    plans = [p for pod in g.pods.values() for p in pod.report().plans]
+    assert [(p.choice, p.outcome) for p in plans][:1] == [("live", "late")], plans
+    assert [b for _, b, _ in g.commits()] == [first]
+    assert arrived(g, "chunks/*") > 0
+    assert len(files(g.pods[0], "pending-*.json")) == 2, g.pods[0].words()
+    gone_with_its_machine(gone)
+    as_if_steps_were_long([g.pods[0]])
+    proxy.bytes_per_second = 1e9
+    new_pod(g, 1)
+    g.begin()
+    resumed_whole(g, history, first, promised=True)
+    assert [name for name, _, _ in g.commits()] == ["1/1", "1/2"]
