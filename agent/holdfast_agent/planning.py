@@ -234,7 +234,8 @@ class Planning:
         same = next(
             (o for o in self.now().options if (o.choice, o.boundary) == (running.choice, running.boundary)), running
         )
-        seconds = spans.less(same.seconds, monotonic() - self._began_at)
+        began = max(self._began_at, self._arrived_at or 0.0)
+        seconds = spans.less(same.seconds, monotonic() - began)
         chance = spans.chance(seconds, left - plan.COMMIT_MARGIN_SECONDS)
         now = dataclasses.replace(running, seconds=seconds, chance=chance)
         return found.takers if plan.needs_rescue(now, found.seconds, left) else {}

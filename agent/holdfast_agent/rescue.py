@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from holdfast_agent.asking import Chunks
-from holdfast_agent.clock import Deadline, monotonic
+from holdfast_agent.clock import Deadline, monotonic, now
 from holdfast_agent.errors import AgentError, PeerRefused, SaveGivenUp
 from holdfast_agent.peers import LATER, LATER_SECONDS
 from holdfast_agent.refuge import Refuge
@@ -47,13 +47,29 @@ class _Piece:
     file: NewFile
 
 
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """A part on its way here, or what came of it."""
+
+    deadline: Deadline
+    """Of the wait for the other worker's words."""
+    stop: Stop
+    """Of the threads."""
+    task: asyncio.Task[peers.Rescued]
+
+    def end(self, reason: str) -> None:
+        self.stop.set(reason)
+        self.deadline.at = now()
+
+
 class Rescue:
     """One attempt's, in every worker. Called on the event loop's thread."""
 
     def __init__(self, shared: Shared, refuge: Refuge) -> None:
         self._shared = shared
         self._refuge = refuge
-        self._running: dict[tuple[int, int], tuple[Deadline, Stop, asyncio.Task[peers.Rescued]]] = {}
+        self._running: dict[tuple[int, int], _Taking] = {}
+        """By save and worker."""
         self._after: asyncio.Task[None] | None = None
         """A save."""
 
@@ -61,23 +77,23 @@ class Rescue:
         """Rescued, or LATER. The same order again joins the one that runs; one that has failed is begun anew."""
         key = order.save, order.worker
         found = self._running.get(key)
-        if found is None or (found[2].done() and found[2].result().error):
+        if found is None or (found.task.done() and found.task.result().error):
             deadline, stop = Deadline.of(order.deadline, otherwise_seconds=0.0), Stop()
             stop.at = monotonic() + deadline.remaining
             task = asyncio.ensure_future(self._run(order, deadline, stop))
-            found = self._running[key] = (deadline, stop, task)
-        elif order.deadline is not None and found[0].at != order.deadline:
-            found[0].at = order.deadline
-            found[1].move(monotonic() + found[0].remaining)
-        await asyncio.wait([found[2]], timeout=LATER_SECONDS)
-        return found[2].result() if found[2].done() else LATER
+            found = self._running[key] = _Taking(deadline, stop, task)
+        elif order.deadline is not None and found.deadline.at != order.deadline and not found.stop.wanted:
+            found.deadline.at = order.deadline
+            found.stop.move(monotonic() + found.deadline.remaining)
+        await asyncio.wait([found.task], timeout=LATER_SECONDS)
+        return found.task.result() if found.task.done() else LATER
 
     def saved(self, ref: CheckpointRef) -> None:
-        """It is a checkpoint: older parts, and its own, are given up, and beside training it is seen, once, how fast another worker's memory is read, and how much room
-        there is."""
-        for (save, _), (_, stop, _) in self._running.items():
+        """It is a checkpoint: older parts, and its own, are given up, and beside training it is seen, once, how fast another worker's memory is read, and how
+        much room there is."""
+        for (save, _), taking in self._running.items():
             if save <= ref.save:
-                stop.set(f"checkpoint {ref} is committed")
+                taking.end(f"checkpoint {ref} is committed")
         if len(self._shared.order.members) > 1 and (self._after is None or self._after.done()):
             self._after = asyncio.ensure_future(self._settle_and_look(ref))
 
@@ -86,9 +102,9 @@ class Rescue:
         PeerRefused if that cannot be done now."""
         s = self._shared
         for key in [k for k in self._running if k[0] == save]:
-            _, stop, task = self._running[key]
-            stop.set(f"save {save} was given up")
-            await asyncio.wait([task])
+            taking = self._running[key]
+            taking.end(f"save {save} was given up")
+            await asyncio.wait([taking.task])
             try:
                 await s.threads.on_node(self._refuge.drop, CheckpointRef(s.attempt, save), key[1])
             except StoreError as e:
@@ -98,9 +114,9 @@ class Rescue:
     async def close(self) -> None:
         """No thread writes afterwards."""
         tasks: list[asyncio.Task[object]] = []
-        for _, stop, task in self._running.values():
-            stop.set("the attempt is over")
-            tasks.append(task)
+        for taking in self._running.values():
+            taking.end("the attempt is over")
+            tasks.append(taking.task)
         if self._after is not None:
             self._after.cancel()
             tasks.append(self._after)
@@ -109,7 +125,7 @@ class Rescue:
     # ---- inside
 
     async def _run(self, order: peers.RescueOrder, deadline: Deadline, stop: Stop) -> peers.Rescued:
-        s, began = self._shared, time.monotonic()
+        s = self._shared
         own = s.settings.config.worker
         try:
             part = await s.mesh.ask(order.worker, peers.PartWanted(order.attempt, order.save), until=deadline)
@@ -120,6 +136,7 @@ class Rescue:
                 raise SaveGivenUp(f"there is no room here for {size} bytes of worker {order.worker}")
             chunks = self._chunks_of(order.worker, stop)
             manifests = await self._manifests(chunks, part, pending)
+            began = time.monotonic()
             read = await self._images(chunks, tier, pending, manifests, stop)
             if s.base is not None and s.base.ref >= pending.ref:
                 raise SaveGivenUp(f"checkpoint {s.base.ref} is committed meanwhile")
@@ -131,7 +148,8 @@ class Rescue:
             log.exception("worker %d's part of save %d is not taken", order.worker, order.save)
             return peers.Rescued(s.attempt, order.save, own, f"{type(e).__name__}: {e}"[:1000])
         seconds = time.monotonic() - began
-        s.experience.taken(read, seconds)
+        if 2 * read >= size:  # else it says little of the other worker's memory
+            s.experience.taken(read, seconds)
         s.metrics.rescued_bytes.inc(size)
         log.warning(
             "worker %d's part of save %s, %d bytes, is whole here after %.1f s: it is finished from here when the next attempt is joined (E6)",

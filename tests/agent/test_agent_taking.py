@@ -15,11 +15,12 @@ from test_agent_unfinished import kept, waiting, with_node
 
 from holdfast_agent import memory, rescue
 from holdfast_agent.clock import Deadline, now
-from holdfast_agent.errors import PeerRefused
+from holdfast_agent.errors import PeerRefused, PeerSilent
 from holdfast_agent.experience import Experience
 from holdfast_agent.giving import Giving
 from holdfast_agent.memory import Room
 from holdfast_agent.metrics import Metrics
+from holdfast_agent.peers import LATER
 from holdfast_agent.record import Record
 from holdfast_agent.refuge import Refuge
 from holdfast_agent.rescue import Rescue
@@ -387,4 +388,21 @@ async def test_what_is_committed_while_it_is_taken_is_not_kept_as_a_part(
     one = Survivor(doomed, tmp_path / "s", monkeypatch)
     one.shared.base = SimpleNamespace(ref=CheckpointRef(1, 1))
     assert "committed" in (await one.take()).error
+    assert one.parts() == []
+
+
+async def test_an_attempt_that_is_over_does_not_wait_for_a_worker_that_says_nothing(
+    doomed: Doomed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Survivor(doomed, tmp_path / "s", monkeypatch)
+
+    async def ask(worker: int, message: object, *, until: Deadline) -> peers.Part:
+        while not until.passed:
+            await asyncio.sleep(0.01)
+        raise PeerSilent("nothing")
+
+    one.shared.mesh.ask = ask
+    monkeypatch.setattr(rescue, "LATER_SECONDS", 0.05)
+    assert await one.rescue.ordered(peers.RescueOrder(1, 1, 10, 0, Deadline.after(3600).at)) is LATER
+    await asyncio.wait_for(one.rescue.close(), 30)
     assert one.parts() == []
