@@ -151,6 +151,7 @@ class Rescue:
         if 2 * read >= size:  # else it says little of the other worker's memory
             s.experience.taken(read, seconds)
         s.metrics.rescued_bytes.inc(size)
+        s.record.takes(pending.ref, order.worker)
         log.warning(
             "worker %d's part of save %s, %d bytes, is whole here after %.1f s: it is finished from here when the next attempt is joined (E6)",
             order.worker, pending.ref, size, seconds,

@@ -506,6 +506,8 @@ class AgentReport:
     """The newest save of this attempt of which the local ranks' part lies whole on the node and that is not known to be committed: no checkpoint, but it
     may become one if a pod returns to the node before the next claim (E6)."""
     on_node_boundary: int = 0
+    holds_of: tuple[int, ...] = ()
+    """Workers that go, whose parts of `on_node` this one has taken: it finishes them with its own when the next attempt is joined (E6)."""
     damaged: dict[str, str] | None = None
     """Of the lead: ATTEMPT/SAVE -> what a scrub has found in the store's copy and nobody has mended, at most 64. None: it has not looked yet."""
     flush: FlushEstimate | None = None

@@ -62,6 +62,8 @@ def test_a_doomed_workers_part_goes_to_a_survivor_and_from_there_into_the_store(
     (plan,) = [p for pod in g.pods.values() for p in pod.report().plans]
     assert (plan.choice, plan.outcome) == ("peer-rescue", "rescued"), plan
     assert [b for _, b, _ in g.commits()] == [first], "it is no checkpoint"
+    said = g.pods[0].report()
+    assert (said.on_node_boundary, said.holds_of) == (plan.boundary, (1,)), "whose part lies where"
     lost(gone)
     as_if_steps_were_long([g.pods[0]])
     assert g.pods[0].report().bytes_fetched == 0

@@ -83,7 +83,7 @@ class Survivor:
         self.shared = shared = SimpleNamespace(
             base=None,
             attempt=1, incarnation="life", logical_bytes=0, threads=Threads(), giving=self.giving, experience=Experience(),
-            metrics=Metrics(1), mesh=SimpleNamespace(ask=ask, signed_get=lambda member, path: {}),
+            metrics=Metrics(1), record=Record(UID, 1, "pod-1"), mesh=SimpleNamespace(ask=ask, signed_get=lambda member, path: {}),
             settings=SimpleNamespace(config=SimpleNamespace(worker=1, job_uid=UID)),
             order=SimpleNamespace(members=(Member(0, "pod", "uid", 1, "node", "127.0.0.1:9"),), processes_per_worker=1, world_size=1),
         )  # fmt: skip

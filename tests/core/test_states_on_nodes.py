@@ -276,3 +276,27 @@ def test_nonsense_of_an_agent_ends_in_no_traceback() -> None:
         left(w, 0, 1, step_seconds=seconds, step=1 << 60)
         assert w.status.unfinished is not None
         decide(w.seen(), w.now)
+
+
+def test_what_a_survivor_has_taken_is_said_to_be_with_it_and_draws_no_pod_to_its_node() -> None:
+    w = training()
+    for worker in range(2):
+        w.reports(worker, AgentPhase.EVACUATING, notices=(sigterm(worker, w.now),))
+    w.settled()
+    w.reports(
+        0, AgentPhase.SEALED, boundary=42, step_seconds=10.0, on_node=LEFT, on_node_boundary=42, holds_of=(1,), exit=Exit.PREEMPTED_NOTHING_NEW
+    )  # fmt: skip
+    w.change_pod(0, phase="Failed", exit_code=73)
+    w.reports(1, AgentPhase.SEALED, boundary=42, exit=Exit.PREEMPTED_NOTHING_NEW)
+    w.change_pod(1, phase="Failed", exit_code=73)
+    w.after(1).settled()
+    found = w.status.unfinished
+    assert found is not None
+    assert [(p.worker, p.node, p.kept_by) for p in found.parts] == [(0, "n0", None), (1, "n0", 0)]
+    assert found.whole
+    said = condition(w)
+    assert said is not None
+    assert "n0 (worker 1, with worker 0)" in said.message
+    assert "workers that stay" in said.message
+    assert unfinished.preferred(w.seen(), w.status, 0, ()) == ("n0",)
+    assert "n0" not in unfinished.preferred(w.seen(), w.status, 1, ())

@@ -36,7 +36,8 @@ def preferred(seen: Observed, status: TrainingJobStatus, worker: int, avoid: tup
     """The node that a new pod of this worker had better go to: where its part of the newest state lies, or, with a directory of the node's, will lie and the
     newest checkpoint does already (F4). None that is to be avoided, is cordoned, not Ready or gone; nor the one on which the worker has just failed by itself,
     where nothing but a copy lies: it may be the machine."""
-    names = [p.node for p in status.unfinished.parts if p.worker == worker] if status.unfinished is not None else []
+    parts = status.unfinished.parts if status.unfinished is not None else ()
+    names = [p.node for p in parts if p.worker == worker and p.kept_by is None]
     if not names and seen.spec.checkpoint.local.host_path is not None and not _has_failed(status, worker):
         entry = newest_plans(status).get(worker)
         member = next((m for m in status.attempt.members if m.worker == worker), None) if status.attempt else None
@@ -71,13 +72,18 @@ def _has_gone(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) ->
 
 def describe(seen: Observed, status: TrainingJobStatus, found: UnfinishedStatus) -> str:
     """What lies where, what has to happen, until when, and what an agent that looked at it says."""
-    where = ", ".join(f"{p.node} (worker {p.worker})" for p in found.parts[:8])
+    where = ", ".join(
+        f"{p.node} (worker {p.worker}{'' if p.kept_by is None else f', with worker {p.kept_by}'})" for p in found.parts[:8]
+    )
     newest = status.last_checkpoint
     instead = f"{newest.name} at step {newest.step}" if newest is not None else "the beginning"
     words = f"step {found.step} is in no checkpoint: it lies on {where} and nowhere else. "
     if not found.whole:
         return f"{words}Other workers have left nothing, so it cannot be finished; the next attempt continues {instead}"
-    words += f"It becomes checkpoint {found.checkpoint} if a pod comes to each of these nodes before the next attempt has claimed"
+    if any(p.kept_by is not None for p in found.parts):
+        words += f"The workers that stay make it checkpoint {found.checkpoint} before the next attempt has claimed"
+    else:
+        words += f"It becomes checkpoint {found.checkpoint} if a pod comes to each of these nodes before the next attempt has claimed"
     if found.worth_until is not None:
         words += f", which is worth waiting for until {found.worth_until:%H:%M:%S} UTC"
     words += f"; else the next attempt continues {instead}"
@@ -103,9 +109,12 @@ def _left(seen: Observed, status: TrainingJobStatus, now: datetime) -> Unfinishe
     newest = max((ref for _, ref in left), default=None)
     if newest is None:
         return None
-    parts = tuple(
-        PartStatus(worker=w.member.worker, node=_node_of(w)) for w, ref in left if ref == newest and _node_of(w)
-    )
+    there = [w for w, ref in left if ref == newest and _node_of(w)]
+    found = {w.member.worker: PartStatus(worker=w.member.worker, node=_node_of(w)) for w in there}
+    for w in there:  # what a worker that stays has taken is worth more than what lies on a node that goes
+        for other in w.report.holds_of if w.report is not None else ():
+            found[other] = PartStatus(worker=other, node=_node_of(w), kept_by=w.member.worker)
+    parts = tuple(found[worker] for worker in sorted(found))
     reports = [w.report for w, ref in left if ref == newest and w.report is not None]
     if not parts:
         return None

@@ -917,6 +917,8 @@ class PartStatus(Model):
     """The worker that left it."""
     node: Name
     """Where it lies."""
+    kept_by: int | None = None
+    """The worker that stays and has taken it, if one has."""
 
 
 class UnfinishedStatus(Model):
