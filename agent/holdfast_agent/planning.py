@@ -178,7 +178,8 @@ class Planning:
     def rescue(self) -> rescuers.Rescue | None:
         """Who would take whose part; only where everybody has answered."""
         s = self._shared
-        workers = (rank // s.order.processes_per_worker for rank in self._first_ranks)
+        worker_of = {s.order.ranks_of(m.worker).start: m.worker for m in s.order.members}
+        workers = (worker_of.get(rank, -1) for rank in self._first_ranks)
         told = dict(zip(workers, self._outlooks, strict=False))
         if set(told) != {m.worker for m in s.order.members} or len(self._outlooks) != len(told):
             return None

@@ -84,7 +84,7 @@ class Record:
     on_node: CheckpointRef | None = None
     """The newest save whose local part lies whole on the node and that is not known to be committed (E6)."""
     on_node_boundary: int = 0
-    taken: tuple[CheckpointRef, tuple[int, ...]] | None = None
+    rescued: tuple[CheckpointRef, tuple[int, ...]] | None = None
     """Other workers' parts that lie here, of the newest save of which there are any."""
     unfinished: tuple[UnfinishedCopy, ...] = ()
     damaged: dict[str, str] | None = None
@@ -133,8 +133,8 @@ class Record:
 
     def takes(self, ref: CheckpointRef, worker: int) -> None:
         """That worker's part of the save lies here too."""
-        before = self.taken[1] if self.taken is not None and self.taken[0] == ref else ()
-        self.taken = ref, tuple(sorted({*before, worker}))
+        before = self.rescued[1] if self.rescued is not None and self.rescued[0] == ref else ()
+        self.rescued = ref, tuple(sorted({*before, worker}))
         self.changed()
 
     def off_node(self, up_to: CheckpointRef) -> None:
@@ -265,7 +265,7 @@ class Record:
             flush=self.expects(),
             on_node=self.on_node,
             on_node_boundary=self.on_node_boundary,
-            holds_of=self.taken[1] if self.taken is not None and self.taken[0] == self.on_node else (),
+            holds_of=self.rescued[1] if self.rescued is not None and self.rescued[0] == self.on_node else (),
             interval_seconds=round(self.interval.seconds) if self.interval is not None else 0,
             interval_reason=self.interval.words if self.interval is not None else "",
         )

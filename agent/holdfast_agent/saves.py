@@ -128,7 +128,8 @@ class Saves:
         takers: Callable[[], Mapping[int, int]] = dict,
     ) -> CheckpointInfo:
         """Commits `boundary`, which every rank of the job holds. `sealed` is asked when the commit is there, `for_good` when there is none: whether
-        the save is abandoned. `takers` is asked while it is written: doomed worker -> survivor, if the latter had better take its part as well. Raises SaveGivenUp."""
+        the save is abandoned. `takers` is asked while it is written: doomed worker -> survivor, if the latter had better take its part as well.
+        Raises SaveGivenUp."""
         async with self._lock:
             s = self._shared
             await self._decided(deadline)

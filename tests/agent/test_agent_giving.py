@@ -313,3 +313,16 @@ def test_many_threads_at_once_get_their_chunks(tmp_path: Path, monkeypatch: pyte
     for t in threads:
         t.join()
     assert got == [b"aaaa"] * 32
+
+
+def test_workers_whose_numbers_have_gaps_are_counted_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that goes on with fewer workers: ranks 0 to 3 are those of workers 0, 2, 5 and 7."""
+    workers = FakeWorkers(monkeypatch, w9=404, w2=404, w5=b"aaaa")
+    members = [Member(w, f"pod-{w}", f"uid-{w}", 1, "node", f"10.0.0.1:{w or 9}") for w in (0, 2, 5, 7)]
+    source = FromMembers(members, 7, 1, lambda m, path: {}, Stop())
+    manifest, _ = image_in(tmp_path, b"aaaa")
+    assert read(source, manifest) == b"aaaa"
+    assert set(workers.asked) <= {9, 2, 5}
+    assert 5 in workers.asked

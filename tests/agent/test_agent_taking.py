@@ -29,7 +29,7 @@ from holdfast_agent.unfinished import Unfinished
 from holdfast_api import codec, peers
 from holdfast_api.layout import CheckpointRef
 from holdfast_api.manifest import Claim, Pending, RankManifest
-from holdfast_api.messages import Member
+from holdfast_api.messages import AttemptOrder, Member, RestoreOrder
 from holdfast_store.chunks import digest
 from holdfast_store.errors import Unavailable
 from holdfast_store.folders import NewFile
@@ -85,7 +85,7 @@ class Survivor:
             attempt=1, incarnation="life", logical_bytes=0, threads=Threads(), giving=self.giving, experience=Experience(),
             metrics=Metrics(1), record=Record(UID, 1, "pod-1"), mesh=SimpleNamespace(ask=ask, signed_get=lambda member, path: {}),
             settings=SimpleNamespace(config=SimpleNamespace(worker=1, job_uid=UID)),
-            order=SimpleNamespace(members=(Member(0, "pod", "uid", 1, "node", "127.0.0.1:9"),), processes_per_worker=1, world_size=1),
+            order=AttemptOrder(UID, 1, (Member(0, "pod", "uid", 1, "node", "127.0.0.1:9"),), 1, True, RestoreOrder()),
         )  # fmt: skip
         self.rescue = Rescue(shared, self.refuge)  # type: ignore[arg-type]
 

@@ -73,7 +73,8 @@ def _has_gone(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) ->
 def describe(seen: Observed, status: TrainingJobStatus, found: UnfinishedStatus) -> str:
     """What lies where, what has to happen, until when, and what an agent that looked at it says."""
     where = ", ".join(
-        f"{p.node} (worker {p.worker}{'' if p.kept_by is None else f', with worker {p.kept_by}'})" for p in found.parts[:8]
+        f"{p.node} (worker {p.worker}{'' if p.kept_by is None else f', with worker {p.kept_by}'})"
+        for p in found.parts[:8]
     )
     newest = status.last_checkpoint
     instead = f"{newest.name} at step {newest.step}" if newest is not None else "the beginning"
