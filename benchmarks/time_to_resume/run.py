@@ -23,6 +23,7 @@ from hack.demo.kube import wait_for
 
 HERE = Path(__file__).resolve().parent
 LATEST = HERE / "results/latest.json"
+PART = LATEST.with_suffix(".part")
 ROUNDS, EACH = int(os.environ.get("ROUNDS") or 2), int(os.environ.get("EACH") or 2)
 WANTED = tuple(filter(None, os.environ.get("WAYS", "").split(",")))
 """Names of ways and peers; empty: all."""
@@ -42,8 +43,7 @@ TORN = {"budgets": {"failures": {"max": 1000, "backoffSeconds": 0}}}
 
 
 def main() -> None:
-    earlier = json.loads(LATEST.read_text())["rounds"] if os.environ.get("ADD") and LATEST.exists() else []
-    rounds: list[dict[str, Any]] = [r for r in earlier if "kind" in r]
+    rounds = earlier() if os.environ.get("ADD") else []
     facts = {"commit": results.commit(), "at": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())}
     with Ground("resume", install.EXAMPLE, taints=(TAINT,)) as ground:
         pods = Pods(ground.cluster.kubeconfig, ground.namespace)
@@ -53,10 +53,17 @@ def main() -> None:
             for found in one_cycle(ground, pods, cycle, min(EACH, ROUNDS - EACH * (cycle - 1))):
                 rounds.append({**found, **facts})
                 say(json.dumps(found))
-                LATEST.with_suffix(".part").write_text(json.dumps(rounds))
+                PART.write_text(json.dumps(rounds))
         pods.close()
     report(rounds, every=EVERY)
-    LATEST.with_suffix(".part").unlink(missing_ok=True)
+    PART.unlink(missing_ok=True)
+
+
+def earlier() -> list[dict[str, Any]]:
+    """Rounds to add to: of a measurement that was cut short, else of the last one."""
+    if PART.exists():
+        return list(json.loads(PART.read_text()))
+    return list(json.loads(LATEST.read_text())["rounds"]) if LATEST.exists() else []
 
 
 def one_cycle(ground: Ground, pods: Pods, cycle: int, each: int) -> Any:
