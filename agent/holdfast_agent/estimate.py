@@ -29,6 +29,9 @@ MOST_TURNS = 6
 LIMIT_DOUBT = 1.25
 """A save that is held back to a rate takes so much longer at most: what it sends is not known exactly."""
 NEW_SHARE_FLOOR = 0.02
+LITTLE_BYTES, SOON_SECONDS = 4 << 20, 2.0
+"""What is less, and sent sooner, took the time of requests, listings and hashing: it shows what the store does at least, and no more. A worker may by chance
+have next to nothing to send of a state that others hold too; it once took the store for 200 times slower than it was, and its job lost its steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,9 @@ class Estimates:
             return replace(found, reading=_speed(found.reading, logical, seconds, at))
         # What is left after the parts that do not grow with what is sent; never nothing.
         sending = max(seconds - self.request.value - (logical - sent) / self.reading.value, seconds / 20)
+        before = found.hurried if emergency else found.beside
+        if sent < LITTLE_BYTES and sending < SOON_SECONDS and sent / sending < before.value:
+            return found
         if emergency:
             return replace(found, hurried=_speed(found.hurried, sent, sending, at))
         return replace(found, beside=_speed(found.beside, sent, sending, at))

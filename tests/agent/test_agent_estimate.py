@@ -176,6 +176,19 @@ async def test_a_full_memory_volume_does_not_stop_anything(tmp_path):
     threads.close()
 
 
+@pytest.mark.parametrize("emergency", [True, False])
+def test_next_to_nothing_that_was_sent_says_what_the_store_does_at_least(emergency):
+    """Of 100 MB that two workers hold alike, this one had 0.6 MB to send."""
+    little = {"logical": 100 << 20, "sent": 600_000, "emergency": emergency, "based": False, "at": NOW}
+    slow = Estimates().flushed(seconds=1.0, **little)
+    assert slow == Estimates()
+    assert slow.store_span(100 << 20, NOW, based=False).likely < 2
+    quick = replace(Estimates(), hurried=speeds(1e5), beside=speeds(1e5)).flushed(seconds=1.0, **little)
+    assert (quick.hurried if emergency else quick.beside).value > 1e5  # faster than was known
+    long = Estimates().flushed(seconds=30.0, **little)  # no listing takes that long
+    assert (long.hurried if emergency else long.beside).count == 1
+
+
 def a_worker(tmp_path, *, size: int, estimates: Estimates) -> SimpleNamespace:
     """Of one rank, as far as outlook.py looks."""
     known = Experience(tmp_path)

@@ -21,7 +21,7 @@ from tests.agent.conftest import eventually
 SPEC = RankSpec(3, 1, 4, 2, 1, 7, "10.0.0.1", "/run/socket")
 TELLS = """
 import json, os, sys, beside
-out = {"pid": os.getpid(), "argv": sys.argv, "name": __name__, "file": __file__, "path": sys.path[0], "in": sys.stdin.read(), "cwd": os.getcwd(),
+out = {"pid": os.getpid(), "argv": sys.argv, "name": __name__, "file": __file__, "path": sys.path[0], "in": os.readlink("/proc/self/fd/0"), "cwd": os.getcwd(),
        "environment": dict(os.environ), "main": sys.modules["__main__"].__dict__ is globals(), "imported": "colorsys" in sys.modules}
 open(sys.argv[1], "w").write(json.dumps(out))
 """
