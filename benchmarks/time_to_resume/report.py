@@ -35,7 +35,7 @@ def report(rounds: Sequence[Round], *, every: int) -> None:
     parts = [totals_table(groups), "Phases, median / p99 in ms:", phases_table(groups)]
     if restarts := peers_table(groups):
         parts += ["The peers' phases, median / p99 in ms:", restarts]
-    parts.append(sources(rounds))
+    parts += [sources(rounds), "![by way](results/plot.svg)"]
     results.write("time_to_resume", {"rounds": list(rounds)}, "\n\n".join(parts), measures(groups, every=every))
     bars = [
         (f"{kind}, {workers} workers", results.quantile(totals(r), 0.5), totals(r), PEER_COLOUR if kind in PEERS else OURS_COLOUR)
