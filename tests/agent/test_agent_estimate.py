@@ -197,7 +197,7 @@ def a_worker(tmp_path, *, size: int, estimates: Estimates) -> SimpleNamespace:
     crew = _Crew([rank])
     config = SimpleNamespace(background_bytes_per_second=0, local_volume="pod")
     return SimpleNamespace(
-        logical_bytes=size, crew=crew, base_manifests={0: object()}, experience=known, node=None, settings=SimpleNamespace(config=config)
+        logical_bytes=size, takes_bytes=0, crew=crew, base_manifests={0: object()}, experience=known, node=None, settings=SimpleNamespace(config=config)
     )  # fmt: skip
 
 
