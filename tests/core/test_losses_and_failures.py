@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from job_worlds import JobWorld, a_job, checkpoint, condition, of_type, seconds
 
+from holdfast_api import names
 from holdfast_api.messages import AgentPhase, Blocked, BlockedReason, Exit, LocalTrouble
 from holdfast_operator.core.actions import CreatePod, DeletePod, EmitEvent
 from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus
@@ -68,6 +69,59 @@ def test_an_agent_that_was_told_to_go_by_somebody_else_is_a_preemption(how: Exit
     w = running().reports(1, AgentPhase.SEALED, exit=how)
     w.round()
     assert (w.status.preemptions[-1].cause, w.status.counts.failures) == ("sigterm", 0)
+
+
+EVICTED = {"disruption": "TerminationByKubelet", "disruption_message": "The node was low on resource: memory."}
+
+
+def test_an_eviction_names_the_signal_that_its_kubelet_sent_before() -> None:
+    """The agent has sealed and ended before the kubelet has written down what it did (F1)."""
+    w = running().reports(1, AgentPhase.SEALED, exit=Exit.PREEMPTED_SEALED)
+    w.round()
+    assert w.status.preemptions[-1].cause == "sigterm"
+    w.after(1).change_pod(1, phase="Failed", reason="Evicted", **EVICTED).round()
+    (entry,) = w.status.preemptions
+    assert (entry.cause, entry.source) == ("node-pressure", "pod:DisruptionTarget/TerminationByKubelet")
+    assert w.status.counts.preemptions == 1
+
+
+def test_what_is_announced_after_a_crash_is_not_its_name() -> None:
+    w = running().reports(1, AgentPhase.FAILED, exit_detail="boom")
+    w.round()
+    w.after(1).change_pod(1, **EVICTED).round()
+    assert [p.cause for p in w.status.preemptions] == ["failure"]
+
+
+def test_what_is_announced_about_another_worker_is_not_its_name() -> None:
+    w = running().reports(1, AgentPhase.SEALED, exit=Exit.PREEMPTED_SEALED)
+    w.round()
+    w.after(1).change_pod(0, **EVICTED).round()
+    assert [p.cause for p in w.status.preemptions] == ["sigterm"]
+
+
+def come_back() -> JobWorld:
+    """The operator, after both agents have sealed for worker 1, which has ended; the API does not show that yet (fault scenario 35)."""
+    w = running().after(60)
+    w.heard.clear()
+    w.watching_since = w.now
+    return w.after(1).reports(0, AgentPhase.SEALED)
+
+
+def test_an_operator_that_comes_back_listens_for_every_worker_before_it_blames_one_that_stands_still() -> None:
+    w = come_back()
+    assert w.round().wake_at == w.watching_since + seconds(20)
+    assert not w.status.preemptions
+    w.after(3).change_pod(1, phase="Failed", exit_code=names.EXIT_CODES[Exit.PREEMPTED_SEALED]).round()
+    (entry,) = w.status.preemptions
+    assert (entry.cause, entry.workers, entry.nodes) == ("sigterm", (1,), ("n1",))
+
+
+def test_who_stands_still_for_nobody_is_replaced_in_the_end() -> None:
+    w = come_back()
+    w.round()
+    w.after(19).round()
+    (entry,) = w.status.preemptions
+    assert (entry.cause, entry.workers) == ("sigterm", (0,))
 
 
 def test_a_crashed_script_is_a_failure_with_back_off_that_doubles_and_the_words_it_died_with() -> None:

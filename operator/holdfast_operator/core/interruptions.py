@@ -17,6 +17,7 @@ from holdfast_operator.crd.v1alpha1 import PreemptionStatus, TrainingJobStatus
 
 MAX_ENTRIES = 10
 SUPERSEDED_SOURCE = "store:greater-claim"
+_NAMELESS = (Cause.SIGTERM.value, Cause.UNKNOWN.value)
 _SEALING = {c.value for c in Cause} - {Cause.PERIODIC.value, Cause.MANUAL.value, Cause.FINAL.value}
 
 
@@ -39,9 +40,11 @@ def is_over(status: TrainingJobStatus) -> bool:
 
 
 def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
-    """Opens, extends, withdraws and ends the entry of the current attempt. What ended an attempt once stays so."""
-    if status.attempt is None or is_over(status):
+    """Opens, extends, withdraws and ends the entry of the current attempt. What ended an attempt once stays so; only its name may still be found."""
+    if status.attempt is None:
         return status
+    if is_over(status):
+        return _named(seen, status)
     whos = members(seen, status.attempt)
     entry = _from_notices(seen, status, whos) or _from_superseded(status, whos, now)
     entry = entry or _from_losses(seen, status, whos, now) or _from_failure(seen, status, whos, now)
@@ -50,6 +53,18 @@ def update(seen: Observed, status: TrainingJobStatus, now: datetime) -> Training
     if entry is None:
         return _without_current(status)  # every notice was withdrawn in time: training goes on
     return _with(status, _ended(seen, status, entry, whos, now))
+
+
+def _named(seen: Observed, status: TrainingJobStatus) -> TrainingJobStatus:
+    """An attempt that a bare signal has ended is over before the sender has written down why, as a kubelet that evicts: the stronger source names the cause
+    (F1) as long as no other attempt has begun."""
+    entry = current(status)
+    if entry is None or entry.cause not in _NAMELESS or entry.source == SUPERSEDED_SOURCE:
+        return status
+    merged = merge.merge((n for n in status.notices if n.worker in entry.workers), deadlines.Limits.of(seen))
+    if merged is None or sources.strength(merged.source) >= sources.strength(entry.source):
+        return status
+    return _with(status, entry.model_copy(update={"cause": merged.cause, "source": merged.source}))
 
 
 def superseded_by(whos: Iterable[MemberSeen], attempt: int) -> int:

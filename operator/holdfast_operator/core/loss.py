@@ -1,7 +1,7 @@
 """Workers that went without a notice: what was lost, and why as far as anyone can tell (platform facts 1.9, 1.10)."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from holdfast_api.messages import AgentPhase, Cause, Exit
 from holdfast_operator.core.membership import MemberSeen, exit_of, exit_with, is_lost, silent_from
@@ -19,6 +19,10 @@ _REASONS: dict[str, Cause] = {
 """`status.reason` of a pod that the kubelet or a controller ended."""
 
 
+WORD_WITHIN = timedelta(seconds=20)
+"""How long an operator that has just started, or come back, listens for every worker before it takes one that stands still for the one that goes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     worker: int
@@ -26,12 +30,27 @@ class Loss:
     cause: Cause
     at: datetime
     detail: str
+    stands_still: bool = False
+    """Its agent is there and has sealed, for this worker's sake or another's."""
 
 
 def losses(seen: Observed, whos: tuple[MemberSeen, ...], now: datetime, *, accepted: bool) -> tuple[Loss, ...]:
     """Members that are gone through no fault of the training code, worker by worker. `accepted`: all of them have had the attempt."""
     found = (_loss(seen, who, now) if accepted else _ended_before(who, now) or _loss(seen, who, now) for who in whos)
-    return tuple(x for x in found if x is not None)
+    lost = tuple(x for x in found if x is not None)
+    gone = tuple(x for x in lost if not x.stands_still)
+    if gone or now >= word_by(seen) or not any(_may_be_gone(w) for w in whos):
+        return gone or lost
+    return ()  # who has gone, or is about to, is one of those that nothing was heard of yet
+
+
+def word_by(seen: Observed) -> datetime:
+    return seen.watching_since + WORD_WITHIN
+
+
+def _may_be_gone(who: MemberSeen) -> bool:
+    """Its pod looks alive, and this operator has never heard its agent: what has become of it is still on its way."""
+    return who.last_heard is None and who.pod is not None and not who.pod.ended
 
 
 def _ended_before(who: MemberSeen, now: datetime) -> Loss | None:
@@ -53,7 +72,7 @@ def _loss(seen: Observed, who: MemberSeen, now: datetime) -> Loss | None:
         return _vanished(who, silent_from(who) or now)
     if who.report is not None and who.report.phase is AgentPhase.SEALED:
         # It stands still for a notice that nobody else knows, or that was withdrawn too late: only a new attempt sets it going again.
-        return _as_loss(who, Cause.SIGTERM, now, "the agent has sealed its attempt")
+        return replace(_as_loss(who, Cause.SIGTERM, now, "the agent has sealed its attempt"), stands_still=True)
     return None
 
 

@@ -12,6 +12,7 @@ from holdfast_operator.core import (
     fruitless,
     incidents,
     interruptions,
+    loss,
     renew,
 )
 from holdfast_operator.core.membership import members, silent_from
@@ -48,6 +49,7 @@ def _moments(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterat
     whos = members(seen, status.attempt)
     if (failure := failures.find(status, whos, now)) is not None:
         yield blame.decided_at(seen, failure)
+    yield loss.word_by(seen)
     lost_after = timedelta(seconds=seen.spec.notices.node_lost_seconds)
     for who in whos:
         since = silent_from(who)
