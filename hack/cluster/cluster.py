@@ -3,10 +3,13 @@
 The same calls work on every kind of cluster, as far as it can do them; what it cannot raises Unsupported.
 """
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hack.cluster import network, nodes
 from hack.cluster.artefacts import project_images
@@ -52,6 +55,15 @@ class Node:
     def kill(self, service: str) -> None:
         """Kills a service; the node starts it again at once."""
         nodes.kill_service(self.store, self.name, service)
+
+    @contextlib.contextmanager
+    def kubelet(self, **changes: Any) -> Iterator[None]:
+        """Its kubelet runs with these settings added to its own, until the block ends. Pods go on."""
+        nodes.restart_kubelet(self.store, self.name, changes)
+        try:
+            yield
+        finally:
+            nodes.restart_kubelet(self.store, self.name, {})
 
     def run(self, *argv: str) -> str:
         """Runs a command inside the node."""

@@ -1,6 +1,7 @@
 """etcd, the API server, the controller manager, the scheduler and CoreDNS as processes of the host."""
 
 import json
+import signal
 import ssl
 import time
 import urllib.request
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hack.cluster.errors import ClusterError
-from hack.cluster.processes import run
+from hack.cluster.processes import end, run
 from hack.cluster.settings import API_PORT, Settings
 from hack.cluster.state import Store
 
@@ -57,6 +58,16 @@ def start(store: Store, settings: Settings, *names: str) -> None:
     limits = {"kube-apiserver": {"GOMEMLIMIT": "1GiB"}}
     for name in names:
         store.spawn(name, commands(store, settings)[name], limits.get(name))
+
+
+def stop(store: Store, name: str) -> None:
+    """SIGKILL; `start` starts it again with the same files."""
+    end(store.read().processes[name], signal.SIGKILL)
+
+
+def runs(store: Store, name: str) -> bool:
+    process = store.read().processes.get(name)
+    return process is not None and process.alive()
 
 
 def create_roles(store: Store) -> None:

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from hack import services
-from hack.cluster import lifecycle
+from hack.cluster import controlplane, lifecycle
 from hack.cluster.cluster import Cluster, Node
 from hack.cluster.state import Store
 from hack.services import S3Info
+
+API_SERVER = "kube-apiserver"
 
 
 class NamespaceCluster(Cluster):
@@ -41,6 +43,17 @@ class NamespaceCluster(Cluster):
     def stop_s3(self) -> None:
         """An outage of the object store; `s3` ends it, with the same data and keys."""
         services.stop(self._store, services.S3)
+
+    def stop_api(self) -> None:
+        """The API server dies without a word; kubelets and pods go on."""
+        controlplane.stop(self._store, API_SERVER)
+
+    def start_api(self) -> None:
+        """Returns when it is ready; harmless when it runs."""
+        if not controlplane.runs(self._store, API_SERVER):
+            settings = self._store.read().settings
+            controlplane.start(self._store, settings, API_SERVER)
+            controlplane.wait_ready(self._store, settings)
 
     def prometheus(self, config: Path) -> str:
         return services.start_prometheus(self._store, self._programs, config, self.host_ip)

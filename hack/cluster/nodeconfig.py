@@ -10,6 +10,7 @@ from hack.cluster.settings import NodeAddress, Settings
 from hack.cluster.state import Store
 
 PAUSE_IMAGE = "localhost/pause:1"
+KUBELET = "kubelet.yaml"
 
 _UNUSED_PLUGINS = (
     "io.containerd.snapshotter.v1.aufs",
@@ -25,7 +26,7 @@ def files(store: Store, settings: Settings, node: NodeAddress, cgroups: list[tup
     return {
         "containerd.toml": containerd(store, settings, node),
         "cni/10-pods.conflist": json.dumps(cni(node), indent=1),
-        "kubelet.yaml": json.dumps(kubelet(store, settings, node), indent=1),
+        KUBELET: json.dumps(kubelet(store, settings, node), indent=1),
         "kube-proxy.yaml": json.dumps(kube_proxy(store, settings, node), indent=1),
         "env": shell_variables(init_environment(store, settings, node, cgroups)),
     }

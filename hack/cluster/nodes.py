@@ -1,11 +1,14 @@
 """Nodes: their files and disk, power on and off, their services, and commands inside."""
 
 import contextlib
+import json
 import os
 import signal
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hack.cluster import cgroups, network, nodeconfig
 from hack.cluster.errors import ClusterError
@@ -81,7 +84,16 @@ def start_service(store: Store, name: str, service: str) -> None:
 
 def kill_service(store: Store, name: str, service: str) -> None:
     """SIGKILL; the node starts it again at once, unless it is held back."""
-    run(*enter(store, name), "bash", "-c", f"kill -9 $(cat /run/{_known(service)}.pid)")
+    # It may be between two starts: then there is nothing to kill.
+    run(*enter(store, name), "bash", "-c", f"[ ! -e /run/{_known(service)}.pid ] || kill -9 $(cat /run/{service}.pid)")
+
+
+def restart_kubelet(store: Store, name: str, changes: Mapping[str, Any]) -> None:
+    """Its settings as `prepare` writes them, with these in the place of their names; a kubelet reads them when it starts."""
+    file = store.node_directory(name) / nodeconfig.KUBELET
+    settings = store.read().settings
+    file.write_text(json.dumps({**nodeconfig.kubelet(store, settings, settings.nodes[name]), **changes}, indent=1))
+    kill_service(store, name, "kubelet")
 
 
 def enter(store: Store, name: str) -> list[str]:
