@@ -103,7 +103,9 @@ def test_a_preempted_worker_comes_back_to_the_first_kind_only_after_the_minimum_
 
 def test_a_kind_that_the_spec_does_not_name_any_more_is_the_first_one() -> None:
     w = a_job(placement=placement()).with_pods().training()
-    w.with_status(workers=tuple(p.model_copy(update={"capacity": "reserved"}) for p in w.status.workers))
+    w.with_status(
+        workers=tuple(p.model_copy(update={"capacity": "gone", "capacity_since": w.now}) for p in w.status.workers)
+    )
     w.change_pod(1, phase="Failed", reason="Evicted")
     assert made(w) == {(1, 2, "spot")}
 

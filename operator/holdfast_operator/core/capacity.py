@@ -51,8 +51,8 @@ def choose(seen: Observed, before: WorkerStatus | None, now: datetime) -> Choice
 
 
 def waiting_since(plan: WorkerStatus, pod: PodSeen, now: datetime) -> datetime | None:
-    """Since when the scheduler looks for a node in vain. Waiting at a gate is no want of nodes."""
-    waits = bool(pod.unschedulable) and not pod.node and not pod.gates and not pod.deleting and not pod.terminal
+    """Since when the scheduler looks for a node in vain. It does not look at a pod that waits at a gate, and says so otherwise."""
+    waits = bool(pod.unschedulable) and not pod.node and not pod.deleting and not pod.terminal
     return (plan.waiting_since or now) if waits else None
 
 
