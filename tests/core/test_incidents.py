@@ -95,7 +95,7 @@ def test_a_zone_is_told_with_its_reason_once() -> None:
 
 def test_one_node_of_a_zone_however_often_is_not_the_zone() -> None:
     w = lost(running(3, "aabb"), 1)
-    w.with_pods(serial=3).training(number=2)
+    w.with_pods(serial=3).training(number=2).after(1)
     lost_again = w.change_pod(1, 3, phase="Failed", reason="Evicted")
     lost_again.settled()
     assert avoided(w) == {("Node", "n1")}
@@ -200,6 +200,22 @@ def test_failures_that_no_machine_causes_blame_none() -> None:
     assert not w.status.incidents
 
 
+def test_a_worker_may_go_where_its_part_of_the_newest_state_lies_also_if_it_was_lost_there() -> None:
+    """E6: data first."""
+    w = running()
+    part = PartStatus(worker=1, node="n1")
+    left = UnfinishedStatus(checkpoint="1/9", step=500, parts=(part,), whole=False, since=w.now)
+    lost(w.with_status(unfinished=left), 0, 1)
+    found = {p.worker: p.shun.nodes for p in w.status.workers if p.shun}
+    assert found == {0: ("n0", "n1"), 1: ("n0",)}
+
+
+def test_a_copy_of_the_newest_checkpoint_is_no_reason_to_go_back_where_a_worker_was_lost() -> None:
+    storage = {"storage": {"uri": "s3://b/p"}, "local": {"hostPath": {"path": "/mnt/nvme"}}}
+    w = lost(running(checkpoint=storage), 1)
+    assert [(p.shun, p.prefer_nodes) for p in w.status.workers if p.serial == 2] == [(ShunStatus(nodes=("n1",)), ())]
+
+
 def test_it_can_be_turned_off() -> None:
     w = lost(running(placement={"quarantine": {"seconds": 0}}), 1)
     assert (w.status.incidents, w.status.avoiding) == ((), ())
@@ -218,7 +234,8 @@ def test_a_pod_that_must_keep_away_and_finds_no_node_for_a_minute_only_had_bette
         workers=tuple(plan.model_copy(update={"pod_uid": "uid-1-2"}) if p.serial == 2 else p for p in w.status.workers)
     )
     w.settled()
-    assert not shuns(w.after(59))
+    assert w.after(58).round().wake_at == w.now + timedelta(seconds=2)
+    assert not shuns(w.after(1))
     assert condition(w.status, "Ready").reason == "Unschedulable"
     assert shuns(w.after(1)) == {ShunStatus(nodes=("n1",), required=False)}
 
