@@ -36,6 +36,7 @@ ENGINE = (
     "incremental",
     "interval_tuner",
     "preemptions_sealed",
+    "agreement",
 )
 GPU = ("gpu_save", "gpu_restore")
 QUESTIONS = (*ENGINE, *CLUSTER, *GPU)
