@@ -159,9 +159,9 @@ def report(found: dict[Shape, list[Told]]) -> None:
         data[str(shape)] = {"shape": asdict(shape), "notices": [asdict(t) for t in told], "spreads_ms": spreads}
         closed, agreed = (spreads[n] for n in list(spreads)[2:])
         measures += [
-            _measure(f"gates_{shape.ranks}", f"a notice is sent to one agent → the gates of all {shape} are closed", closed, GATES_GOAL_MS),
-            _measure(f"agreed_{shape.ranks}", f"a notice is sent to one agent → all {shape} know the boundary", agreed, AGREEMENT_GOAL_MS),
-        ]  # fmt: skip
+            _measure(f"gates_{shape.ranks}", f"→ the gates of all {shape} are closed", closed, GATES_GOAL_MS),
+            _measure(f"agreed_{shape.ranks}", f"→ all {shape} know the boundary", agreed, AGREEMENT_GOAL_MS),
+        ]
     table = results.markdown(("gang", "in ms", "n", "p50", "p90", "p99", "max"), rows)
     print(table, flush=True)
     results.write("agreement", data, table, measures)
@@ -169,7 +169,7 @@ def report(found: dict[Shape, list[Told]]) -> None:
 
 def _measure(name: str, what: str, spread: dict[str, float], goal: int) -> dict[str, Any]:
     return {
-        "id": f"agreement.{name}", "what": f"{what}, the slowest of {spread['n']}", "unit": "ms", "ours": round(spread["max"], 1),
+        "id": f"agreement.{name}", "what": f"a notice is sent to one agent {what}, the slowest of {spread['n']}", "unit": "ms", "ours": round(spread["max"], 1),
         **{k: spread[k] for k in ("n", "median", "p90", "p99", "max")}, "goal": goal, "met": spread["max"] <= goal,
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ Named fake because the state is only bytes: 8 KiB that are a function of (rank, 
 library does: votes from a helper thread, captures at boundaries only, waits for a free slot, stands still at a round's target.
 
     fake_trainer.py STEPS [--step-seconds S] [--log FILE] [--crash-at N] [--exit-code N] [--fail-load N] [--finish-seconds S] [--silent] [--copies]
+                    [--together FILE]
 """
 
 import argparse
@@ -137,7 +138,21 @@ class FakeTrainer:
         tensors = (TensorEntry("state", "uint8", (STATE_BYTES,), 0, STATE_BYTES, group=group),)
         self.send(ranks.Plan(1, STATE_BYTES, tensors))
 
+    def meet(self):
+        """A collective in the middle of each step: nobody comes out of it before all ranks are in it. Its window is the whole step, as ZeRO-1's holds one."""
+        path = f"{self.o.together}-{self.attempt}"
+        with open(path, "ab") as file:
+            file.truncate(8 * self.world)
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8 * self.world) as shared:
+            shared[8 * self.rank : 8 * self.rank + 8] = (self.boundary + 1).to_bytes(8, "big")
+            while any(
+                int.from_bytes(shared[8 * r : 8 * r + 8], "big") < self.boundary + 1 for r in range(self.world)
+            ):
+                time.sleep(0.001)
+
     def step(self):
+        if self.o.together:
+            self.meet()
         with self.changed:
             self.boundary += 1
             self.at_boundary = True
@@ -240,6 +255,7 @@ def main():
     parser.add_argument(
         "--copies", action="store_true", help="all ranks hold one state, as under DistributedDataParallel"
     )
+    parser.add_argument("--together", default="", help="a file in which all ranks meet in every step")
     parser.add_argument("--silent", action="store_true", help="never speaks to the agent")
     options = parser.parse_args()
     if options.environment:

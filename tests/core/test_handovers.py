@@ -1,6 +1,7 @@
 """Handover where not everybody helps (F5): zones to keep away from, what follows a pod that came to nothing, who gives way to whom, what is thrown away."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,10 +9,10 @@ from job_worlds import T0, JobWorld, a_job, condition, of_type, seconds
 
 from holdfast_api import names
 from holdfast_api.messages import AgentPhase, Exit
-from holdfast_operator.core import fruitless, wake
+from holdfast_operator.core import fruitless, kueue, wake
 from holdfast_operator.core.actions import CreatePod, DeletePod
 from holdfast_operator.core.observed import Refusal, RefusalKind
-from holdfast_operator.crd.v1alpha1 import PartStatus, Phase, UnfinishedStatus, WorkerStatus
+from holdfast_operator.crd.v1alpha1 import PartStatus, Phase, QueueStatus, UnfinishedStatus, WorkerStatus
 
 SPOT = "aws-node-termination-handler/spot-itn"
 REBALANCE = "aws-node-termination-handler/rebalance-recommendation"
@@ -264,6 +265,42 @@ def test_a_notice_that_comes_back_makes_the_next_replacement_later() -> None:
             w.after(1)
         made.append((w.now - since).total_seconds())
     assert made == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("how", ["gone", "sealed"])
+def test_who_really_goes_after_many_false_alarms_is_replaced_at_once(how: str) -> None:
+    w = training().tainted("n1", SCALE_DOWN)
+    w.settled()
+    for _ in range(6):
+        w.change_node("n1", taints=()).settled()
+        w.tainted("n1", SCALE_DOWN).after(fruitless.LONGEST.total_seconds()).settled()
+    w.change_node("n1", taints=()).settled()
+    if how == "gone":
+        w.without_pod(1).without_node("n1").after(10)
+    else:
+        w.tainted("n1", SPOT).settled()
+        w.all_report(AgentPhase.SEALED)
+    assert [c.worker for c in of_type(w.settled(), CreatePod)] == [1]
+
+
+def test_a_corrected_spec_starts_the_row_anew() -> None:
+    w = a_job()
+    w.settled()
+    entries = tuple(e.model_copy(update={"fruitless": 5, "made_from": "another"}) for e in w.status.workers)
+    w.with_status(workers=entries).settled()
+    assert {e.fruitless for e in w.status.workers} == {0}
+
+
+def test_the_old_pod_in_a_queue_gives_way_once_its_attempt_is_over() -> None:
+    """Its replacement is not even made before it has ended."""
+    w = training()
+    w.meta = replace(w.meta, labels={kueue.QUEUE: "gpus"})
+    ticket = QueueStatus(name="gpus", founded=1, size=2)
+    w.with_status(workers=tuple(e.model_copy(update={"queue": ticket}) for e in w.status.workers))
+    for worker in (0, 1):
+        w.change_pod(worker, queue_managed=True, queue_group=kueue.group_name(w.meta, ticket))
+    assert not of_type(w.tainted("n1", MAINTENANCE).settled(), DeletePod)
+    assert deleted(w.all_report(AgentPhase.SEALED)) == {"uid-1-1"}
 
 
 def test_a_job_that_has_succeeded_stops_a_replacement_that_waits_to_be_told() -> None:

@@ -38,6 +38,8 @@ class Job:
     """ZeRO-1, with a scheduler."""
     shard: str = ""
     """Not DDP: a key of `SHARDED`."""
+    pipeline: bool = False
+    """Not DDP: two stages that hand on activations and gradients, of different sizes, the second with two optimizers."""
     stall_at: int = 0
     """The last rank never gets the batch of this iteration."""
     pauses: tuple[float, ...] = ()
@@ -80,7 +82,8 @@ def _rank_main(job: Job, rank: int) -> None:
 
     if not job.settle:
         holdfast.checkpointer.settle_buckets = lambda targets: []  # type: ignore[assignment]
-    (job.directory / f"{rank}.json").write_text(json.dumps(_train(job, rank, holdfast)))
+    train = _train_stage if job.pipeline else _train
+    (job.directory / f"{rank}.json").write_text(json.dumps(train(job, rank, holdfast)))
     torch.distributed.destroy_process_group()
 
 
@@ -149,6 +152,70 @@ def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
     weights = [_bytes(t) for t in model.state_dict().values() if t.ndim]
     weights += [_bytes(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     return {"first": first, "losses": losses, "samples": samples, "weights": weights, "rng": torch.rand(4).tolist()}
+
+
+def _train_stage(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
+    """One of two stages of a pipeline. Each rank's update comes when its own part of the backward is done, so windows of one step lie at different times, and
+    whoever stands still has the other wait in a send or a receive."""
+    torch.manual_seed(11 + rank)
+    first_stage = rank == 0
+    stage = (
+        nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Dropout(0.2))
+        if first_stage
+        else nn.Sequential(nn.Linear(256, 333), nn.Tanh(), nn.Linear(333, 64))
+    )
+    torch.manual_seed(100 + rank)
+    optimizer = torch.optim.AdamW(stage[0].parameters(), lr=3e-3)
+    more = {} if first_stage else {"second": torch.optim.SGD(stage[2].parameters(), lr=1e-2, momentum=0.9)}
+    data = torch.utils.data.TensorDataset(torch.arange(48), torch.randn(48, 64, generator=torch.Generator().manual_seed(3)))
+    loader = torch.utils.data.DataLoader(data, batch_size=8)
+    ckpt = holdfast.Checkpointer(model=stage, optimizer=optimizer, loader=loader, **more)
+    first = ckpt.restore() + 1
+    losses, samples = {}, []
+    for index, x in ckpt.batches(loader, epochs=None):
+        number = ckpt.boundary + 1
+        samples += index.tolist()
+        loss = _micro_batches(stage, x, first_stage)
+        if job.pauses:
+            time.sleep(job.pauses[(number * (rank + 1)) % len(job.pauses)])
+        for o in (optimizer, *more.values()):
+            o.step()
+            o.zero_grad()
+        losses[number] = loss.hex()
+        time.sleep(job.step_seconds)
+        ckpt.step(loss=loss)
+        if ckpt.boundary == job.steps:
+            break
+    ckpt.finish()
+    weights = [_bytes(t) for t in stage.state_dict().values()]
+    return {"first": first, "losses": losses, "samples": samples, "weights": weights, "rng": torch.rand(4).tolist()}
+
+
+def _micro_batches(stage: nn.Sequential, x: torch.Tensor, first_stage: bool) -> float:
+    """Forward of all micro-batches, then backward of all (the stage's loss, or how large what it handed on was)."""
+    distributed = torch.distributed
+    if first_stage:
+        handed_on = [stage(part) for part in x.chunk(2)]
+        for activation in handed_on:
+            distributed.send(activation.detach(), 1)
+        for activation in handed_on:
+            gradient = torch.empty_like(activation)
+            distributed.recv(gradient, 1)
+            activation.backward(gradient)
+        return float(sum(a.detach().abs().mean().item() for a in handed_on))
+    taken = []
+    total = 0.0
+    for part in x.chunk(2):
+        activation = torch.empty(len(part), 256)
+        distributed.recv(activation, 0)
+        activation.requires_grad_()
+        loss = (stage(activation) - part).square().mean()
+        total += loss.item()
+        taken.append((activation, loss))
+    for activation, loss in taken:
+        loss.backward()
+        distributed.send(activation.grad, 0)
+    return total
 
 
 def _bytes(tensor: Any) -> str:

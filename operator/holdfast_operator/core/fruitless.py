@@ -24,10 +24,8 @@ def may_follow(plan: WorkerStatus, now: datetime, *, member: bool) -> bool:
     return now >= due(plan) or (member and plan.thrown_away_at is None)
 
 
-def count(plan: WorkerStatus | None, now: datetime, *, member: bool) -> int:
+def count(plan: WorkerStatus, now: datetime, *, member: bool) -> int:
     """Of the pod that follows `plan`."""
-    if plan is None:
-        return 0
     if not member:
         return plan.fruitless + 1
     return plan.fruitless if _lately(plan, now) else 0

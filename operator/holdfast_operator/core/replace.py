@@ -7,7 +7,18 @@ still runs and its replacement.
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
-from holdfast_operator.core import capacity, fruitless, giving_way, incidents, queueing, renew, sizes, unfinished, zones
+from holdfast_operator.core import (
+    capacity,
+    fruitless,
+    giving_way,
+    incidents,
+    interruptions,
+    queueing,
+    renew,
+    sizes,
+    unfinished,
+    zones,
+)
 from holdfast_operator.core.membership import is_member, members, newest_plans, pod_by_uid, pod_of, report_of
 from holdfast_operator.core.observed import NodeSeen, Observed, PodSeen
 from holdfast_operator.core.pods import made_from
@@ -49,7 +60,7 @@ def plan(
             capacity=kinds[w].kind,
             capacity_since=kinds[w].since,
             renewed=newest[w].renewed + 1 if w in newest and renew.blocked_until(seen, newest[w]) is not None else 0,
-            fruitless=fruitless.count(newest.get(w), now, member=w in newest and is_member(status, newest[w].pod_uid)),
+            fruitless=_came_to_nothing(status, newest.get(w), digest, now),
         )
         for w in wanted
     )
@@ -132,10 +143,19 @@ def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, di
         return True  # planned and not made yet; a pod that was seen and is gone is lost (A2)
     if pod is not None and not _is_done(seen, pod) and not _is_misplaced(seen, status, entry, pod, now):
         return True
+    if member and (pod is None or pod.ended or interruptions.is_over(status)):
+        return False
     # What is refused over and over must not become a storm of pods; and who was not let in beside the old one waits for its end (F5).
     if not fruitless.may_follow(entry, now, member=member):
         return True
     return giving_way.refused_by_queue(seen, entry) and _old_one_stands(seen, status, entry)
+
+
+def _came_to_nothing(status: TrainingJobStatus, before: WorkerStatus | None, digest: str, now: datetime) -> int:
+    """How many in a row, of what follows `before`. A corrected spec is another chance."""
+    if before is None or before.made_from not in ("", digest):
+        return 0
+    return fruitless.count(before, now, member=is_member(status, before.pod_uid))
 
 
 def _old_one_stands(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) -> bool:
