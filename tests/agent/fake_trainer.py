@@ -145,9 +145,7 @@ class FakeTrainer:
             file.truncate(8 * self.world)
         with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8 * self.world) as shared:
             shared[8 * self.rank : 8 * self.rank + 8] = (self.boundary + 1).to_bytes(8, "big")
-            while any(
-                int.from_bytes(shared[8 * r : 8 * r + 8], "big") < self.boundary + 1 for r in range(self.world)
-            ):
+            while any(int.from_bytes(shared[8 * r : 8 * r + 8], "big") < self.boundary + 1 for r in range(self.world)):
                 time.sleep(0.001)
 
     def step(self):

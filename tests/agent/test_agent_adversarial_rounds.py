@@ -13,6 +13,8 @@ import pytest
 from holdfast_api.messages import AgentPhase
 from tests.agent.conftest import Gang, Pod, eventually
 
+ADVERSITIES = int(os.environ.get("HOLDFAST_ADVERSITIES", "1"))
+"""How many moments are tried of each kind."""
 FLOOR_SECONDS = 8
 """What a bare SIGTERM leaves (F3)."""
 SEALED, NOTHING_NEW, FAILED = 72, 73, 74
@@ -63,9 +65,7 @@ def goes_on(g: Gang, *gone: int, least: int) -> int:
         said = [line.split(maxsplit=2) for line in g.lines()]
         return [text for attempt, _, text in said if int(attempt) == g.attempt]
 
-    eventually(
-        lambda: len(begun()) == g.workers, "all ranks begin: " + "".join(p.words() for p in g.pods.values())
-    )
+    eventually(lambda: len(begun()) == g.workers, "all ranks begin: " + "".join(p.words() for p in g.pods.values()))
     where = set(begun())
     assert len(where) == 1, f"ranks begin at {where}"
     text = where.pop()
@@ -87,7 +87,7 @@ def test_one_worker_hears_of_it_and_nobody_else(gang) -> None:
         assert goes_on(g, worker, least=sealed) == sealed
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(ADVERSITIES))
 def test_all_hear_of_it_at_different_times_with_different_deadlines(gang, seed: int) -> None:
     g, rng = training(gang), random.Random(seed)
     workers = [0, 1, 2]
@@ -115,7 +115,7 @@ def test_a_signal_that_comes_twice_is_one_signal(gang, lead_too: bool) -> None:
     assert goes_on(g, least=emergencies[0][1]) == emergencies[0][1]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(ADVERSITIES))
 def test_a_signal_during_a_save(gang, seed: int) -> None:
     """A save every other step: one is always under way."""
     g, rng = training(gang, every=2), random.Random(seed)
@@ -126,7 +126,7 @@ def test_a_signal_during_a_save(gang, seed: int) -> None:
     assert goes_on(g, least=before) >= before
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(ADVERSITIES))
 def test_a_signal_during_the_start(gang, seed: int) -> None:
     """Nothing has been saved: a fresh start follows, or what was sealed after all; nobody waits for who has gone."""
     g, rng = a_gang(gang), random.Random(seed)
@@ -138,7 +138,7 @@ def test_a_signal_during_the_start(gang, seed: int) -> None:
     goes_on(g, least=newest(g))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(ADVERSITIES))
 def test_a_signal_during_the_restore_of_an_attempt(gang, seed: int) -> None:
     g, rng = training(gang), random.Random(seed)
     g.notice(1)
@@ -211,7 +211,7 @@ def hang(pod: Pod, seconds: float) -> None:
     pod.kill(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("HOLDFAST_ADVERSITIES", "4"))))
+@pytest.mark.parametrize("seed", range(2 * ADVERSITIES))
 def test_any_of_these_in_any_order_at_any_time(gang, seed: int) -> None:
     g, rng = training(gang, every=rng_every(seed)), random.Random(seed)
     for _ in range(2):

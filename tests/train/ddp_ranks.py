@@ -87,12 +87,15 @@ def _rank_main(job: Job, rank: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
+def _seed(rank: int) -> None:
+    """All generators are part of the state; what a server was started with is not the same in every run of the tests."""
     torch.manual_seed(11)
     random.seed(11 + rank)
-    numpy.random.seed(
-        11 + rank
-    )  # it is part of the state; what a server was started with is not the same in every run of the tests
+    numpy.random.seed(11 + rank)
+
+
+def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
+    _seed(rank)
     layers = [
         nn.Linear(64, 256),
         nn.BatchNorm1d(256),
@@ -157,7 +160,7 @@ def _train(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
 def _train_stage(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
     """One of two stages of a pipeline. Each rank's update comes when its own part of the backward is done, so windows of one step lie at different times, and
     whoever stands still has the other wait in a send or a receive."""
-    torch.manual_seed(11 + rank)
+    _seed(rank)
     first_stage = rank == 0
     stage = (
         nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Dropout(0.2))
@@ -167,7 +170,9 @@ def _train_stage(job: Job, rank: int, holdfast: Any) -> dict[str, Any]:
     torch.manual_seed(100 + rank)
     optimizer = torch.optim.AdamW(stage[0].parameters(), lr=3e-3)
     more = {} if first_stage else {"second": torch.optim.SGD(stage[2].parameters(), lr=1e-2, momentum=0.9)}
-    data = torch.utils.data.TensorDataset(torch.arange(48), torch.randn(48, 64, generator=torch.Generator().manual_seed(3)))
+    data = torch.utils.data.TensorDataset(
+        torch.arange(48), torch.randn(48, 64, generator=torch.Generator().manual_seed(3))
+    )
     loader = torch.utils.data.DataLoader(data, batch_size=8)
     ckpt = holdfast.Checkpointer(model=stage, optimizer=optimizer, loader=loader, **more)
     first = ckpt.restore() + 1

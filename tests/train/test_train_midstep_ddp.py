@@ -36,7 +36,7 @@ class Digests(FakeAgent):
 KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "DDP": ({}, "mid-step", "plain"),
     "ZeRO-1": ({"zero": True}, "mid-step", "ZeRO-1"),
-    "FSDP2": ({"shard": "FSDP2"}, "boundary-only", "FSDP2"),
+    "FSDP2": ({"shard": "FSDP2"}, "boundary-only", "plain"),
     "pipeline": ({"pipeline": True}, "mid-step", "plain"),
 }
 """How its ranks train, and what the library says of their loop."""
