@@ -1,4 +1,4 @@
-"""Tells one agent of a gang that its node goes, and reads from every rank when its gate was closed and when it was told the boundary that all of them stop at."""
+"""Tells one agent of a gang that its node goes, and reads from every rank when its gate was closed and when it was told the boundary that all stop at."""
 
 import os
 import random

@@ -11,7 +11,7 @@ from holdfast_api import names
 from holdfast_api.messages import AgentPhase, Exit
 from holdfast_operator.core import fruitless, kueue, wake
 from holdfast_operator.core.actions import CreatePod, DeletePod
-from holdfast_operator.core.observed import Refusal, RefusalKind
+from holdfast_operator.core.observed import NodeSeen, Refusal, RefusalKind
 from holdfast_operator.crd.v1alpha1 import PartStatus, Phase, QueueStatus, UnfinishedStatus, WorkerStatus
 
 SPOT = "aws-node-termination-handler/spot-itn"
@@ -87,12 +87,19 @@ def test_other_causes_say_nothing_of_a_zone(key: str) -> None:
     assert (created.avoid_nodes, created.avoid_zones) == (("n1",), ())
 
 
-@pytest.mark.parametrize(("away", "zones"), [(2, ()), (3, ("a",))])
-def test_a_zone_most_of_whose_nodes_are_gone_is_kept_away_from_whoever_stays(away: int, zones: tuple[str, ...]) -> None:
-    w = in_zones(training(workers=4), n0="a", n1="a", n2="a", n3="a", n4="b")
-    for i in range(1, 1 + away):
+@pytest.mark.parametrize(
+    ("nodes", "away", "zones"),
+    [(4, 3, ("a",)), (2, 2, ()), (6, 3, ())],
+    ids=["most of them", "too few to tell", "half of them"],
+)
+def test_a_zone_most_of_whose_nodes_are_gone_is_kept_away_from_whoever_stays(
+    nodes: int, away: int, zones: tuple[str, ...]
+) -> None:
+    w = training(workers=4)
+    for i in range(8):
+        w.nodes[f"n{i}"] = NodeSeen(f"n{i}", labels={ZONE: "a" if i < nodes else "b"})
+    for i in range(away):
         w.change_node(f"n{i}", ready=False, ready_since=w.now)
-    w.change_node("n4", labels={ZONE: "b"})
     actions = of_type(w.after(6).settled(), CreatePod)
     assert {a.avoid_zones for a in actions} == {zones}
 

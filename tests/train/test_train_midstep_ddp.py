@@ -46,8 +46,8 @@ KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_states_of_rounds_at_random_moments_are_those_of_an_uninterrupted_run_and_resume_it(
     kind: str, tmp_path: Path
 ) -> None:
-    """K1, K2, E2, I4: 40 rounds in one run of two ranks with dropout and batch norm; the last but one is then gone on with. Whoever is stopped has the other wait
-    in a collective, of ZeRO-1 and FSDP2 also inside the window; stages of a pipeline have windows at different times and states of different sizes."""
+    """K1, K2, E2, I4: 40 rounds in one run of two ranks with dropout and batch norm; the last but one is then gone on with. Whoever is stopped has the other
+    wait in a collective, of ZeRO-1 and FSDP2 also inside the window; stages of a pipeline have windows at different times and states of different sizes."""
     how, loop, loop_kind = KINDS[kind]
     options: dict[str, Any] = {"world": 2, "steps": STEPS, "bucket_cap_mb": 0.1, **how}
     with Digests(tmp_path / "a", keep=False, every_steps=1) as agent:
