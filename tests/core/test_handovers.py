@@ -9,7 +9,7 @@ from job_worlds import T0, JobWorld, a_job, condition, of_type, seconds
 
 from holdfast_api import names
 from holdfast_api.messages import AgentPhase, Exit
-from holdfast_operator.core import fruitless, kueue, wake
+from holdfast_operator.core import fruitless, giving_way, kueue, wake
 from holdfast_operator.core.actions import CreatePod, DeletePod
 from holdfast_operator.core.observed import NodeSeen, Refusal, RefusalKind
 from holdfast_operator.crd.v1alpha1 import PartStatus, Phase, QueueStatus, UnfinishedStatus, WorkerStatus
@@ -173,6 +173,7 @@ def test_the_old_pod_gives_way_once_its_attempt_is_over_where_its_replacement_is
     w.settled()
     refused(w, 1, 2, kind).all_report(AgentPhase.EVACUATING)
     assert not of_type(w.after(1).settled(), DeletePod), "not while it saves (A3)"
+    assert not list(giving_way.orders(w.seen(), w.status)), "whoever asks"
     assert deleted(w.all_report(AgentPhase.SEALED)) == ({"uid-1-1"} if kind is RefusalKind.FORBIDDEN else set())
 
 
@@ -247,6 +248,15 @@ def test_a_pod_whose_agent_has_ended_does_not_stay_because_its_notice_was_withdr
     w.settled()
     w.reports(1, AgentPhase.SEALED, exit=Exit.PREEMPTED_SEALED).reports(0, AgentPhase.SEALED).settled()
     w.change_node("n1", taints=()).after(1).settled()
+    assert planned(w).serial == 2
+
+
+def test_a_worker_that_was_lost_and_comes_back_is_replaced_all_the_same() -> None:
+    """Nobody has withdrawn anything; a node that comes and goes must not have pods made and thrown away with it."""
+    w = training().change_node("n1", ready=False, ready_since=T0)
+    w.after(10).settled()
+    assert planned(w).serial == 2
+    w.change_node("n1", ready=True, ready_since=w.now).after(1).settled()
     assert planned(w).serial == 2
 
 
