@@ -332,11 +332,15 @@ def test_a_job_that_has_succeeded_stops_a_replacement_that_waits_to_be_told() ->
 # ---- the newest state lies on a node, and the replacement is elsewhere (E6)
 
 
-def elsewhere(w: JobWorld, *, whole: bool = True, worth: float | None = 600.0, node: str = "n1") -> JobWorld:
+def elsewhere(
+    w: JobWorld, *, whole: bool = True, worth: float | None = 600.0, node: str = "n1", old_gone: bool = True
+) -> JobWorld:
     """The pod of worker 1 was evicted; its replacement went to n2 at the notice; then the newest state was left on n0 and n1."""
     w.change_pod(1, disruption="EvictionByEvictionAPI").settled()
     w.with_pod(1, 2, "n2").settled()
-    w.without_pod(1).without_pod(0).with_pod(0, 3)
+    w.without_pod(0).with_pod(0, 3)
+    if old_gone:
+        w.without_pod(1)
     w.reports(0, AgentPhase.SEALED, exit=Exit.PREEMPTED_NOTHING_NEW)
     w.reports(1, AgentPhase.SEALED, exit=Exit.PREEMPTED_NOTHING_NEW)
     parts = (PartStatus(worker=0, node="n0"), PartStatus(worker=1, node=node))
@@ -366,8 +370,18 @@ def test_a_replacement_that_went_elsewhere_is_made_again_where_the_newest_state_
         (lambda w: w, {"worth": None}),
         (lambda w: w, {"worth": 1.0}),
         (lambda w: w, {"node": "n2"}),
+        (lambda w: w, {"old_gone": False}),
     ],
-    ids=["doomed", "cordoned", "gone", "not whole", "worth nobody knows what", "worth less", "there already"],
+    ids=[
+        "doomed",
+        "cordoned",
+        "gone",
+        "not whole",
+        "worth nobody knows what",
+        "worth less",
+        "there already",
+        "still taken",
+    ],
 )
 def test_it_stays_where_that_is_not_worth_it(harm: Any, how: dict[str, Any]) -> None:
     w = elsewhere(training(), **how)

@@ -52,14 +52,14 @@ def _waits_for(seen: Observed, entry: WorkerStatus, old: MemberSeen) -> str:
         return ""
     if pod.gates:
         return "waits in a queue for its place"
-    if pod.unschedulable and _could_take(seen, entry, old):
+    if pod.unschedulable and _could_take(seen, old):
         return "needs its room"
     return ""
 
 
-def _could_take(seen: Observed, entry: WorkerStatus, old: MemberSeen) -> bool:
+def _could_take(seen: Observed, old: MemberSeen) -> bool:
     """Another pod may run where the old one does: the pod goes, and the node stays."""
     node = old.node
-    if node is None or not node.ready or node.unschedulable or node.name in entry.avoid_nodes:
+    if node is None or not node.ready or node.unschedulable:
         return False
     return not any(s.acting for s in node_signals(node, seen.signal_rules))

@@ -52,15 +52,10 @@ def lies_elsewhere(seen: Observed, status: TrainingJobStatus, entry: WorkerStatu
     if left is None or not left.whole or left.worth_until is None or now >= left.worth_until:
         return False
     node = next((p.node for p in left.parts if p.worker == entry.worker), "")
-    if (
-        not entry.node
-        or node in ("", entry.node, *entry.prefer_nodes, *entry.avoid_nodes)
-        or not _takes_pods(seen, node)
-    ):
+    if not entry.node or node in ("", entry.node, *entry.prefer_nodes) or not _takes_pods(seen, node):
         return False
-    return not any(s.acting for s in node_signals(seen.nodes[node], seen.signal_rules)) and _has_gone(
-        seen, status, entry
-    )
+    stays = not any(s.acting for s in node_signals(seen.nodes[node], seen.signal_rules))
+    return stays and _has_gone(seen, status, entry)
 
 
 def _has_gone(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus) -> bool:
