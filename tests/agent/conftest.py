@@ -205,7 +205,6 @@ class Gang:
     workers: int = 2
     processes: int = 1
     trainer: tuple[str, ...] = ("1000",)
-    script: str = TRAINER
     config: dict = field(default_factory=dict)
     script: str = TRAINER
     global_batch: int = 0
