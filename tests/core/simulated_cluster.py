@@ -612,7 +612,8 @@ class SimulatedCluster:
         if agent is None or attempt is None or self.spec.suspend or not self.live(agent):
             return
         trains = agent.phase in (AgentPhase.TRAINING, AgentPhase.EVACUATING) and agent.exit is None
-        current = agent.order is not None and agent.order.attempt == attempt.number
+        over = any(p.attempt == attempt.number and p.ended_at is not None for p in seen.status.preemptions)
+        current = agent.order is not None and agent.order.attempt == attempt.number and not over
         noticed = any(
             n.acting and not n.withdrawn and not n.revocable and n.worker == agent.worker for n in seen.status.notices
         )
