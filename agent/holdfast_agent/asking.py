@@ -98,8 +98,6 @@ class FromMembers:
         }
         self._lock = threading.Lock()
         placed = enumerate(sorted(members, key=lambda m: m.worker))
-        self._numbers = sorted(m.worker for m in members)
-        """Those who share a chunk are counted in this order: numbers have gaps where a job goes on with fewer workers."""
         self._others = {place: Chunks(m, sign, stop) for place, m in placed if m.worker != own and m.address}
         """By their place among the members, from which their ranks follow."""
         places = sorted(self._others)
@@ -125,7 +123,7 @@ class FromMembers:
             if sharing is None:
                 sides = replicas.compared(manifest.tensors, manifest.image_bytes, manifest.chunk_bytes)
                 sharing = self._sharing[manifest.rank] = shares.shared_by(sides, self._ranks_per_worker)
-            holders = {self._numbers[n] for n in sharing.get(index, ()) if n < len(self._numbers)}
+            holders = set(sharing.get(index, ()))
             asked = [w for w in self._order if w in holders][:MOST_ASKED]
             left = [w for w in asked if w in self._others]
             return self._others[left[index % len(left)]] if left else None

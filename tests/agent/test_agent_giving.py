@@ -319,10 +319,9 @@ def test_workers_whose_numbers_have_gaps_are_counted_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that goes on with fewer workers: ranks 0 to 3 are those of workers 0, 2, 5 and 7."""
-    workers = FakeWorkers(monkeypatch, w9=404, w2=404, w5=b"aaaa")
+    workers = FakeWorkers(monkeypatch, w9=404, w2=b"aaaa", w5=404)
     members = [Member(w, f"pod-{w}", f"uid-{w}", 1, "node", f"10.0.0.1:{w or 9}") for w in (0, 2, 5, 7)]
     source = FromMembers(members, 7, 1, lambda m, path: {}, Stop())
     manifest, _ = image_in(tmp_path, b"aaaa")
     assert read(source, manifest) == b"aaaa"
-    assert set(workers.asked) <= {9, 2, 5}
-    assert 5 in workers.asked
+    assert 2 in workers.asked
