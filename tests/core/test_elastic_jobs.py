@@ -11,10 +11,10 @@ from simulated_cluster import Doors, SimulatedCluster, simulate
 
 from holdfast_api import sources
 from holdfast_api.messages import AgentPhase, AttemptOrder, Member, RestoreOrder
-from holdfast_operator.core import sizes
+from holdfast_operator.core import kueue, sizes
 from holdfast_operator.core.actions import CreatePod, DeletePod, EmitEvent, SendAttempt, SendNotice
 from holdfast_operator.core.observed import Refusal, RefusalKind
-from holdfast_operator.crd.v1alpha1 import Phase
+from holdfast_operator.crd.v1alpha1 import Phase, QueueStatus
 
 Script = Iterator[None]
 
@@ -33,6 +33,7 @@ def elastic(**changes: object) -> dict[str, object]:
         pytest.param(4, 1, {"minWorkers": 2}, (2, 3, 4), id="every number"),
         pytest.param(4, 1, {"minWorkers": 1, "globalBatch": 64}, (1, 2, 4), id="those that divide the global batch"),
         pytest.param(4, 2, {"minWorkers": 1, "globalBatch": 24}, (1, 2, 3, 4), id="by their ranks"),
+        pytest.param(3, 2, {"minWorkers": 1, "globalBatch": 6}, (1, 3), id="not by workers"),
         pytest.param(2, 8, {"minWorkers": 1, "maxWorkers": 4, "globalBatch": 64}, (1, 2, 4), id="above workers too"),
         pytest.param(3, 1, {"minWorkers": 2, "globalBatch": 7}, (3,), id="what admission refuses changes nothing"),
     ],
@@ -42,6 +43,13 @@ def test_numbers_of_workers(
 ) -> None:
     found = job_worlds.spec(workers=workers, processesPerWorker=processes, elastic=settings)
     assert sizes.allowed(found) == numbers
+
+
+def test_pods_wait_for_the_next_greater_number_alone() -> None:
+    world = a_job(workers=4, elastic=elastic(globalBatch=64)).with_pod(1, node="n1").attempt_of(1)
+    assert sizes.wanted(world.spec, world.status.attempt) == (0, 1)
+    assert sizes.beside(world.spec, world.status.attempt) == {0}
+    assert sizes.wanted(world.spec, None) == (0, 1, 2, 3)
 
 
 # ---- fewer
@@ -127,7 +135,7 @@ def test_a_replacement_that_a_quota_refuses_is_given_up_too() -> None:
 
 def test_who_crashes_in_a_smaller_job_starts_again_at_once() -> None:
     """A worker that the attempt before did without is not waited for."""
-    world = lost().after(11)
+    world = lost(waitSeconds=60).after(61)
     world.settled()
     world.reports(0, AgentPhase.FAILED, exit_detail="boom")
     world.settled()
@@ -261,6 +269,34 @@ def test_a_pod_beside_that_fails_is_no_failure_and_no_end_of_the_job() -> None:
     assert (found.status.phase, found.status.counts.failures) == (Phase.RUNNING, 0)
 
 
+def test_a_pod_beside_that_fails_does_not_hold_up_the_replacement_of_a_member() -> None:
+    world = smaller()
+    world.settled()
+    world.with_pod(1, serial=2, node="n1", phase="Failed", exit_code=127, exit_reason="StartError")
+    found = world.tainted("n0", "aws-node-termination-handler/spot-itn").settled()
+    assert found.status.phase is Phase.EVACUATING
+    assert max(w.serial for w in found.status.workers if w.worker == 0) > 1
+
+
+def test_a_pod_beside_that_has_to_be_made_anew_does_not_end_an_attempt_that_has_not_claimed() -> None:
+    world = smaller()
+    world.settled()
+    world.with_pod(1, serial=2, node="n1").waiting(1, 2)
+    unclaimed = world.status.attempt.model_copy(update={"claimed_at": None, "first_step_at": None})
+    stale = tuple(w.model_copy(update={"made_from": "other" if w.worker else ""}) for w in world.status.workers)
+    world.with_status(attempt=unclaimed, workers=stale)
+    assert world.settled().status.attempt.number == 1
+
+
+def test_in_a_queue_too_a_pod_waits_beside_the_attempt() -> None:
+    """The place of the worker that is missing is free in its group (queueing.py)."""
+    world = smaller()
+    queue = QueueStatus(name="gpus", founded=1, size=2)
+    world.change_pod(0, queue_group=kueue.group_name(world.meta, queue), queue_managed=True)
+    world.with_status(workers=tuple(w.model_copy(update={"queue": queue}) for w in world.status.workers))
+    assert [a.worker for a in of_type(world.settled(), CreatePod)] == [1]
+
+
 def test_above_spec_workers_is_no_trouble_without_room() -> None:
     world = a_job(workers=1, elastic=elastic(maxWorkers=2)).with_pod(0, node="n0").attempt_of(0)
     world.settled()
@@ -314,7 +350,7 @@ def test_two_one_two_without_losing_a_step() -> None:
     assert [n for _, n in cluster.had] == [2, 1, 2]
     assert [(p.cause, p.steps_lost) for p in cluster.status.preemptions] == [("spot", 0), ("resize", 0)]
     assert {m.pod_uid for m in cluster.status.attempt.members} >= {"uid-0-1"}, "the survivor kept its pod through both"
-    assert cluster.status.counts.preemptions == 1
+    assert (cluster.status.counts.preemptions, cluster.status.counts.caught) == (1, 1)
 
 
 def comes_and_goes(cluster: SimulatedCluster, rng: random.Random) -> Script:
