@@ -321,6 +321,8 @@ def ends_well(cluster: SimulatedCluster) -> SimulatedCluster:
     assert cluster.decided_attempts == sorted(set(cluster.decided_attempts))
     boundaries = [cluster.store.claims[n].parent_boundary for n in sorted(cluster.store.claims)]
     assert boundaries == sorted(boundaries), "the committed step went back"
+    lost = [p.steps_lost for p in cluster.status.preemptions if p.cause == "resize" and p.resumed_at is not None]
+    assert not any(lost), "a step was done again because the job grew"
     return cluster
 
 
