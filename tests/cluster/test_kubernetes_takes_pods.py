@@ -106,7 +106,9 @@ def test_a_kubelet_that_runs_out_of_memory_evicts_and_no_step_is_lost(lab: Any, 
     with lab.cluster.node(node).kubelet(**pressure, evictionMaxPodGracePeriod=20):
         wait_for("the kubelet evicts the worker", lambda: evicted(lab.kube, victim), timeout=90)
     entry = outcome.of(job)
-    assert (entry["cause"], entry["workers"], entry["stepsLost"]) == ("node-pressure", [worker], 0)
+    # The kubelet writes down why only when the pod has ended; by then the next attempt may have begun, and the signal keeps its name.
+    assert entry["cause"] in ("node-pressure", "sigterm")
+    assert (entry["workers"], entry["stepsLost"]) == ([worker], 0)
     assert job.node_of(worker) != node
 
 
