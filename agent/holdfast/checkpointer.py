@@ -23,12 +23,15 @@ from holdfast.ddp import settle_buckets
 from holdfast.describe import Dataset, facts, fingerprint, flat, of_loaders
 from holdfast.errors import LinkLost, RestoreError
 from holdfast.midstep import MidStep
+from holdfast.own_time import OwnTime
 from holdfast.progress import Progress
 from holdfast.restorer import Restorer
 from holdfast.saver import Saver
 from holdfast.state import Ended, Registry
 from holdfast_api import names, ranks
+from holdfast_rank import stacks
 from holdfast_rank.agent_link import AgentLink
+from holdfast_rank.doing import Doing
 from holdfast_rank.gate import Gate
 
 log = logging.getLogger("holdfast")
@@ -76,15 +79,26 @@ class Checkpointer:
         """The newest end of a pass."""
         self._stepped_at: float | None = None
         self._step_seconds = 0.0
+        self._doing = Doing(self._say_doing, self._look)
+        self._own = OwnTime()
+        self._listens = False
+        """The agent wants to know what the main thread does."""
         self._link, self._trouble = self._connect()
         self._saver: Saver | None = None
         self._mid: MidStep | None = None
         if self._link is not None:
             self._saver = Saver(
-                self._link, self._registry, self._progress, self._run, awaited=lambda: self._gate.awaited
+                self._link,
+                self._registry,
+                self._progress,
+                self._run,
+                awaited=lambda: self._gate.awaited,
+                doing=self._doing,
             )
-            self._mid = MidStep(self._registry, self._progress, self._gate, self._saver, self._link, self._run)
-            self._link.tick = self._mid.tick
+            self._mid = MidStep(
+                self._registry, self._progress, self._gate, self._saver, self._link, self._run, self._own.enters
+            )
+            self._link.tick = self._tick
             self._link.start()
 
     @property
@@ -167,7 +181,9 @@ class Checkpointer:
         if self._settings is not None and not self._asked:
             self._settings = self._registry.unchanged(self._settings)
         self._asked = True
-        return self._registry.position(loader).run(epochs, self._take_generators, self._note_end)
+        return self._own.timed(
+            self._registry.position(loader).run(epochs, self._take_generators, self._note_end), self._doing
+        )
 
     def step(self, **metrics: Any) -> None:
         """The boundary (I1): call it at the end of every iteration, after everything that changes state. Blocks while a capture is copied, while
@@ -197,6 +213,7 @@ class Checkpointer:
         if self._finished:
             return
         self._finished = True
+        self._doing.now = "finish"
         if self._saver is not None and self._link is not None:
             self._say_goodbye(self._saver, self._link)
         # Workers that wait for another epoch end when nobody holds the loader; freed by the garbage collector they take seconds (torch).
@@ -276,7 +293,9 @@ class Checkpointer:
         now = time.monotonic()
         if self._stepped_at is not None and not mid.held:
             self._step_seconds = now - self._stepped_at
+        self._own.boundary(interrupted=mid.held)
         self._stepped_at, mid.held = now, False
+        self._doing.passed()
         link.send_passed(self._passed, now)
         if not saver.planned and self._registry.planned:
             saver.plan()
@@ -294,10 +313,12 @@ class Checkpointer:
         mid.passed(self._step_seconds)
         if beside and not mid.save_beside(metrics):
             self._capture(saver, mid, metrics)
+        self._own.goes_on()
 
     def _capture(self, saver: Saver, mid: MidStep, metrics: dict[str, Any]) -> None:
         self._progress.note_metrics(metrics, now=True)
-        saver.capture("periodic")
+        with self._doing.during("save"):
+            saver.capture("periodic")
         mid.audit_save()
 
     def _refuse_capture(self) -> None:
@@ -312,13 +333,42 @@ class Checkpointer:
         """The boundary is the target of a round (E2): captures it, then stands still until the gate opens."""
         self._progress.note_metrics(metrics, now=True)
         while round is not None:
-            saver.capture("round", round)
+            with self._doing.during("save"):
+                saver.capture("round", round)
             round = self._gate.hold(round)
         self._stepped_at = time.monotonic()  # standing still is no step time
 
     def _passed(self) -> ranks.Passed:
         """Any thread: reads whole values only."""
-        return ranks.Passed(self.boundary, self._step_seconds, self._progress.epoch, self._progress.metrics.copy())
+        own = self._own
+        return ranks.Passed(
+            self.boundary,
+            self._step_seconds,
+            self._progress.epoch,
+            self._progress.metrics.copy(),
+            own.busy_seconds,
+            own.update_seconds,
+            own.data_seconds,
+        )
+
+    # Helper thread
+
+    def _tick(self) -> None:
+        if self._mid is not None:
+            self._mid.tick()
+        if self._listens:
+            self._doing.tick()
+
+    def _look(self, what: str) -> str:
+        """What the main thread does not say: it waits at the gate, or the script evaluates."""
+        if self._gate.standing:
+            return "gate"
+        return "evaluation" if what in ("step", "data") and self._mid is not None and self._mid.evaluating else what
+
+    def _say_doing(self, what: str) -> None:
+        if self._link is not None:
+            self._link.flush_passed()  # first: a boundary ends what was said before it
+            self._link.send(ranks.Doing(what))
 
     def _warn_of_unread_loaders(self) -> None:
         for name, position in self._registry.positions.items():
@@ -342,6 +392,7 @@ class Checkpointer:
         if self._generators is not None:
             self._settings = self._registry.settings()
         self._every, saver.chunk_bytes = welcome.every_steps, welcome.chunk_bytes
+        self._listens = welcome.listens
         if self.boundary:
             saver.newest = self.boundary
             saver.plan()
@@ -356,14 +407,19 @@ class Checkpointer:
             link = AgentLink(path, self._take, self._lose)
         except OSError as e:
             return None, f"{path}: {e}"
+        rank = int(os.environ.get("RANK", "0"))
+        stack_path = stacks.path_beside(path, rank)
+        stack_signal = stacks.register(stack_path)
         link.send(
             ranks.Hello(
-                rank=int(os.environ.get("RANK", "0")),
+                rank=rank,
                 local_rank=int(os.environ.get("LOCAL_RANK", "0")),
                 world_size=int(os.environ.get("WORLD_SIZE", "1")),
                 attempt=int(os.environ.get(names.ENV_ATTEMPT, "1")),
                 pid=os.getpid(),
                 versions=_versions(),
+                stack_signal=stack_signal,
+                stack_path=stack_path if stack_signal else "",
             )
         )
         return link, ""

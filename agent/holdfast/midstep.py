@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -49,11 +50,18 @@ class MidStep:
     """One rank's. `passed` and `before_update` are the main thread's, `ready` and `tick` the reader's."""
 
     def __init__(
-        self, registry: Registry, progress: Progress, gate: Gate, saver: Saver, link: AgentLink, run: dict[str, str]
+        self,
+        registry: Registry,
+        progress: Progress,
+        gate: Gate,
+        saver: Saver,
+        link: AgentLink,
+        run: dict[str, str],
+        entering: Callable[[], None] = lambda: None,
     ) -> None:
-        """`run`: facts that go into every commit; the loop's kind is kept there."""
+        """`run`: facts that go into every commit; the loop's kind is kept there. `entering` is called when an update window has begun."""
         self._registry, self._progress, self._gate, self._saver, self._link = registry, progress, gate, saver, link
-        self._run = run
+        self._run, self._entering = run, entering
         self._windows = Windows(registry, self._before_update, self._before_step)
         self.held = False
         """The main thread was stopped at the gate since the last boundary."""
@@ -155,6 +163,7 @@ class MidStep:
         elif not self.judgement.final:
             self._judge_audits()
         self.held = self._gate.enter() or self.held
+        self._entering()
 
     def _before_step(self, optimizer: Any) -> None:
         """Before each step, on the thread that steps: on the device it comes after the copy that is under way."""
@@ -346,6 +355,11 @@ class MidStep:
             self._settle_evaluation(changed, moved=moved)
         else:
             self._evaluation = evaluation
+
+    @property
+    def evaluating(self) -> bool:
+        """A registered module that trains is in `eval()`."""
+        return not self._in_training()
 
     def _in_training(self) -> bool:
         return all(m.training for m in self._roots)

@@ -25,6 +25,7 @@ from holdfast.state import Captured, Ended, Registry
 from holdfast_api import ranks
 from holdfast_api.manifest import MetricPoint
 from holdfast_rank.agent_link import AgentLink
+from holdfast_rank.doing import Doing
 
 log = logging.getLogger("holdfast")
 LOOK_SECONDS = 0.05
@@ -41,8 +42,10 @@ class Saver:
         progress: Progress,
         run: dict[str, str],
         awaited: Callable[[], bool] = lambda: False,
+        doing: Doing | None = None,
     ) -> None:
         """`awaited`: a round waits for this rank (Gate.awaited)."""
+        self._doing = doing or Doing(lambda what: None)
         self._link, self._registry, self._progress, self._run = link, registry, progress, run
         self._awaited = awaited
         self.config: dict[str, str] = {}
@@ -145,7 +148,8 @@ class Saver:
         if not arena.has_free:
             self._link.flush_passed()
         try:
-            slot = arena.acquire()
+            with self._doing.during("slot"):
+                slot = arena.acquire()
         except (LinkLost, OSError, ValueError) as e:
             self.lose(str(e))
             return True
@@ -207,7 +211,8 @@ class Saver:
             arena = self._ready_arena()
             if not arena.has_free:
                 self._link.flush_passed()  # the agent gives a slot to a round once it knows that the rank stands at its target
-            slot = arena.acquire()
+            with self._doing.during("slot"):
+                slot = arena.acquire()
             try:
                 self._writers[slot].write(captured.leaves.tensors, document, self._pool)
             except BaseException:
@@ -249,11 +254,12 @@ class Saver:
         """Replaces the plan (I9). The agent first finishes with the slots of the old one. Not while a round waits for this rank: what ranks hold is kept until
         they have come to its boundary (E4), so they would wait for each other until the deadline. What the round wants, or what there will be nothing newer
         than, is planned without that, and the older saves abandoned (A8); a periodic save is left out. Returns False for that."""
-        while kind != "round" and self._arena is not None and not self._arena.all_free_within(LOOK_SECONDS):
-            if self._awaited():
-                if kind == "periodic":
-                    return False
-                break
+        with self._doing.during("slot"):
+            while kind != "round" and self._arena is not None and not self._arena.all_free_within(LOOK_SECONDS):
+                if self._awaited():
+                    if kind == "periodic":
+                        return False
+                    break
         self._send_plan(captured)
         return True
 
@@ -276,7 +282,9 @@ class Saver:
             return self._arena
         assert self._plan is not None
         while True:
-            self._take_slots(self._link.expect(ranks.Slots, ranks.Refused))
+            with self._doing.during("slot"):
+                answer = self._link.expect(ranks.Slots, ranks.Refused)
+            self._take_slots(answer)
             if (arena := self.arena) is not None:
                 return arena
 

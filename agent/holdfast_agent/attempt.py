@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
-from holdfast_agent import clock, clocks, earlier, layouts, scrubbing
+from holdfast_agent import clock, clocks, earlier, layouts, rank_pace, scrubbing
 from holdfast_agent.claims import Claims
 from holdfast_agent.clock import Deadline
 from holdfast_agent.crew import Rank
@@ -16,6 +16,7 @@ from holdfast_agent.errors import PeerRefused, ProtocolBroken
 from holdfast_agent.evacuation import Evacuation
 from holdfast_agent.finish import Finish
 from holdfast_agent.gates import Gates
+from holdfast_agent.hang_watch import HangWatch
 from holdfast_agent.launcher import Launcher, Process
 from holdfast_agent.periodic import Periodic
 from holdfast_agent.ranks import RankLink
@@ -35,7 +36,8 @@ from holdfast_api.messages import AttemptOrder, Blocked, BlockedReason, Exit, St
 
 log = logging.getLogger(__name__)
 FAILED_SECONDS = 5.0
-"""How long the agent stays after a trainer's failure, for a save that runs, the report, or the next attempt."""
+"""How long an agent that leaves after a trainer's failure waits for a save that runs."""
+STAY_SECONDS = 3600.0
 FINISH_SECONDS = 3600.0
 """A script that ended without finish(): for periodic saves that still run."""
 STEP_WEIGHT = 0.2
@@ -60,7 +62,11 @@ class Attempt:
         self.restoring = Restoring(shared)
         self.rescue = Rescue(shared, refuge)
         self.claims = Claims(shared) if shared.is_lead else None
+        self.hang_watch = HangWatch(
+            shared, self.rounds, lambda: self._going, lambda: self.periodic.pending or self.writing.busy, socket
+        )
         self._tasks: list[asyncio.Task[None]] = []
+        self._dismissed = False
         self._handlers: dict[type, Callable[[Rank, object], object]] = {
             wire.RestoreWanted: self._restore_wanted,
             wire.PartsWanted: self._parts_wanted,
@@ -68,6 +74,7 @@ class Attempt:
             wire.LoadFailed: self._load_failed,
             wire.Plan: self._plan,
             wire.Passed: self._passed,
+            wire.Doing: self._doing,
             wire.CapturedSlot: self._captured,
             wire.Vote: self._vote,
             wire.Done: self._done,
@@ -84,6 +91,7 @@ class Attempt:
             asyncio.ensure_future(self._watch_ranks()),
             asyncio.ensure_future(self._prepare_next()),
             asyncio.ensure_future(clocks.watch_use(s)),
+            asyncio.ensure_future(self.hang_watch.run()),
             asyncio.ensure_future(clocks.free_forgotten_slots(s, self.writing)),
         ]
         if self.claims is not None:
@@ -101,6 +109,7 @@ class Attempt:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.hang_watch.close()
         await self.finish.close()
         await self.evacuation.close()
         await self.rounds.cancel(reopen=False)
@@ -154,7 +163,11 @@ class Attempt:
             s.record.block(None)
         link.send(
             wire.Welcome(
-                s.attempt, s.settings.config.chunk_bytes, s.settings.config.every_steps, s.settings.config.slots
+                s.attempt,
+                s.settings.config.chunk_bytes,
+                s.settings.config.every_steps,
+                s.settings.config.slots,
+                listens=True,
             )
         )
         s.changes.bump()
@@ -176,6 +189,7 @@ class Attempt:
 
     def _restore_wanted(self, rank: Rank, message: object) -> None:
         assert isinstance(message, wire.RestoreWanted)
+        rank.idle_seconds = 0.0
         self.restoring.wanted(rank, message)
 
     def _parts_wanted(self, rank: Rank, message: object) -> None:
@@ -205,6 +219,8 @@ class Attempt:
     def _passed(self, rank: Rank, message: object) -> None:
         assert isinstance(message, wire.Passed)
         s = self.shared
+        if message.boundary > rank.boundary:
+            rank_pace.passes(rank)
         rank.boundary = max(rank.boundary, message.boundary)
         rank.stepped = True
         rank.step_seconds = (
@@ -212,6 +228,7 @@ class Attempt:
             if not rank.step_seconds
             else (1 - STEP_WEIGHT) * rank.step_seconds + STEP_WEIGHT * message.step_seconds
         )
+        rank_pace.measured(s, rank, message, STEP_WEIGHT)
         rank.passed_at = clock.monotonic()
         s.experience.stepped(message.step_seconds)
         if message.step_seconds > 0:
@@ -222,6 +239,10 @@ class Attempt:
             s.metrics.boundary.set(s.record.boundary)
             s.metrics.step_seconds.set(s.record.step_seconds)
             s.record.stage(Stage.FIRST_STEP)
+
+    def _doing(self, rank: Rank, message: object) -> None:
+        assert isinstance(message, wire.Doing)
+        rank.doing = message.what[:32]
 
     def _captured(self, rank: Rank, message: object) -> object:
         assert isinstance(message, wire.CapturedSlot)
@@ -304,6 +325,10 @@ class Attempt:
                 if self.shared.unfinished is not None:
                     self.shared.unfinished.end(f"attempt {self.shared.attempt} has claimed", claimed=True)
                 return await self.restoring.resolved(message)
+            case peers.HangSuspected():
+                self._lead_only().hang_watch.suspected()
+            case peers.LookAtRanks():
+                return await self.hang_watch.answer(message)
             case peers.CheckpointRejected():
                 claims = self._lead_only().claims
                 assert claims is not None
@@ -376,10 +401,20 @@ class Attempt:
         s.record.stage(Stage.FAILED)
         s.record.changed()
         self._launcher.kill(s.crew.processes)
-        limit = Deadline.after(FAILED_SECONDS)
         await asyncio.sleep(1)
-        await s.changes.until(lambda: not self.periodic.pending and not self.writing.busy, limit)
+        # The next attempt starts the ranks in this pod, from the arena (G1); it is joined over this one, and cancels this wait.
+        while s.settings.config.operator_url and not self._dismissed:
+            await s.changes.until(lambda: self._dismissed, Deadline.after(STAY_SECONDS))
+        await s.changes.until(
+            lambda: not self.periodic.pending and not self.writing.busy, Deadline.after(FAILED_SECONDS)
+        )
         s.end(Exit.TRAINER_FAILED, s.record.exit_detail)
+
+    def dismiss(self) -> None:
+        """After a failure: nobody will start the ranks again here."""
+        if self.shared.record.failed:
+            self._dismissed = True
+            self.shared.changes.bump()
 
     async def _all_ended(self) -> None:
         s = self.shared

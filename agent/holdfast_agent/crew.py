@@ -67,6 +67,16 @@ class Rank:
     step_seconds: float = 0.0
     passed_at: float | None = None
     """When it said so last, by `clock.monotonic`."""
+    doing: str = ""
+    """As it said last; empty: it does not say."""
+    idle_seconds: float = 0.0
+    """Since it passed a boundary, or began what is asked of it; time in which the agent stood still left out (hang_watch.py)."""
+    longest_seconds: float = 0.0
+    """Of these, when it did pass one, after the first of the attempt; 0 before that."""
+    busy_seconds: float = 0.0
+    update_seconds: float = 0.0
+    data_seconds: float = 0.0
+    """Moving averages, as in RankPace."""
     done_at: int | None = None
     vote: wire.Vote | None = None
 

@@ -65,6 +65,12 @@ class Experience:
         """No emergency was measured, nor a save at the speed of one: the next save had better show it."""
         return not self.estimates.hurried.count
 
+    @property
+    def usual_step_seconds(self) -> float:
+        """What nearly every step stays below (about 98 of 100), evaluations and the like left out; 0: none was seen."""
+        known = self.estimates.step
+        return known.seconds(known.at).sure if known.count else 0.0
+
     # ---- what is expected now
 
     def step(self) -> Span:

@@ -21,6 +21,16 @@ class Metrics:
         self.step_seconds = Gauge(
             "holdfast_agent_step_seconds", "Moving average of the time between boundaries.", registry=r
         )
+        self.hangs = Counter(
+            "holdfast_agent_hangs", "Attempts that this agent, as the lead, ended because nothing went on.", registry=r
+        )
+        self.rank_seconds = Gauge(
+            "holdfast_agent_rank_seconds",
+            "What one iteration takes each local rank, as moving averages: step (the same for all where they wait for each other), busy (computing on the "
+            "processor), update (in the update window), data (waiting for a batch).",
+            ["rank", "part"],
+            registry=r,
+        )
         self.stall_seconds = Histogram(
             "holdfast_agent_stall_seconds",
             "Time a rank stood still for one capture.",

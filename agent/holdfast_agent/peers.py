@@ -48,6 +48,8 @@ PATHS: dict[type[Any], tuple[str, type[Any] | None]] = {
     peers.Unfinished: ("/v1/peer/unfinished", peers.UnfinishedCopies),
     peers.Resolved: ("/v1/peer/resolved", peers.Fetched),
     peers.CheckpointRejected: ("/v1/peer/rejected", None),
+    peers.HangSuspected: ("/v1/peer/suspected", None),
+    peers.LookAtRanks: ("/v1/peer/ranks", peers.RanksSeen),
 }
 """Message -> (path, type of the answer)."""
 

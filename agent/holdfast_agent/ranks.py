@@ -90,6 +90,8 @@ class RankServer:
             task.cancel()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
+        for left in self.path.parent.glob(f"{self.path.name}.stacks-*"):
+            left.unlink(missing_ok=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -19,9 +19,11 @@ from holdfast_api.messages import (
     EarlierReport,
     Exit,
     FlushEstimate,
+    HangReport,
     LocalTrouble,
     Notice,
     PlanReport,
+    RankPace,
     Rejection,
     Stage,
     UnfinishedCopy,
@@ -89,6 +91,8 @@ class Record:
     unfinished: tuple[UnfinishedCopy, ...] = ()
     damaged: dict[str, str] | None = None
     """None: nobody has looked."""
+    hang: HangReport | None = None
+    pace: tuple[RankPace, ...] = ()
     sequence: int = 0
 
     def begin(self, attempt: int) -> None:
@@ -193,6 +197,11 @@ class Record:
             self.damaged = told
             self.changed()
 
+    def hangs(self, report: HangReport | None) -> None:
+        if report != self.hang:
+            self.hang = report
+            self.changed()
+
     def found_stray(self, refs: tuple[CheckpointRef, ...]) -> None:
         if refs != self.stray:
             self.stray = refs
@@ -266,6 +275,8 @@ class Record:
             on_node=self.on_node,
             on_node_boundary=self.on_node_boundary,
             holds_of=self.rescued[1] if self.rescued is not None and self.rescued[0] == self.on_node else (),
+            hang=self.hang,
+            pace=self.pace,
             interval_seconds=round(self.interval.seconds) if self.interval is not None else 0,
             interval_reason=self.interval.words if self.interval is not None else "",
         )

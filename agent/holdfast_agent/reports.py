@@ -15,7 +15,7 @@ import aiohttp
 
 from holdfast_agent.metrics import Metrics
 from holdfast_api import codec
-from holdfast_api.messages import AgentReport
+from holdfast_api.messages import AgentReport, HangReport
 
 log = logging.getLogger(__name__)
 AT_MOST_EVERY_SECONDS = 0.2
@@ -119,6 +119,7 @@ class Reporter:
             report.exit,
             report.blocked,
             report.rejections,
+            report.hang,
         )
         if self.store is None or report.attempt == 0 or essence == self._stored:
             return
@@ -172,6 +173,7 @@ def termination_message(report: AgentReport) -> bytes:
         local=None,
         unfinished=(),
         flush=None,
+        pace=(),
     )
     for length in (1024, 256, 32):
         small = dataclasses.replace(
@@ -183,10 +185,23 @@ def termination_message(report: AgentReport) -> bytes:
             rejections=tuple(dataclasses.replace(r, reason=r.reason[:length]) for r in bare.rejections),
             notices=tuple(dataclasses.replace(n, detail=n.detail[:length]) for n in bare.notices),
             plans=tuple(dataclasses.replace(p, why=p.why[:length]) for p in bare.plans),
+            hang=bare.hang and _short_hang(bare.hang, length),
         )
         data = codec.to_json(small)
         if len(data) <= TERMINATION_BYTES:
             return data
-    return codec.to_json(dataclasses.replace(small, checkpoints=(), rejections=(), notices=(), plans=()))[
+    return codec.to_json(dataclasses.replace(small, checkpoints=(), rejections=(), notices=(), plans=(), hang=None))[
         :TERMINATION_BYTES
     ]
+
+
+def _short_hang(hang: HangReport, length: int) -> HangReport:
+    """The first stack, innermost frames: the log has them all."""
+    return dataclasses.replace(
+        hang,
+        why=hang.why[:length],
+        saved=hang.saved[:length],
+        culprits=hang.culprits[:8],
+        workers=hang.workers[:8],
+        stacks=tuple(dataclasses.replace(s, stack=s.stack[:length]) for s in hang.stacks[:1]),
+    )

@@ -43,6 +43,7 @@ from holdfast_api.messages import (
     Blocked,
     CheckpointOrder,
     CollectOrder,
+    EndOrder,
     Exit,
     NoticeOrder,
     Stage,
@@ -151,7 +152,11 @@ class Agent:
             case AttemptOrder():
                 await self._join(message)
             case NoticeOrder():
-                self._current(message.attempt).evacuation.notice(message.notices)
+                attempt = self._current(message.attempt)
+                if not self._record.failed:  # nothing is left to evacuate
+                    attempt.evacuation.notice(message.notices)
+            case EndOrder():
+                self._current(message.attempt).dismiss()
             case CheckpointOrder():
                 self._current(message.attempt).evacuation.checkpoint(message)
             case CollectOrder():
@@ -326,6 +331,8 @@ class Agent:
     def _sigterm(self) -> None:
         if self._attempt is None:
             self.end(Exit.PREEMPTED_NOTHING_NEW, "SIGTERM before any attempt")
+        elif self._record.failed:
+            self._attempt.dismiss()
         else:
             self._attempt.evacuation.sigterm()
 

@@ -19,7 +19,7 @@ from holdfast_agent.metrics import Metrics
 from holdfast_agent.peers import LATER, PATHS
 from holdfast_api import codec
 from holdfast_api.errors import BadSignature, ContractError
-from holdfast_api.messages import AgentReport, AttemptOrder, CheckpointOrder, CollectOrder, NoticeOrder
+from holdfast_api.messages import AgentReport, AttemptOrder, CheckpointOrder, CollectOrder, EndOrder, NoticeOrder
 from holdfast_api.signing import Role
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ ORDERS: dict[str, type[Any]] = {
     "/v1/notice": NoticeOrder,
     "/v1/checkpoint": CheckpointOrder,
     "/v1/collect": CollectOrder,
+    "/v1/end": EndOrder,
 }
 
 

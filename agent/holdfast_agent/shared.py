@@ -43,7 +43,7 @@ class Shared:
     end: Callable[[Exit, str], None]
     """Ends the agent; the first call counts."""
     fail: Callable[[str], None]
-    """Ends this attempt in this worker; the agent stays for a moment, in case the next one comes at once."""
+    """Ends this attempt in this worker; the agent stays for the next one, if somebody is there to order it."""
     supersede: Callable[[int], None]
     """A claim with a greater number, or another life of this one, was found (A4, A5)."""
     mesh: Mesh = field(init=False)

@@ -150,6 +150,8 @@ class Gate:
         self._changed = threading.Condition()
         self._state = GateState()
         self._ended = False
+        self.standing = False
+        """The main thread waits here."""
 
     def start(self, boundary: int) -> None:
         """Training goes on after `boundary`."""
@@ -271,8 +273,7 @@ class Gate:
                     )
                     return waited
                 waited = True
-                settled = self._state.captured or self._state.copying
-                self._changed.wait(None if settled else max(0.0, self._state.lease_ends - now))
+                self._stand(now)
 
     @property
     def awaited(self) -> bool:
@@ -313,8 +314,13 @@ class Gate:
                     closed=self._state.closed and not lapsed,
                 )
                 return None
-            settled = self._state.captured or self._state.copying
-            self._changed.wait(None if settled else max(0.0, self._state.lease_ends - now))
+            self._stand(now)
+
+    def _stand(self, now: float) -> None:
+        settled = self._state.captured or self._state.copying
+        self.standing = True
+        self._changed.wait(None if settled else max(0.0, self._state.lease_ends - now))
+        self.standing = False
 
     def _set(self, state: GateState) -> None:
         self._state = state

@@ -4,6 +4,7 @@
                         POST /v1/notice      NoticeOrder       -> AgentReport
                         POST /v1/checkpoint  CheckpointOrder   -> AgentReport
                         POST /v1/collect     CollectOrder      -> AgentReport
+                        POST /v1/end         EndOrder          -> AgentReport
                         GET  /v1/status                        -> AgentReport
     agent -> operator   POST /v1/reports     AgentReport       -> 204
     agent -> agent      POST /v1/peer/...    see holdfast_api.peers
@@ -46,6 +47,8 @@ class Cause(StrEnum):
     """The job goes back to an older checkpoint because something was found in a newer one (`spec.validation.onUnsound`). Never sent to agents."""
     RESIZE = "resize"
     """The job goes on with more workers (`spec.elastic`). Never sent to agents, nor written into commit records: older readers do not know it."""
+    HUNG = "hung"
+    """The ranks passed no boundary for far longer than usual and were started again. Of an attempt's end; never of a checkpoint, and never sent to agents."""
     UNKNOWN = "unknown"
 
 
@@ -117,6 +120,25 @@ class RestoreOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class HangLimits:
+    """For how long a rank may pass no boundary before it is taken for hung, by what it is doing: the most of these seconds, `factor` times the usual step,
+    and twice the longest that it has ever taken. 0: never."""
+
+    action: str = "restart"
+    """`restart`: stacks, the newest state saved if it can be, the attempt fails; `report`: stacks and the word; `ignore`: nothing."""
+    factor: int = 10
+    step_seconds: int = 1800
+    """Forward, backward, an optimizer's step, and whatever the script does that nobody can tell from these, as saving files of its own."""
+    data_seconds: int = 3600
+    """Waiting for a batch; or for a device, before a state is copied."""
+    evaluation_seconds: int = 7200
+    """A registered module is in `eval()`."""
+    start_seconds: int = 7200
+    """From the start of the process, or from its state's being there, to the first boundary, and to the second; without what the agent needs to fetch the
+    state."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptOrder:
     """Attempt `attempt` is on, with these members. Sent until the agent's report shows it; sent again with `may_claim` when A3 allows the claim."""
 
@@ -135,6 +157,7 @@ class AttemptOrder:
     """In all attempts before this one, from the first step to the end."""
     global_batch: int = 0
     """Samples of an update, of all ranks together, that training code is told (`spec.elastic.globalBatch`). 0: not said."""
+    hangs: HangLimits = field(default_factory=HangLimits)
     schema: int = 1
 
     @property
@@ -200,6 +223,16 @@ class AgentPhase(StrEnum):
     FAILED = "failed"
     BLOCKED = "blocked"
     """Cannot go on without a person: see `blocked`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndOrder:
+    """No attempt comes after this one, which has failed here: end, so that the pod ends by itself and keeps its log."""
+
+    SCHEMA: ClassVar[int] = 1
+    job_uid: str
+    attempt: int
+    schema: int = 1
 
 
 class BlockedReason(StrEnum):
@@ -438,6 +471,60 @@ class FlushEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class RankStack:
+    """What one rank was doing when it was looked at because nothing went on."""
+
+    rank: int
+    worker: int
+    boundary: int
+    doing: str
+    """As the library says: `step`, `data`, `evaluation`, `start`, `save`, `slot`, `gate`, `finish`."""
+    idle_seconds: float
+    """Since it passed a boundary."""
+    state: str = ""
+    """Of its main thread, for the kernel: `R`, `S`, `D`, `T` (stopped by a signal), `Z`."""
+    stack: str = ""
+    """Of its threads, innermost frame first, the main thread's last; cut. Empty if there was no way to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HangReport:
+    """Of the lead: no rank that another one could be waiting for has passed a boundary for long."""
+
+    at: datetime
+    idle_seconds: float
+    boundary: int
+    """The newest that every rank has passed."""
+    culprits: tuple[int, ...]
+    """Ranks that the others wait for, as far as anybody can tell; empty: that cannot be told."""
+    workers: tuple[int, ...]
+    """Of the culprits."""
+    why: str
+    """One line in words: which ranks, where they are, and why these."""
+    restarts: bool
+    """The limit has passed and the ranks are to be started again; False: a word in time."""
+    saved: str = ""
+    """What has become of the newest state, in words; empty while nothing was tried."""
+    stacks: tuple[RankStack, ...] = ()
+    """The culprits' first, at most 8."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankPace:
+    """How long one rank takes, as moving averages in seconds; 0: not known."""
+
+    rank: int
+    step_seconds: float
+    """From one boundary to the next: the same for all where they wait for each other."""
+    busy_seconds: float = 0.0
+    """Of these, the main thread has computed: without waits for other ranks. Known where it trains on the processor only."""
+    update_seconds: float = 0.0
+    """From the entrance of the update window to the boundary."""
+    data_seconds: float = 0.0
+    """Waiting for a batch."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentReport:
     """An agent's whole state: pushed when something changes, answered to every order, kept in the store and the termination message (H4)."""
 
@@ -512,4 +599,8 @@ class AgentReport:
     """Of the lead: ATTEMPT/SAVE -> what a scrub has found in the store's copy and nobody has mended, at most 64. None: it has not looked yet."""
     flush: FlushEstimate | None = None
     """None before the size of the state is known."""
+    hang: HangReport | None = None
+    """Of the lead; None again once a boundary is passed."""
+    pace: tuple[RankPace, ...] = ()
+    """Of the local ranks, at most 64."""
     schema: int = 1

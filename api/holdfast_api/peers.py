@@ -11,6 +11,8 @@
     POST /v1/peer/rescue     RescueOrder    coordinator to a survivor: take that worker's part  -> Rescued
     POST /v1/peer/part       PartWanted     a survivor to that worker: what is it made of?       -> Part
     POST /v1/peer/resolved   Resolved       lead to all: claimed, fetch (and, once all have it, load) this -> Fetched
+    POST /v1/peer/suspected  HangSuspected  to the lead: a rank of mine passes no boundary       -> 204
+    POST /v1/peer/ranks      LookAtRanks    lead to all: what do your ranks do, and where?       -> RanksSeen
     POST /v1/peer/rejected   CheckpointRejected  to the lead: a rank found it bad while loading  -> 204
     GET  /v1/peer/chunks/<digest>            to a worker that holds the same: what lies in its slots -> the chunk's bytes, 404, or 503: not known yet
 
@@ -369,4 +371,50 @@ class RoundAnswer:
 
     SCHEMA: ClassVar[int] = 1
     round: int
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HangSuspected:
+    """A local rank has passed no boundary for longer than it may. Repeated while that is so."""
+
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    worker: int
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtRanks:
+    SCHEMA: ClassVar[int] = 1
+    attempt: int
+    stacks: bool
+    """With what their threads are doing: costs each rank a signal."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RankSeen:
+    """What an agent knows of one of its ranks."""
+
+    rank: int
+    boundary: int
+    doing: str
+    """As the rank says (holdfast_api.ranks.Doing); empty: it does not say."""
+    idle_seconds: float
+    """Since it passed a boundary, or since its clock began; without time in which the agent itself stood still."""
+    patience_seconds: float
+    """How long that may be, for what it is doing; 0: for ever."""
+    warn_seconds: float = 0.0
+    """After which it is worth a word; 0: never."""
+    ended: bool = False
+    """Its process is over, or it has said that it is done."""
+    state: str = ""
+    stack: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RanksSeen:
+    SCHEMA: ClassVar[int] = 1
+    ranks: tuple[RankSeen, ...] = ()
     schema: int = 1

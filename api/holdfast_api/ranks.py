@@ -19,6 +19,7 @@ Each line is `{"type": <class name>, ...fields}`. Bulk data never passes here: i
     Vote                             ->
                                      <-    ReleaseGate          capture at the target, then stop
                                      <-    OpenGate
+    Doing                            ->                         only if Welcome says `listens`; when it has done so for a second
     Done                             ->                         `finish()` was called; the process may end after FinishAllowed
                                      <-    FinishAllowed
 """
@@ -44,6 +45,9 @@ class Hello:
     pid: int
     versions: dict[str, str]
     """holdfast, torch, python, device."""
+    stack_signal: int = 0
+    """At this signal the process writes what its threads are doing to `stack_path`, whoever holds the interpreter's lock. 0: there is no such way."""
+    stack_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class Welcome:
     """0: the agent asks for saves itself."""
     slots: int = 2
     """At most; Slots says how many there are."""
+    listens: bool = False
+    """This agent understands `Doing`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +197,19 @@ class Passed:
     step_seconds: float
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    busy_seconds: float = 0.0
+    """Of `step_seconds`, as RankPace says; 0: not known."""
+    update_seconds: float = 0.0
+    data_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What the main thread is busy with, so that a long wait of its kind is not taken for a hang. The next boundary that is passed ends it."""
+
+    what: str
+    """`start` (before the first boundary), `step`, `data` (waiting for a batch), `evaluation`, `save` (copying), `slot` (waiting for the agent), `gate`
+    (standing in a round), `finish`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +284,7 @@ class FinishAllowed:
 
 
 FromRank: TypeAlias = (
-    Hello | RestoreWanted | PartsWanted | Loaded | LoadFailed | Plan | Passed | CapturedSlot | Vote | Done
+    Hello | RestoreWanted | PartsWanted | Loaded | LoadFailed | Plan | Passed | Doing | CapturedSlot | Vote | Done
 )
 FromAgent: TypeAlias = (
     Welcome
@@ -286,7 +305,7 @@ _TYPES: dict[str, type[Any]] = {
     c.__name__: c
     for c in (
         Hello, Welcome, RestoreWanted, OtherWorld, PartsWanted, RestoreBegun, RestoreReady, StartFresh, Refused, Loaded, LoadFailed, Plan, Slots, Passed,
-        CapturedSlot, SlotFree, CloseGate, Vote, ReleaseGate, OpenGate, Done, FinishAllowed,
+        Doing, CapturedSlot, SlotFree, CloseGate, Vote, ReleaseGate, OpenGate, Done, FinishAllowed,
     )
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ from holdfast_api.messages import (
     AttemptOrder,
     Cause,
     CheckpointOrder,
+    HangLimits,
     Member,
     Notice,
     NoticeOrder,
@@ -216,6 +217,7 @@ class Gang:
     """Where that store keeps its objects as files."""
     environ: dict = field(default_factory=dict)
     """Of the agents, beside the test's own."""
+    hangs: HangLimits = field(default_factory=HangLimits)
     attempt: int = 0
     pods: dict[int, Pod] = field(default_factory=dict)
     all_pods: list[Pod] = field(default_factory=list)
@@ -251,7 +253,7 @@ class Gang:
     def orders(self, **restore) -> AttemptOrder:
         members = tuple(self.pods[w].member for w in sorted(self.pods))
         order = AttemptOrder(self.job_uid, self.attempt, members, self.processes, False, RestoreOrder(**restore))
-        return dataclasses.replace(order, global_batch=self.global_batch)
+        return dataclasses.replace(order, global_batch=self.global_batch, hangs=self.hangs)
 
     def begin(self, **restore) -> "Gang":
         """A new attempt, ordered and allowed to claim, as the operator does it."""

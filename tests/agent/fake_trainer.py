@@ -18,6 +18,7 @@ import time
 
 from holdfast_api import names, ranks
 from holdfast_api.manifest import MetricPoint, TensorEntry
+from holdfast_rank import stacks
 
 STATE_BYTES = 300_000
 STABLE_BYTES = 200_000
@@ -93,7 +94,13 @@ class FakeTrainer:
                 self.changed.wait()
 
     def run(self):
-        self.send(ranks.Hello(self.rank, int(os.environ["LOCAL_RANK"]), self.world, self.attempt, os.getpid(), {}))
+        path = stacks.path_beside(os.environ[names.ENV_SOCKET], self.rank)
+        number = stacks.register(path)
+        self.send(
+            ranks.Hello(
+                self.rank, int(os.environ["LOCAL_RANK"]), self.world, self.attempt, os.getpid(), {}, number, path
+            )
+        )
         self.every = self.expect(ranks.Welcome).every_steps
         self.restore()
         if self.boundary:
@@ -101,11 +108,20 @@ class FakeTrainer:
         while self.boundary < self.o.steps:
             time.sleep(self.o.step_seconds)
             self.step()
-            if self.boundary == self.o.crash_at:
+            if self.boundary == self.o.hang_at and self.rank == self.o.hang_rank and self.attempt == 1:
+                self.hang()
+            if self.boundary == self.o.crash_at and (not self.o.crash_once or self.attempt == 1):
                 print("Traceback: something broke at", self.boundary, file=sys.stderr, flush=True)
                 os._exit(self.o.exit_code)
         time.sleep(self.o.finish_seconds)
         self.finish()
+
+    def hang(self):
+        """Stands still where a round cannot catch it: it never reaches its next boundary."""
+        self.log(f"hangs after {self.boundary}")
+        if self.o.hang_doing:
+            self.send(ranks.Doing(self.o.hang_doing))
+        time.sleep(self.o.hang_seconds)
 
     def restore(self):
         self.send(ranks.RestoreWanted())
@@ -254,6 +270,11 @@ def main():
         "--copies", action="store_true", help="all ranks hold one state, as under DistributedDataParallel"
     )
     parser.add_argument("--together", default="", help="a file in which all ranks meet in every step")
+    parser.add_argument("--crash-once", action="store_true", help="in the first attempt only")
+    parser.add_argument("--hang-at", type=int, default=-1, help="in the first attempt, after this boundary")
+    parser.add_argument("--hang-rank", type=int, default=0)
+    parser.add_argument("--hang-doing", default="", help="what it says that it does")
+    parser.add_argument("--hang-seconds", type=float, default=10000.0)
     parser.add_argument("--silent", action="store_true", help="never speaks to the agent")
     options = parser.parse_args()
     if options.environment:

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.cluster  # for helm and promtool; no cluster is touched
 AGE = 'holdfast_checkpoint_age_seconds{namespace="team-a", job="gpt"}'
 NAN = 'holdfast_checkpoint_not_finite{namespace="team-a", job="gpt"}'
 ODD = 'holdfast_checkpoint_suspect{namespace="team-a", job="gpt"}'
+SLOW = 'holdfast_straggler{namespace="team-a", job="gpt"}'
 LEFT = 'holdfast_state_on_nodes{namespace="team-a", job="gpt"}'
 BLIND = 'holdfast_notifier_last_look_timestamp_seconds{instance="a"}'
 WELL = {"holdfast_leader": "1x120"}
@@ -30,6 +31,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "HoldfastCheckpointNotFinite": ({NAN: "0x55 1x65"}, {NAN: "0x120"}, "job team-a/gpt have become NaN"),
     "HoldfastReplicasDiffer": ({ODD: "0x55 1x65"}, {ODD: "0x120"}, "Ranks of job team-a/gpt"),
     "HoldfastStateOnNodes": ({LEFT: "0x50 1x70"}, {LEFT: "0x120"}, "newest state of job team-a/gpt lies on nodes only"),
+    "HoldfastHang": ({"holdfast_hangs_total": "0x50 1x70"}, {"holdfast_hangs_total": "1x120"}, "A job hung"),
+    "HoldfastStraggler": ({SLOW: "0x40 1x80"}, {SLOW: "0x58 1x62"}, "One rank of job team-a/gpt"),
     "HoldfastNotifierBlind": (
         {BLIND: "0x120", 'holdfast_notifier_info{node="n1", cloud="aws", instance="a"}': "1x120"},
         {

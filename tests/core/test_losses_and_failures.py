@@ -8,7 +8,7 @@ from job_worlds import JobWorld, a_job, checkpoint, condition, of_type, seconds
 
 from holdfast_api import names
 from holdfast_api.messages import AgentPhase, Blocked, BlockedReason, Exit, LocalTrouble
-from holdfast_operator.core.actions import CreatePod, DeletePod, EmitEvent
+from holdfast_operator.core.actions import CreatePod, DeletePod, EmitEvent, SendEnd
 from holdfast_operator.crd.v1alpha1 import Phase, PreemptionStatus
 
 
@@ -128,7 +128,7 @@ def test_a_crashed_script_is_a_failure_with_back_off_that_doubles_and_the_words_
     w = running()
     waits = []
     for number in (1, 2):
-        w.reports(1, AgentPhase.FAILED, exit_detail="ValueError: no such column").settled()
+        w.reports(number % 2, AgentPhase.FAILED, exit_detail="ValueError: no such column").settled()
         assert w.status.retry_at is not None
         waits.append((w.status.retry_at - w.now).total_seconds())
         assert "no such column" in condition(w.status, "Reconciling").message
@@ -174,6 +174,73 @@ def test_a_durable_checkpoint_starts_the_row_of_failures_anew() -> None:
     w.reports(1, AgentPhase.FAILED).settled()
     assert w.status.phase is not Phase.FAILED
     assert (w.status.counts.failures, w.status.counts.failures_in_a_row) == (2, 1)
+
+
+def test_a_durable_checkpoint_of_an_attempt_that_was_preempted_starts_the_row_anew_too() -> None:
+    w = running(budgets={"failures": {"max": 2, "backoffSeconds": 0}})
+    w.reports(1, AgentPhase.FAILED).settled()
+    w.training(number=2).reports(0, AgentPhase.TRAINING, checkpoints=(checkpoint("2/1", 50),))
+    w.reports(1, AgentPhase.SEALED, exit=Exit.PREEMPTED_SEALED).settled()
+    assert (w.status.counts.preemptions, w.status.counts.failures_in_a_row) == (1, 0)
+
+
+def test_a_preemption_without_progress_leaves_the_row_as_it_is() -> None:
+    w = running(budgets={"failures": {"max": 2, "backoffSeconds": 0}})
+    w.reports(1, AgentPhase.FAILED).settled()
+    w.training(number=2).reports(1, AgentPhase.SEALED, exit=Exit.PREEMPTED_SEALED).settled()
+    assert w.status.counts.failures_in_a_row == 1
+
+
+def serials(w: JobWorld) -> list[int]:
+    """Of the pods that are, or will be, workers."""
+    newest = {e.worker: e.serial for e in sorted(w.status.workers, key=lambda e: e.serial)}
+    return [newest[k] for k in sorted(newest)]
+
+
+def test_crashed_ranks_start_again_in_the_pods_that_are_there() -> None:
+    w = running(budgets={"failures": {"backoffSeconds": 0}})
+    w.all_report(AgentPhase.FAILED).settled()
+    assert w.status.attempt is not None
+    assert w.status.attempt.number == 2
+    assert serials(w) == [1, 1]
+
+
+def test_a_worker_that_ends_attempt_after_attempt_gets_another_pod_and_the_others_stay() -> None:
+    w = running(budgets={"failures": {"backoffSeconds": 0, "max": 10}})
+    w.reports(1, AgentPhase.FAILED).settled()
+    w.training(number=2).reports(1, AgentPhase.FAILED).settled()
+    assert serials(w) == [1, 2]
+
+
+@pytest.mark.parametrize("why", ["another worker", "progress between"])
+def test_a_worker_keeps_its_pod_unless_the_same_one_fails_again_and_again(why: str) -> None:
+    w = running(budgets={"failures": {"backoffSeconds": 0, "max": 10}})
+    w.reports(1, AgentPhase.FAILED).settled()
+    w.training(number=2)
+    if why == "progress between":
+        w.reports(0, AgentPhase.TRAINING, checkpoints=(checkpoint("2/1", 50),))
+    w.reports(0 if why == "another worker" else 1, AgentPhase.FAILED).settled()
+    assert serials(w) == [1, 1]
+
+
+def test_after_a_failure_pods_are_made_anew_from_a_spec_that_has_been_corrected() -> None:
+    """A running container keeps its image: started in place, the ranks would never see the correction."""
+    w = running(budgets={"failures": {"backoffSeconds": 30}})
+    made = tuple(e.model_copy(update={"made_from": "of the spec as it was"}) for e in w.status.workers)
+    w.with_status(workers=made).reports(1, AgentPhase.FAILED).settled()
+    w.after(30).settled()
+    assert serials(w) == [2, 2]
+
+
+def test_an_agent_that_waits_for_an_attempt_which_never_comes_is_told_to_end_and_its_pod_stays_for_its_log() -> None:
+    w = running(budgets={"failures": {"max": 1}})
+    decision = w.reports(1, AgentPhase.FAILED, exit_detail="boom").settled()
+    assert w.status.phase is Phase.FAILED
+    assert [a.pod.uid for a in of_type(decision, SendEnd)] == ["uid-1-1"]
+    assert {a.uid for a in of_type(decision, DeletePod)} == {"uid-0-1"}
+    assert decision.wake_at == w.now + seconds(30)
+    late = w.after(30).decided()
+    assert {a.uid for a in of_type(late, DeletePod)} == {"uid-0-1", "uid-1-1"}, "one that does not end is stopped"
 
 
 def test_a_checkpoint_that_is_not_finite_is_no_progress() -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
-from holdfast_api.messages import AttemptOrder, CheckpointOrder, CollectOrder, NoticeOrder
+from holdfast_api.messages import AttemptOrder, CheckpointOrder, CollectOrder, EndOrder, NoticeOrder
 from holdfast_operator.crd.v1alpha1 import QueueStatus, ShunStatus, TrainingJobStatus
 
 
@@ -81,6 +81,12 @@ class SendCollect:
 
 
 @dataclass(frozen=True, slots=True)
+class SendEnd:
+    pod: PodAddress
+    order: EndOrder
+
+
+@dataclass(frozen=True, slots=True)
 class EmitEvent:
     """An Event on the job. `warning` says a person may have to do something."""
 
@@ -89,7 +95,7 @@ class EmitEvent:
     warning: bool = False
 
 
-Send: TypeAlias = SendAttempt | SendNotice | SendCheckpoint | SendCollect
+Send: TypeAlias = SendAttempt | SendNotice | SendCheckpoint | SendCollect | SendEnd
 Action: TypeAlias = EnsureChildren | CheckTemplate | CreatePod | DeletePod | ReleaseQuota | Send | EmitEvent
 
 

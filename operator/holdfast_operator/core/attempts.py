@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from holdfast_api import layout
-from holdfast_api.messages import AttemptOrder, Member
+from holdfast_api.messages import AttemptOrder, HangLimits, Member
 from holdfast_operator.core import elastic, interruptions, notices, queueing, retention, sizes
 from holdfast_operator.core.actions import Action, CreatePod, DeletePod, EnsureChildren, SendAttempt
 from holdfast_operator.core.membership import MemberSeen, is_member, members, newest_plans, pod_of
 from holdfast_operator.core.observed import Observed
-from holdfast_operator.crd.v1alpha1 import AttemptStatus, MemberStatus, TrainingJobStatus
+from holdfast_operator.crd.v1alpha1 import AttemptStatus, Hangs, MemberStatus, TrainingJobStatus
 
 
 def create_pods(seen: Observed, status: TrainingJobStatus) -> tuple[Action, ...]:
@@ -111,4 +111,16 @@ def _order(
         interruptions_caught=status.counts.caught,
         trained_seconds=float(status.counts.trained_seconds),
         global_batch=sizes.global_batch(seen.spec),
+        hangs=_limits(seen.spec.hangs),
+    )
+
+
+def _limits(hangs: Hangs) -> HangLimits:
+    return HangLimits(
+        action=hangs.action.value.lower(),
+        factor=hangs.factor,
+        step_seconds=hangs.step_seconds,
+        data_seconds=hangs.data_seconds,
+        evaluation_seconds=hangs.evaluation_seconds,
+        start_seconds=hangs.start_seconds,
     )

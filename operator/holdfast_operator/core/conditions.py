@@ -16,6 +16,8 @@
 | StoredIntact    | no scrub's finding stands; only there once one did            |
 | RetentionMet    | what is kept fits spec.checkpoint.keep; only there once not   |
 | FlushFits        | an emergency save is done in the time that an announcement leaves |
+| StepsPass       | steps are passed; only there once none was for long          |
+| RanksKeepPace   | no rank holds the others up; only there once one did        |
 | Succeeded       | all workers have finished                                         |
 """
 
@@ -68,6 +70,10 @@ CLOCKS_DIFFER = "ClocksDiffer"
 FLUSH_FITS = "FlushFits"
 ON_NODES = "StateOnNodes"
 """The newest state lies on nodes and nowhere else (E6)."""
+STEPS = "StepsPass"
+NO_STEP = "NoStep"
+PACE = "RanksKeepPace"
+STRAGGLER = "Straggler"
 UNSAVED = "FinishedUnsaved"
 """The script ended well, and its last state is in no checkpoint."""
 SAVES_FAIL = "SavesFail"
@@ -131,6 +137,8 @@ def _all(
     yield from _clocks(seen, status)
     yield from _on_nodes(seen, status)
     yield from _flush(seen, status)
+    yield from _steps(seen, status)
+    yield from _pace(status)
     yield _succeeded(seen, status)
 
 
@@ -333,6 +341,64 @@ def _flush(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
     if not seen.spec_error:
         found = feasibility.verdict(seen, status)
         yield _Now(FLUSH_FITS, found.status, found.reason, found.message)
+
+
+def _steps(seen: Observed, status: TrainingJobStatus) -> Iterator[_Now]:
+    """What hangs, while it does: in time to look, and until the next attempt has taken a step."""
+    # Of the attempt that was read: in the round that ends it, the next one may have begun already.
+    reports = (w.report for w in members(seen, seen.status.attempt) if w.report is not None)
+    hang = next((r.hang for r in reports if r.hang is not None), None)
+    before = next((c for c in status.conditions if c.type == STEPS), None)
+    if hang is not None:
+        saved = f". {hang.saved}" if hang.saved else ""
+        done = "the ranks are started again" if hang.restarts else "nothing has been ended yet (spec.hangs)"
+        stacks = "; ".join(f"rank {s.rank}: {_first_frames(s.stack)}" for s in hang.stacks[:2] if s.stack)
+        where = f" Where they are: {stacks}." if stacks else ""
+        words = (
+            f"no step has been passed for {round(hang.idle_seconds / 10) * 10} s after step {hang.boundary}. {hang.why}{saved}; {done}.{where} "
+            f"All stacks: kubectl logs -n {seen.job.namespace} {_pods_of(status, hang.workers)}"
+        )
+        yield _Now(STEPS, "False", failures.HUNG if hang.restarts else NO_STEP, words)
+    elif (
+        before is not None
+        and before.status == "False"
+        and (status.attempt is None or status.attempt.first_step_at is None)
+    ):
+        yield _Now(STEPS, "False", before.reason, before.message)
+    elif before is not None:
+        yield _Now(STEPS, "True", "Pass", "steps are passed")
+
+
+def _first_frames(stack: str) -> str:
+    frames = [line.strip() for line in stack.splitlines() if line.strip().startswith("File ")]
+    return " < ".join(frames[:4])[:600]
+
+
+def _pods_of(status: TrainingJobStatus, workers: tuple[int, ...]) -> str:
+    found = status.attempt.members if status.attempt is not None else ()
+    return next((m.pod for m in found if m.worker in workers), found[0].pod if found else "")
+
+
+_PARTS = {
+    "data": ("waiting for a batch", "look at where it reads its data from"),
+    "busy": ("computing", "look for other load on that machine, and for throttling"),
+    "update": ("updating parameters", "look for other load on that machine, and for throttling"),
+    "step": ("from step to step", "look at that machine"),
+}
+
+
+def _pace(status: TrainingJobStatus) -> Iterator[_Now]:
+    """Where every rank waits for every other, one slow machine costs as many machines as there are."""
+    slow = status.straggler
+    if slow is not None and slow.lasting:
+        what, remedy = _PARTS.get(slow.part, (slow.part, "look at that machine"))
+        words = (
+            f"rank {slow.rank} ({describe_worker(slow.worker, slow.node)}) holds the others up: {slow.percent} % more than their median goes into "
+            f"{what}, since {slow.since:%H:%M} UTC; {remedy}. Draining its node gives the worker another machine"
+        )
+        yield _Now(PACE, "False", STRAGGLER, words)
+    elif any(c.type == PACE for c in status.conditions):
+        yield _Now(PACE, "True", "Even", "no rank holds the others up")
 
 
 def _intact(status: TrainingJobStatus) -> Iterator[_Now]:

@@ -5,13 +5,14 @@ Each round first takes over what was seen (pods, reports, notices, ends of attem
 the status that was *read* says; what this round decides is written first and acted on in the next (A1, A2).
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import assert_never
 
 from holdfast_api import names
 from holdfast_operator.core import (
     attempts,
     checkpoint_now,
+    clean_up,
     conditions,
     earlier,
     elastic,
@@ -31,6 +32,7 @@ from holdfast_operator.core import (
     replace,
     resume,
     retention,
+    stragglers,
     suspend,
     suspicion,
     trouble,
@@ -38,13 +40,9 @@ from holdfast_operator.core import (
     unsound,
     wake,
 )
-from holdfast_operator.core.actions import Action, CheckTemplate, Decision, DeletePod
-from holdfast_operator.core.membership import is_member
-from holdfast_operator.core.observed import Observed, PodSeen
+from holdfast_operator.core.actions import Action, CheckTemplate, Decision
+from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import Phase, TrainingJobStatus
-
-LEFT_OVER = timedelta(seconds=30)
-"""How long other containers of a finished trainer's pod may take to end by themselves."""
 
 Step = tuple[TrainingJobStatus, tuple[Action, ...]]
 
@@ -58,9 +56,10 @@ def decide(seen: Observed, now: datetime) -> Decision:
     if seen.spec_error:
         return _finished_round(seen, seen.status, (), None, now)
     if seen.status.phase in phases.TERMINAL:
-        actions = (*_clean_up(seen, now), *queueing.release(seen.pods))
-        return Decision(conditions.observed(seen.status, seen.job.generation), actions)
-    status = progress.adopt(seen, seen.status, now)
+        actions, wake_at = clean_up.actions(seen, now)
+        actions = (*actions, *queueing.release(seen.pods))
+        return Decision(conditions.observed(seen.status, seen.job.generation), actions, wake_at)
+    status = stragglers.update(seen, progress.adopt(seen, seen.status, now), now)
     if finish.has_finished(seen, status):
         return _finished_round(seen, _close(seen, status, Phase.SUCCEEDED, now), (), None, now)
     if seen.spec.suspend:
@@ -158,27 +157,6 @@ def _while_still(seen: Observed, status: TrainingJobStatus, now: datetime, *, si
     phase = Phase.QUEUED if status.attempt is None and not status.workers else phases.current(status)
     decision = _finished_round(seen, status.model_copy(update={"phase": phase}), actions, None, now)
     return Decision(decision.status, decision.actions, wake.earliest(now, wake_at, decision.wake_at))
-
-
-def _left_over(pod: PodSeen, now: datetime) -> bool:
-    return pod.finished_at is None or now - pod.finished_at >= LEFT_OVER
-
-
-def _clean_up(seen: Observed, now: datetime) -> tuple[Action, ...]:
-    """A failed job keeps its ended pods for their logs and stops the others. Of a succeeded one only what would never end by itself is stopped: another
-    container of a worker, and a replacement that waits to be told of an attempt."""
-    if seen.status.phase is Phase.FAILED:
-        return tuple(
-            DeletePod(p.name, p.uid, "the job has failed") for p in seen.pods if not p.terminal and not p.deleting
-        )
-    why = "the job has succeeded, and a container beside the trainer runs on"
-    needless = "the job has succeeded without it"
-    return tuple(
-        DeletePod(p.name, p.uid, why if p.ended else needless)
-        for p in seen.pods
-        if not p.terminal and not p.deleting
-        if (_left_over(p, now) if p.ended else not is_member(seen.status, p.uid))
-    )
 
 
 def _close(seen: Observed, status: TrainingJobStatus, phase: Phase, now: datetime) -> TrainingJobStatus:

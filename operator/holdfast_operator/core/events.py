@@ -15,9 +15,12 @@ from holdfast_operator.core.conditions import (
     LOCAL,
     NOT_FINITE,
     ON_NODES,
+    PACE,
     REPLICAS,
     SAVES_FAIL,
+    STEPS,
     STORED,
+    STRAGGLER,
     UNSAVED,
 )
 from holdfast_operator.core.membership import newest_plans
@@ -48,6 +51,7 @@ def between(before: TrainingJobStatus, after: TrainingJobStatus) -> tuple[EmitEv
         *_stalled(before, after),
         *_saves_fail(before, after),
         *_unfinished(before, after),
+        *_hangs(before, after),
     )
 
 
@@ -198,7 +202,13 @@ def _saves_fail(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator
     local, before_that = _of_type(after, LOCAL), _of_type(before, LOCAL)
     if local is not None and local.status == "False" and (before_that is None or before_that.reason != local.reason):
         yield EmitEvent(local.reason, local.message[:1000], warning=True)
-    for kind, reason in ((FINITE, NOT_FINITE), (REPLICAS, DIFFER), (STORED, DAMAGED), (CLOCKS, CLOCKS_DIFFER)):
+    for kind, reason in (
+        (FINITE, NOT_FINITE),
+        (REPLICAS, DIFFER),
+        (STORED, DAMAGED),
+        (CLOCKS, CLOCKS_DIFFER),
+        (PACE, STRAGGLER),
+    ):
         found, known = _of_type(after, kind), _of_type(before, kind)
         if found is not None and found.status == "False" and (known is None or known.status != "False"):
             yield EmitEvent(reason, found.message[:1000], warning=True)
@@ -222,6 +232,17 @@ def _unfinished(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator
         nodes = ", ".join(p.node for p in was.parts[:8])
         message = f"step {was.step} lay on {nodes} only and was not finished before the next attempt claimed"
         yield EmitEvent("StateLost", message, warning=True)
+
+
+def _hangs(before: TrainingJobStatus, after: TrainingJobStatus) -> Iterator[EmitEvent]:
+    """The word in time, and the end."""
+    new, old = _of_type(after, STEPS), _of_type(before, STEPS)
+    if (
+        new is not None
+        and new.status == "False"
+        and (old is None or (old.status, old.reason) != (new.status, new.reason))
+    ):
+        yield EmitEvent(new.reason, new.message[:1000], warning=True)
 
 
 def _ready(status: TrainingJobStatus) -> Condition | None:

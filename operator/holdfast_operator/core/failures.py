@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from holdfast_api.messages import AgentPhase, Exit, Stage
+from holdfast_api.messages import AgentPhase, Cause, Exit, HangReport, Stage
 from holdfast_operator.core import sizes
 from holdfast_operator.core.membership import (
     MemberSeen,
@@ -24,6 +24,9 @@ OUT_OF_MEMORY = (
     "out of memory (OOMKilled). The pod's memory limit must hold the training process and the checkpoint memory of its ranks: raise "
     "resources.limits.memory of the trainer container, or set spec.checkpoint.memoryMiB"
 )
+CAUSES = (Cause.FAILURE.value, Cause.HUNG.value)
+"""Of an attempt's end, that count as failures."""
+HUNG = "Hung"
 IMAGE_LINE = "RUN pip install 'holdfast[agent]'"
 
 
@@ -39,6 +42,12 @@ class Failure:
     """Trying again cannot help: the configuration is wrong."""
     may_be_an_echo: bool = False
     """The training code crashed, which it also does when another worker vanishes (blame.py)."""
+    others: tuple[int, ...] = ()
+    """Workers that are to blame as well."""
+
+    @property
+    def cause(self) -> Cause:
+        return Cause.HUNG if self.reason == HUNG else Cause.FAILURE
 
 
 def find(status: TrainingJobStatus, whos: tuple[MemberSeen, ...], now: datetime) -> Failure | None:
@@ -86,6 +95,8 @@ def _failure(status: TrainingJobStatus, who: MemberSeen, now: datetime) -> Failu
     words = _last_words(who)
     if how is Exit.CONFIGURATION_WRONG:
         return _fail(who, now, "ConfigurationWrong", f"{name}: {words or 'the agent refuses its configuration'}", True)
+    if who.report is not None and who.report.hang is not None and who.report.hang.restarts:
+        return _hung(status, who, who.report.hang, now)
     if how is Exit.TRAINER_FAILED or (who.report is not None and who.report.phase is AgentPhase.FAILED):
         message = f"{name}: the training script failed: {words or 'it said nothing'}"
         return Failure(who.member.worker, who.member.node, _crashed_at(who, now), "TrainerFailed", message, False, True)
@@ -98,6 +109,19 @@ def _failure(status: TrainingJobStatus, who: MemberSeen, now: datetime) -> Failu
             return _fail(who, now, "OutOfMemory", f"{name}: {OUT_OF_MEMORY}")
         return _fail(who, now, "AgentRestarted", f"{name}: the agent was killed and has been restarted in place (G2)")
     return None
+
+
+def _hung(status: TrainingJobStatus, who: MemberSeen, hang: HangReport, now: datetime) -> Failure:
+    """Told by the lead, about whoever it is: the others crash when the ranks are ended, and theirs is the echo."""
+    members = status.attempt.members if status.attempt is not None else ()
+    culprit = next((m for m in members if m.worker in hang.workers), who.member)
+    saved = f" {hang.saved}." if hang.saved else ""
+    message = (
+        f"no step for {hang.idle_seconds:.0f} s. {hang.why}.{saved} The stacks of all ranks are in the logs of the pods; spec.hangs says when this "
+        "is done"
+    )
+    others = tuple(w for w in hang.workers if w != culprit.worker)
+    return Failure(culprit.worker, culprit.node, min(hang.at, now), HUNG, message[:MAX_WORDS], others=others)
 
 
 def _by_exit_code(worker: int, pod: PodSeen, name: str, now: datetime) -> Failure:

@@ -41,11 +41,11 @@ def count_end(
         return status, None
     progressed = _has_progressed(seen, status)
     status = circles.count(status, entry.cause, progressed=progressed)
-    if entry.cause == Cause.FAILURE.value:
+    if entry.cause in failures.CAUSES:
         failure = failures.find(status, members(seen, status.attempt), now)
         status, verdict = _count(seen, status, failure, now, progressed=progressed)
     else:
-        status, verdict = _count_preemption(seen, status, now)
+        status, verdict = _count_preemption(seen, status, now, progressed=progressed)
     if verdict is None and (words := circles.too_many(status, seen.spec.budgets, describe(entry))):
         verdict = Verdict(circles.REASON, words)
     return status, verdict
@@ -62,9 +62,11 @@ def count_start_failure(
 
 
 def _count_preemption(
-    seen: Observed, status: TrainingJobStatus, now: datetime
+    seen: Observed, status: TrainingJobStatus, now: datetime, *, progressed: bool
 ) -> tuple[TrainingJobStatus, Verdict | None]:
     counts = status.counts.model_copy(update={"preemptions": status.counts.preemptions + 1})
+    if progressed:
+        counts = counts.model_copy(update={"failures_in_a_row": 0})
     budget = seen.spec.budgets.preemptions
     retry_at = circles.retry_at(counts, budget, now)
     verdict = None

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from holdfast_api.messages import Cause
 from holdfast_operator.core import interruptions, zones
+from holdfast_operator.core.failures import CAUSES, HUNG
 from holdfast_operator.core.membership import members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.crd.v1alpha1 import (
@@ -36,7 +37,7 @@ _DIED = (Cause.NODE_LOST.value, Cause.NODE_PRESSURE.value, Cause.NODE_SHUTDOWN.v
 """The node may come back, and is not to be trusted at once."""
 _TAKEN = (Cause.SPOT.value, Cause.REBALANCE.value, Cause.MAINTENANCE.value)
 """The node is gone for good, and its neighbours may follow."""
-_OF_CODE = ("TrainerFailed", "WorkerFailed")
+_OF_CODE = ("TrainerFailed", "WorkerFailed", HUNG)
 """Failures that a machine can cause; no memory, a wrong configuration and a missing program it cannot, and who kills an agent is somebody."""
 
 
@@ -87,15 +88,10 @@ def relaxes_at(entry: WorkerStatus) -> datetime | None:
 def must_move(status: TrainingJobStatus, entry: WorkerStatus) -> bool:
     """Its training code has crashed on this node again and again, and it is this worker that has just crashed: the next attempt had better be elsewhere."""
     ended = interruptions.current(status)
-    if (
-        ended is None
-        or ended.ended_at is None
-        or ended.cause != Cause.FAILURE.value
-        or entry.worker not in ended.workers
-    ):
+    if ended is None or ended.ended_at is None or ended.cause not in CAUSES or entry.worker not in ended.workers:
         return False
     left = {p.node for p in status.unfinished.parts} if status.unfinished is not None else set()
-    crashes = [i for i in status.incidents if i.node == entry.node and i.cause == Cause.FAILURE.value]
+    crashes = [i for i in status.incidents if i.node == entry.node and i.cause in CAUSES]
     return bool(entry.node) and len(crashes) >= CRASHES and entry.node not in left
 
 
@@ -110,7 +106,7 @@ def _new(
     if entry is None or entry.ended_at is None or (was is not None and was.ended_at is not None):
         return
     # What makes progress on a node before it crashes is no reason to leave it, with all that lies there; finish.count_end has just counted.
-    crashed = entry.cause == Cause.FAILURE.value and entry.source in _OF_CODE and status.counts.fruitless_in_a_row > 0
+    crashed = entry.cause in CAUSES and entry.source in _OF_CODE and status.counts.fruitless_in_a_row > 0
     if not crashed and entry.cause not in _DIED + _TAKEN:
         return
     for who in members(seen, status.attempt):
@@ -123,7 +119,7 @@ def _avoiding(incidents: tuple[IncidentStatus, ...], rules: PlaceQuarantine) -> 
     lasts = timedelta(seconds=rules.seconds)
     for node in sorted({i.node for i in incidents}):
         died = [i for i in incidents if i.node == node and i.cause in _DIED]
-        crashed = [i for i in incidents if i.node == node and i.cause == Cause.FAILURE.value]
+        crashed = [i for i in incidents if i.node == node and i.cause in CAUSES]
         if died:
             yield _avoided(Place.NODE, node, died[-1].at + lasts, f"a worker was lost there ({died[-1].cause})")
         elif len(crashed) >= CRASHES:

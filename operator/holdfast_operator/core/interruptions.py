@@ -151,9 +151,9 @@ def _from_failure(
         return None
     return _entry(status, whos).model_copy(
         update={
-            "cause": Cause.FAILURE.value,
+            "cause": failure.cause.value,
             "source": failure.reason,
-            "workers": (failure.worker,),
+            "workers": (failure.worker, *failure.others),
             "nodes": (failure.node,) if failure.node else (),
             "noticed_at": failure.at,
             "ended_at": now,

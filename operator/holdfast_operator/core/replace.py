@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from holdfast_operator.core import (
     capacity,
+    failures,
     fruitless,
     giving_way,
     incidents,
@@ -132,7 +133,9 @@ def _remembers(member: WorkerStatus, newest: WorkerStatus, now: datetime) -> Wor
 
 def _may_stay(seen: Observed, status: TrainingJobStatus, entry: WorkerStatus, digest: str, now: datetime) -> bool:
     member = is_member(status, entry.pod_uid)
-    if renew.is_stale(seen, entry, digest, now) and not member:
+    # After a failure nothing is at stake, and what was corrected may be what has failed; a survivor of a preemption keeps its pod.
+    failed = member and _has_failed(status)
+    if renew.is_stale(seen, entry, digest, now) and (failed or not member):
         return False
     if queueing.is_orphaned(seen, entry) or capacity.gives_up(seen, entry, now):
         return False
@@ -162,6 +165,11 @@ def _old_one_stands(seen: Observed, status: TrainingJobStatus, entry: WorkerStat
     member = next((m for m in status.attempt.members if m.worker == entry.worker), None) if status.attempt else None
     pod = pod_by_uid(seen, member.pod_uid) if member is not None else None
     return pod is not None and not pod.terminal
+
+
+def _has_failed(status: TrainingJobStatus) -> bool:
+    entry = interruptions.current(status)
+    return entry is not None and entry.ended_at is not None and entry.cause in failures.CAUSES
 
 
 def _is_done(seen: Observed, pod: PodSeen) -> bool:

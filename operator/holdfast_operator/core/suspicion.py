@@ -5,8 +5,9 @@ a time, and only if there is an older one. If a start from an older one fails as
 suspended any more until an attempt has taken a step. If the older one's start succeeds, the suspended one is off the lineage from then on (A7).
 """
 
-from holdfast_api.messages import BlockedReason, Cause, Stage
+from holdfast_api.messages import BlockedReason, Stage
 from holdfast_operator.core import interruptions
+from holdfast_operator.core.failures import CAUSES
 from holdfast_operator.core.membership import members
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.progress import ref_of, with_fall_backs
@@ -61,7 +62,7 @@ def _failed_start(seen: Observed, before: TrainingJobStatus, status: TrainingJob
     if entry is None or entry.ended_at is None or (was is not None and was.ended_at is not None):
         return ""
     attempt = status.attempt
-    if attempt is None or entry.cause != Cause.FAILURE.value or not attempt.parent_step or ":" in attempt.parent:
+    if attempt is None or entry.cause not in CAUSES or not attempt.parent_step or ":" in attempt.parent:
         return ""
     whos = members(seen, attempt)
     given = any(w.report is not None and Stage.LIBRARY_READY.value in w.report.stages for w in whos)

@@ -7,8 +7,8 @@ pod asks where it had better go (`preferred`). The pods that return finish it by
 from datetime import datetime, timedelta
 
 from holdfast_api.layout import CheckpointRef
-from holdfast_api.messages import Cause
 from holdfast_operator.core import interruptions
+from holdfast_operator.core.failures import CAUSES
 from holdfast_operator.core.membership import MemberSeen, has_ended, members, newest_plans, pod_by_uid
 from holdfast_operator.core.observed import Observed
 from holdfast_operator.core.signals import node_signals
@@ -150,7 +150,7 @@ def _is_past(status: TrainingJobStatus, found: UnfinishedStatus) -> bool:
 
 def _has_failed(status: TrainingJobStatus, worker: int) -> bool:
     entry = interruptions.current(status)
-    return entry is not None and entry.cause == Cause.FAILURE.value and worker in entry.workers
+    return entry is not None and entry.cause in CAUSES and worker in entry.workers
 
 
 def _node_of(who: MemberSeen) -> str:

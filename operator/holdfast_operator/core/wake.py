@@ -14,6 +14,7 @@ from holdfast_operator.core import (
     interruptions,
     loss,
     renew,
+    stragglers,
 )
 from holdfast_operator.core.membership import members, silent_from
 from holdfast_operator.core.observed import Observed, Refusal
@@ -43,6 +44,7 @@ def refused_until(refusal: Refusal, beside: int) -> datetime:
 def _moments(seen: Observed, status: TrainingJobStatus, now: datetime) -> Iterator[datetime | None]:
     yield status.retry_at
     yield from elastic.moments(seen, status, now)
+    yield stragglers.lasts_at(status)
     entry = interruptions.current(status)
     if entry is not None and entry.ended_at is None:
         yield entry.deadline

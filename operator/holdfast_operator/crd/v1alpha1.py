@@ -468,6 +468,35 @@ class Placement(Model):
     """Spot nodes, say, and others after a while. Absent: whatever the template allows."""
 
 
+class OnHang(StrEnum):
+    """What is done about ranks that pass no boundary."""
+
+    RESTART = "Restart"
+    REPORT = "Report"
+    IGNORE = "Ignore"
+
+
+class Hangs(Model):
+    """When ranks that pass no boundary are taken for hung. How long one may take depends on what it does: the most of the seconds set here, `factor` times
+    the usual step, and twice the longest that it has taken in this attempt. 0 seconds: for ever. A quarter of a step's time is worth a word (condition
+    StepsPass). A change applies from the next attempt on."""
+
+    action: OnHang = OnHang.RESTART
+    """Restart: the stacks of all ranks go to the logs, the newest state is saved if that can be done without the ranks that hang, and the ranks are started
+    again in their pods; it counts as a failure. Report: stacks and the condition only. Ignore: nobody looks."""
+    factor: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Times the step that nearly all stay below."""
+    step_seconds: Annotated[int, Field(ge=0, le=604800)] = 1800
+    """In forward, backward and update, and in whatever of the script's own cannot be told from these, as writing files of its own."""
+    data_seconds: Annotated[int, Field(ge=0, le=604800)] = 3600
+    """Waiting for a batch, or for a device before a state is copied."""
+    evaluation_seconds: Annotated[int, Field(ge=0, le=604800)] = 7200
+    """While a registered module is in eval()."""
+    start_seconds: Annotated[int, Field(ge=0, le=604800)] = 7200
+    """From the start of the process, or from its state's being in memory, to its first step, compilation included, and to the second; what fetching takes
+    does not count."""
+
+
 class OnUnsound(StrEnum):
     """What is done about a checkpoint in which something was found."""
 
@@ -609,6 +638,8 @@ class TrainingJobSpec(Model):
     """On which nodes pods are made, beside what the template says."""
     elastic: Elastic | None = None
     """With how many workers the job trains where it cannot have `workers` of them. Absent: it waits for all."""
+    hangs: Hangs = Hangs()
+    """When ranks that pass no boundary are taken for hung, and what is done then."""
     validation: Validation = Validation()
     """What is done about checkpoints in which something was found: NaN, copies that differ, damage."""
     warm_start: WarmStart = WarmStart.OFF
@@ -1077,6 +1108,25 @@ def in_words(milliseconds: int) -> str:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
 
 
+class StragglerStatus(Model):
+    """A rank that takes longer than the others for what is its own (core/stragglers.py)."""
+
+    rank: int
+    """The slowest."""
+    worker: int
+    """Its worker."""
+    node: Annotated[str, Field(max_length=253)] = ""
+    """Where that runs."""
+    part: Annotated[str, Field(max_length=16)]
+    """Of what: `data` (waiting for a batch), `busy` (computing on the processor), `update` (in the update window), `step` (boundary to boundary)."""
+    percent: int
+    """How much longer than the median of all ranks it takes, in coarse steps."""
+    since: datetime
+    """When that was first seen."""
+    lasting: bool = False
+    """It has been so for long enough to be told (condition RanksKeepPace)."""
+
+
 class TrainingJobStatus(Model):
     """What the operator has seen and decided. All its memory is here, on pods, or in the bucket (design.md, section 5)."""
 
@@ -1156,5 +1206,7 @@ class TrainingJobStatus(Model):
     """The checkpoint from which the last starts failed; gone with the first step."""
     roll_back: RollBackStatus | None = None
     """The last return from a checkpoint in which something was found (`onUnsound: RollBack`)."""
+    straggler: StragglerStatus | None = None
+    """The rank that holds the others up, if one does."""
     stop: StopStatus | None = None
     """Why nothing runs until a person has decided (`onUnsound`)."""

@@ -13,7 +13,15 @@ import aiohttp
 from holdfast_api import codec, signing
 from holdfast_api.errors import ContractError
 from holdfast_api.messages import AgentReport
-from holdfast_operator.core.actions import PodAddress, Send, SendAttempt, SendCheckpoint, SendCollect, SendNotice
+from holdfast_operator.core.actions import (
+    PodAddress,
+    Send,
+    SendAttempt,
+    SendCheckpoint,
+    SendCollect,
+    SendEnd,
+    SendNotice,
+)
 from holdfast_operator.shell.reportbook import ReportBook
 
 log = logging.getLogger("holdfast.agents")
@@ -26,6 +34,7 @@ PATHS: dict[type, str] = {
     SendNotice: "/v1/notice",
     SendCheckpoint: "/v1/checkpoint",
     SendCollect: "/v1/collect",
+    SendEnd: "/v1/end",
 }
 
 

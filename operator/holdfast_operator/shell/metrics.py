@@ -31,6 +31,15 @@ class Metrics:
             "holdfast_preemptions", "Attempts ended by a preemption or loss.", ["cause"], registry=r
         )
         self.failures = Counter("holdfast_failures", "Attempts ended by a failure of the job itself.", registry=r)
+        self.hangs = Counter(
+            "holdfast_hangs", "Attempts ended because no rank passed a step; counted as failures too.", registry=r
+        )
+        self.straggler = Gauge(
+            "holdfast_straggler",
+            "1 while one rank of a job has been holding the others up for minutes (condition RanksKeepPace), else 0.",
+            ["namespace", "job"],
+            registry=r,
+        )
         self.steps_lost = Counter("holdfast_steps_lost", "Steps that had to be done again.", ["cause"], registry=r)
         self.fallbacks = Counter(
             "holdfast_fallbacks", "Checkpoints that were refused on the way to a resume.", registry=r
@@ -125,7 +134,9 @@ class Metrics:
         causes = [p.cause for p in after.preemptions if p.ended_at is not None and p.attempt not in ended]
         self.failures.inc(max(0, after.counts.failures - before.counts.failures))
         for cause in causes:
-            if cause != Cause.FAILURE.value:
+            if cause == Cause.HUNG.value:
+                self.hangs.inc()
+            elif cause != Cause.FAILURE.value:
                 self.preemptions.labels(cause).inc()
 
     def _count_unfinished(self, before: TrainingJobStatus, after: TrainingJobStatus) -> None:
@@ -143,7 +154,9 @@ class Metrics:
         self.not_finite.clear()
         self.suspect.clear()
         self.on_nodes.clear()
+        self.straggler.clear()
         for namespace, job, status in statuses:
+            self.straggler.labels(namespace, job).set(status.straggler is not None and status.straggler.lasting)
             self.on_nodes.labels(namespace, job).set(status.unfinished is not None)
             if status.last_checkpoint is not None:
                 self.not_finite.labels(namespace, job).set(status.last_checkpoint.finite is False)
