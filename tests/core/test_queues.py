@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from job_worlds import JobWorld, a_job, condition, of_type
 
-from holdfast_operator.core import kueue, phases
+from holdfast_operator.core import kueue, phases, queueing
 from holdfast_operator.core.actions import CreatePod, DeletePod, ReleaseQuota
 from holdfast_operator.crd.v1alpha1 import Phase, QueueStatus
 
@@ -172,6 +172,13 @@ def test_pods_that_follow_one_that_ended_well_are_a_group_beside_it() -> None:
     made = of_type(w.settled(), CreatePod)
     assert not made or made[0].queue == QueueStatus(name="gpus", founded=2, size=1)
     assert [p.queue.founded for p in w.status.workers if p.worker == 1][-1] == 2
+
+
+def test_pods_that_a_group_has_no_place_for_are_a_group_beside_it() -> None:
+    """A job that grows (spec.elastic), which was made smaller when its group was."""
+    w = trained_in_queue()
+    assert queueing.ticket(w.seen(), w.status, [2], 5) == QueueStatus(name="gpus", founded=5, size=1)
+    assert queueing.ticket(w.seen(), w.status, [1], 5) == QueueStatus(name="gpus", founded=1, size=2)
 
 
 def test_a_job_that_was_given_up_in_the_queue_frees_its_place_there() -> None:

@@ -24,9 +24,10 @@ def ticket(seen: Observed, status: TrainingJobStatus, wanted: list[int], serial:
         name = kueue.queue_of(seen.job, seen.spec.template)
         return QueueStatus(name=name, founded=serial, size=len(wanted)) if name else None
     last = max(staying, key=lambda w: w.queue.founded if w.queue else 0).queue
-    if last is None or not any(_has_succeeded(seen, w, last) for w in wanted):
+    in_it = sum(w.queue is not None and last is not None and w.queue.founded == last.founded for w in staying)
+    if last is None or (in_it + len(wanted) <= last.size and not any(_has_succeeded(seen, w, last) for w in wanted)):
         return last
-    # What has ended well counts for its group for ever: the pods that follow it are a group beside it.
+    # What has ended well counts for its group for ever, and a job that grows has more pods than its group: these are a group beside it.
     return QueueStatus(name=last.name, founded=serial, size=len(wanted))
 
 
