@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import secrets
+import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,13 @@ class Laptop:
         self.attempt += 1
         _write(self.folder / "job.json", {"uid": self.uid, "attempt": self.attempt})
         return self.attempt
+
+
+def _free_port() -> int:
+    """Nobody on this machine listened there a moment ago. Other runs here count their attempts from 1 as well, and no other worker has to know the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def take(directory: Path) -> Laptop:
@@ -121,6 +129,7 @@ def settings(
         keys={role: secrets.token_bytes(32) for role in Role},
         token_path=Path("/nonexistent"),
         termination_path=None,
+        rendezvous_port=_free_port(),
         laptop=True,
     )
 

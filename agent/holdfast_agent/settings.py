@@ -39,6 +39,8 @@ class Settings:
     keys: Mapping[Role, bytes]
     token_path: Path
     termination_path: Path | None
+    rendezvous_port: int = 0
+    """0: that of the attempt (names.rendezvous_port)."""
     laptop: bool = False
 
 

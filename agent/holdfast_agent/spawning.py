@@ -30,6 +30,7 @@ class RankSpec:
     group_rank: int
     attempt: int
     master_addr: str
+    master_port: int
     socket: str
     global_batch: int = 0
     """Samples of an update, of all ranks together; 0: not said."""
@@ -48,7 +49,7 @@ class RankSpec:
                 "GROUP_RANK": str(self.group_rank),
                 "GROUP_WORLD_SIZE": str(self.world_size // self.local_world_size),
                 "MASTER_ADDR": self.master_addr,
-                "MASTER_PORT": str(names.rendezvous_port(self.attempt)),
+                "MASTER_PORT": str(self.master_port),
                 names.ENV_SOCKET: self.socket,
                 names.ENV_ATTEMPT: str(self.attempt),
             }
@@ -67,6 +68,7 @@ class Spawned:
 
 def specs(settings: Settings, order: AttemptOrder, socket: str) -> list[RankSpec]:
     """Of this worker's ranks in one attempt, in their order. Pure."""
+    port = settings.rendezvous_port or names.rendezvous_port(order.attempt)
     lead = min(order.members, key=lambda m: m.worker)
     return [
         RankSpec(
@@ -77,6 +79,7 @@ def specs(settings: Settings, order: AttemptOrder, socket: str) -> list[RankSpec
             group_rank=number // settings.config.processes_per_worker,
             attempt=order.attempt,
             master_addr=address.split(lead.address)[0] if lead.address else settings.pod_ip,
+            master_port=port,
             socket=socket,
             global_batch=order.global_batch,
         )

@@ -53,7 +53,7 @@ def spawn(command: tuple[str, ...], local_rank: int) -> Spawned | None:
     script = script_of(command)
     if script is None:
         return None
-    nobody = RankSpec(-1, local_rank, 0, 0, 0, 0, "", "")
+    nobody = RankSpec(-1, local_rank, 0, 0, 0, 0, "", 0, "")
     return spawning.started(nobody, (*script.python, PROGRAM, *MODULES), _base(), stdin=subprocess.PIPE)
 
 

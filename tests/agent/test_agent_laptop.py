@@ -114,6 +114,19 @@ def test_a_suspect_checkpoint_is_kept_and_resumed_from_only_if_a_person_says_so(
     assert paths[-1].exists()
 
 
+def test_two_runs_on_one_machine_do_not_meet_at_one_port(tmp_path):
+    """Both are attempt 1."""
+    ports = set()
+    for name in ("one", "other"):
+        log = tmp_path / name
+        own = [sys.executable, TRAINER, "3", "--log", str(log), "--environment", str(tmp_path / f"{name}.env")]
+        line = [sys.executable, "-m", "holdfast_agent", "run", "--local", str(tmp_path / f"{name}-job"), "--", *own]
+        assert subprocess.run(line, stdin=subprocess.DEVNULL, check=False, timeout=WAIT_SECONDS).returncode == 0
+        values = dict(x.partition("=")[::2] for x in (tmp_path / f"{name}.env").read_text().splitlines())
+        ports.add(values["MASTER_PORT"])
+    assert len(ports) == 2
+
+
 def test_a_second_ctrl_c_ends_hard(run, tmp_path):
     # A step of 30 s: the round waits for it, the person does not.
     first = run(100000, "--every-steps", "1", trainer=("--step-seconds", "30"))

@@ -18,7 +18,7 @@ from holdfast_agent.standby import script_of
 from holdfast_api.messages import AgentPhase
 from tests.agent.conftest import eventually
 
-SPEC = RankSpec(3, 1, 4, 2, 1, 7, "10.0.0.1", "/run/socket")
+SPEC = RankSpec(3, 1, 4, 2, 1, 7, "10.0.0.1", 29507, "/run/socket")
 TELLS = """
 import json, os, sys, beside
 out = {"pid": os.getpid(), "argv": sys.argv, "name": __name__, "file": __file__, "path": sys.path[0], "in": os.readlink("/proc/self/fd/0"), "cwd": os.getcwd(),
