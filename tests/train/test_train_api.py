@@ -10,6 +10,7 @@ import pytest
 import holdfast
 
 PUBLIC = [
+    "BatchShare",
     "CheckpointDamaged",
     "Checkpointer",
     "HoldfastError",
@@ -17,6 +18,7 @@ PUBLIC = [
     "RestoreError",
     "UnsupportedState",
     "Value",
+    "batch_share",
 ]
 METHODS = {"batches", "boundary", "describe", "epoch", "finish", "restore", "step"}
 
