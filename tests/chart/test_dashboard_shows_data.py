@@ -75,6 +75,7 @@ def live(operator: OperatorMetrics, agent: AgentMetrics) -> None:
     agent.logical_bytes.inc(1000)
     agent.sent_bytes.inc(500)
     agent.step_seconds.set(0.3)
+    agent.rank_seconds.labels("0", "update").set(0.1)
 
 
 class Prometheus:
