@@ -49,6 +49,7 @@ _LOSSES = {
     Cause.MANUAL: Loss.NOTHING,
     Cause.FINAL: Loss.NOTHING,
     Cause.FAILURE: Loss.CONTAINER,
+    Cause.HUNG: Loss.CONTAINER,
     Cause.ROLLBACK: Loss.CONTAINER,
     Cause.RESIZE: Loss.NODE,
     Cause.DRILL: Loss.POD,

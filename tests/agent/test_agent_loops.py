@@ -56,6 +56,7 @@ async def test_the_lead_says_an_error_that_nobody_has_foreseen_and_looks_again(
     lone.bucket.before_call = fail_once
     lead = Claims(lone.shared)
     lead._incarnation = "life"
+    lead._scout._look = asyncio.Event().wait  # type: ignore[assignment]  # who looks ahead would be struck in the lead's place, if it came first
     task = asyncio.ensure_future(lead.run())
     await lone.until(lambda: record.claim is not None, f"the attempt is claimed; {task}")
     assert str(error) in words(said)

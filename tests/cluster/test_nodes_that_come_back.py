@@ -72,7 +72,10 @@ def test_a_zombie_is_fenced_and_a_kubelet_that_returns_changes_nothing(lab: Any,
     step = alone.status()["step"]
     lab.kube.run("delete", "pod", zombie["metadata"]["name"], "-n", lab.namespace, "--grace-period=0", "--force")
     alone.wait_resumed()
-    wait_for("the zombie ends as superseded", lambda: "ending: superseded" in words_of(lab, zombie), timeout=60)
+    try:
+        wait_for("the zombie ends as superseded", lambda: "ending: superseded" in words_of(lab, zombie), timeout=60)
+    except TimeoutError as e:
+        raise AssertionError(f"{e}; it has said: {words_of(lab, zombie)[-3000:]}") from e
     claimed_at = (data / layout.claim_key(2)).stat().st_mtime
     late = [c for c in commits_of(data, 1) if c.stat().st_mtime > claimed_at]
     assert late == []
