@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -58,7 +59,8 @@ class FakeAgent:
     def __init__(self, directory: Path, *, every_steps: int = 0, slots: int = 2) -> None:
         self.directory, self.every_steps, self.slot_count = directory, every_steps, slots
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = str(directory / "agent.sock")
+        self._short = tempfile.TemporaryDirectory(prefix="hf-")  # the kernel takes no path of a socket beyond 107 bytes
+        self.path = f"{self._short.name}/agent.sock"
         self.restore_from: dict[int, list[Image]] = {}
         self.other_world: list[Image] = []
         """Of all ranks of a checkpoint that another number of ranks has made: offered instead."""
