@@ -21,6 +21,8 @@ from holdfast_store.chunks import digest
 from holdfast_store.samples import STATE_NAME
 
 WAIT = 60.0
+LONGEST_PATH = 100
+"""Bytes of a socket's; the kernel takes 107."""
 CHUNK = 64 << 10
 """Small, so that the images of small models span many chunks."""
 
@@ -59,8 +61,10 @@ class FakeAgent:
     def __init__(self, directory: Path, *, every_steps: int = 0, slots: int = 2) -> None:
         self.directory, self.every_steps, self.slot_count = directory, every_steps, slots
         directory.mkdir(parents=True, exist_ok=True)
-        self._short = tempfile.TemporaryDirectory(prefix="hf-")  # the kernel takes no path of a socket beyond 107 bytes
-        self.path = f"{self._short.name}/agent.sock"
+        self.path = str(directory / "agent.sock")
+        if len(self.path) > LONGEST_PATH:
+            self._short = tempfile.TemporaryDirectory(prefix="hf-")
+            self.path = f"{self._short.name}/agent.sock"
         self.restore_from: dict[int, list[Image]] = {}
         self.other_world: list[Image] = []
         """Of all ranks of a checkpoint that another number of ranks has made: offered instead."""
