@@ -70,7 +70,9 @@ def test_a_zombie_is_fenced_and_a_kubelet_that_returns_changes_nothing(lab: Any,
     wait_for("the node is given up", lambda: is_unknown(lab, node), timeout=60)
     assert not alone.status().get("preemptions"), "its agent is heard of: it is not lost"
     step = alone.status()["step"]
+    lab.operator.scale(0)  # it would see the pod being deleted, now and then, and tell its agent
     lab.kube.run("delete", "pod", zombie["metadata"]["name"], "-n", lab.namespace, "--grace-period=0", "--force")
+    lab.operator.scale(1)
     alone.wait_resumed()
     try:
         wait_for("the zombie ends as superseded", lambda: "ending: superseded" in words_of(lab, zombie), timeout=60)
