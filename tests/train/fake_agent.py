@@ -82,6 +82,7 @@ class FakeAgent:
         self.votes: dict[tuple[int, int], ranks.Vote] = {}
         self._changed = threading.Condition()
         self._ever: list[Connection] = []
+        self._dead = False
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
         self._listener.listen(16)
@@ -98,6 +99,7 @@ class FakeAgent:
 
     def die(self) -> None:
         """Closes every connection, as the end of the process would."""
+        self._dead = True
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -159,6 +161,8 @@ class FakeAgent:
             while True:
                 peer, _ = self._listener.accept()
                 self._ever.append(Connection(peer))
+                if self._dead:  # it has come while the others were being closed
+                    peer.shutdown(socket.SHUT_RDWR)
                 threading.Thread(target=self._serve, args=(self._ever[-1],), daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
