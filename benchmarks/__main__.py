@@ -36,10 +36,10 @@ ENGINE = (
     "incremental",
     "interval_tuner",
     "preemptions_sealed",
-    "agreement",
 )
+GANGS = ("agreement",)
 GPU = ("gpu_save", "gpu_restore")
-QUESTIONS = (*ENGINE, *CLUSTER, *GPU)
+QUESTIONS = (*ENGINE, *GANGS, *CLUSTER, *GPU)
 TOP = Path(__file__).resolve().parents[1]
 FAILURES = (ClusterError, HelmFailed, KubectlFailed, TimeoutError, subprocess.SubprocessError, AssertionError)
 
@@ -47,7 +47,7 @@ FAILURES = (ClusterError, HelmFailed, KubectlFailed, TimeoutError, subprocess.Su
 def main() -> int:
     quick = os.environ.get("QUICK", "") not in ("", "0")
     arguments = [a for a in sys.argv[1:] if a != "--gpu"]
-    usual = GPU if "--gpu" in sys.argv[1:] else ENGINE if quick else (*ENGINE, *CLUSTER)
+    usual = GPU if "--gpu" in sys.argv[1:] else ENGINE if quick else (*ENGINE, *GANGS, *CLUSTER)
     wanted = arguments or list(usual)
     if unknown := [w for w in wanted if w not in QUESTIONS]:
         sys.exit(f"no such question: {', '.join(unknown)}; there are {', '.join(QUESTIONS)}")
