@@ -52,11 +52,10 @@ class Slots:
 
     def all_free_within(self, seconds: float) -> bool:
         """Whether the agent has given every slot back by then: before another plan. Raises LinkLost."""
-        with self._changed:
-            free = self._changed.wait_for(lambda: self._lost or not self._taken, seconds)
-            if self._lost:
-                raise LinkLost("the agent is gone")
-            return free
+        free = self.settled(seconds)
+        if self._lost:
+            raise LinkLost("the agent is gone")
+        return free
 
     def settled(self, seconds: float) -> bool:
         """Whether the agent has given all back within that time."""
